@@ -1,0 +1,20 @@
+"""Llama 2 in JAX and Flax: `load`, `apply`, `generate`, and the `llama-jax` command line.
+
+The public names are imported on first use, so that `import llama_jax` and `llama-jax --help`
+stay fast and a program that only prepares data never starts jax.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_jax.infer.api import Model, apply, generate, load
+
+__version__ = "0.1.0"
+__all__ = ["Model", "__version__", "apply", "generate", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("llama_jax.infer.api"), name)
+    raise AttributeError(f"module 'llama_jax' has no attribute {name!r}")

@@ -1,0 +1,327 @@
+"""Every setting of an experiment, as frozen dataclasses that refuse impossible values.
+
+An experiment is a Python file with `CONFIG = TrainConfig(...)`: values, no logic, derived from
+another with `dataclasses.replace(PARENT.CONFIG, ...)`. `load_experiment` reads one and applies
+command-line overrides. The resolved configuration is saved in the run folder as JSON.
+"""
+
+import dataclasses
+import json
+import runpy
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The command line prints it as one line, status 2."""
+
+
+def require(condition: object, message: str) -> None:
+    """Raise InputError(message) unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One decoder-only Llama: its shape, its numerics and how it is computed."""
+
+    vocab_size: int
+    """V: rows of the embedding table and columns of the head."""
+    d_model: int
+    """D: width of the residual stream."""
+    num_layers: int
+    """L: decoder layers."""
+    num_heads: int
+    """N: query heads."""
+    num_kv_heads: int
+    """K: key and value heads; N for multi-head attention, fewer for grouped-query attention."""
+    head_dim: int
+    """H: width of one head."""
+    d_ff: int
+    """F: width of the SwiGLU MLP."""
+    max_seq_len: int
+    """Longest context, in tokens, extension included."""
+    norm_eps: float
+    """Added to the mean square inside RMSNorm."""
+    tie_embeddings: bool = False
+    """Use the embedding table as the head as well."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
+    """How the rotary embedding reaches beyond the length that the model was pretrained with."""
+    rope_factor: float = 1.0
+    """Extended context over pretrained context: 8 takes a 4k model to 32k."""
+    dtype: Dtype = "bfloat16"
+    """Compute type of the matrix products; norms, softmax, rotary angles and loss are float32."""
+    param_dtype: Dtype = "float32"
+    """Type in which the parameters are kept."""
+    attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    """Attention implementation; auto picks by platform, a named one is used or raises."""
+    remat: Literal["none", "full", "dots", "qkvo", "offload"] = "none"
+    """What the backward pass recomputes: nothing, the whole layer, all but the outputs of matrix
+    products, all but the q, k, v and attention outputs, or the latter kept in host memory."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads",
+                     "head_dim", "d_ff", "max_seq_len"):  # fmt: skip
+            value = getattr(self, name)
+            require(value > 0, f"model.{name}={value} must be positive")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"model.num_heads={self.num_heads} must be divisible by "
+            f"model.num_kv_heads={self.num_kv_heads}",
+        )
+        require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} must be even (rotary)")
+        require(self.norm_eps > 0, f"model.norm_eps={self.norm_eps} must be positive")
+        require(self.rope_theta > 1, f"model.rope_theta={self.rope_theta} must exceed 1")
+        require(self.rope_factor >= 1, f"model.rope_factor={self.rope_factor} must be at least 1")
+        require(
+            (self.rope_scaling == "none") == (self.rope_factor == 1),
+            f"model.rope_scaling={self.rope_scaling} does not go with "
+            f"model.rope_factor={self.rope_factor}: use none with 1, another with more than 1",
+        )
+
+    @property
+    def pretrained_seq_len(self) -> float:
+        """Context length before extension."""
+        return self.max_seq_len / self.rope_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with the paper's defaults (Llama 2, section 2.2)."""
+
+    learning_rate: float
+    """Peak learning rate."""
+    warmup_steps: int = 2000
+    """Steps of linear warm-up from zero."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    final_ratio: float = 0.1
+    """Where the cosine ends, as a share of the peak."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-5
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay of every matrix; norms are not decayed."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
+    moment_dtype: Dtype = "float32"
+    """Type in which the first moment is kept."""
+
+    def __post_init__(self):
+        lr = self.learning_rate
+        require(0 < lr < float("inf"), f"optimizer.learning_rate={lr} must be positive")
+        for name in ("b1", "b2", "final_ratio"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"optimizer.{name}={value} must lie between 0 and 1")
+        require(self.b1 < 1 and self.b2 < 1, f"optimizer.b1={self.b1} and b2={self.b2} must be < 1")
+        for name in ("warmup_steps", "eps", "weight_decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"optimizer.{name}={value} must not be negative")
+        require(self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, and where what is made of it lies."""
+
+    dataset: str
+    """`tales`, `python_docs`, a .jsonl or .txt file, a folder of those, `tfds:NAME`, `hf:NAME`,
+    or a weighted mixture such as `tales=0.7,my.jsonl=0.3`."""
+    tokenizer: str | None = None
+    """Path of a sentencepiece model. None trains one with model.vocab_size pieces on the corpus."""
+    cache_dir: str = "~/.cache/llama_jax"
+    """Where prepared data sets are kept, named by fingerprint."""
+    text_field: str = "text"
+    """Field that holds the text in jsonl, TFDS and Hugging Face records."""
+    workers: int = 0
+    """Processes that tokenise and pack; 0 takes one for each CPU."""
+
+    def __post_init__(self):
+        require(self.dataset.strip(), "data.dataset is empty: name a corpus, a file or a folder")
+        require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each parallel axis takes; -1 on one axis takes all that are left."""
+
+    slice: int = 1
+    """Slices joined by the data-centre network; data parallel between them."""
+    data: int = 1
+    """Replicas of the parameters."""
+    fsdp: int = -1
+    """Fully sharded: parameters, gradients and optimizer state are split, batches too."""
+    sequence: int = 1
+    """Context parallel: the positions of one row are split."""
+    tensor: int = 1
+    """Heads, MLP and vocabulary are split."""
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        bad = {k: v for k, v in sizes.items() if v != -1 and v < 1}
+        require(not bad, f"mesh axes must be positive or -1, not {bad}")
+        filled = [k for k, v in sizes.items() if v == -1]
+        require(len(filled) <= 1, f"only one mesh axis may be -1, not {' and '.join(filled)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved and which saves are kept."""
+
+    every: int = 1000
+    """Steps between saves; the last step is always saved."""
+    keep: int = 3
+    """Newest saves to keep."""
+    keep_every: int = 0
+    """Also keep every save at a multiple of this step; 0 for none."""
+
+    def __post_init__(self):
+        require(self.every > 0, f"checkpoint.every={self.every} must be positive")
+        require(self.keep > 0, f"checkpoint.keep={self.keep} must be positive")
+        require(self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every} is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One pretraining run."""
+
+    workdir: str
+    """Run folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, samples/."""
+    steps: int
+    """Optimizer updates in all."""
+    batch_size: int
+    """B: rows of the global batch, over all devices and hosts."""
+    seq_len: int
+    """T: tokens in a row."""
+    seed: int = 0
+    """Seeds the initial weights and the order of the data."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are summed before one update."""
+    z_loss: float = 0.0
+    """Weight of the squared log-partition penalty; 0 as in the paper."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    eval_every: int = 500
+    """Steps between evaluations; the last step is always evaluated. 0 for never."""
+    eval_batches: int = 0
+    """Batches of the validation split to use; 0 for all."""
+    sample_prompts: tuple[str, ...] = ()
+    """Continued greedily after each evaluation, written to samples/."""
+    profile_steps: tuple[int, int] = (0, 0)
+    """First and last step of a profiler trace, for xprof; (0, 0) for none."""
+    max_skipped: int = 10
+    """Stop after this many non-finite updates in a row."""
+    watchdog_seconds: float = 1800.0
+    """Dump all stacks and exit 75 when no step ends for this long; 0 for never."""
+    compilation_cache: str = "~/.cache/llama_jax/xla"
+    """Where compiled programs are kept; empty for nowhere."""
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    data: DataConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "seq_len", "accumulate", "log_every", "max_skipped"):
+            value = getattr(self, name)
+            require(value > 0, f"{name}={value} must be positive")
+        for name in ("seed", "z_loss", "eval_every", "eval_batches", "watchdog_seconds"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}={value} must not be negative")
+        require(self.workdir, "workdir is empty: name the folder of the run")
+        require(
+            self.seq_len <= self.model.max_seq_len,
+            f"seq_len={self.seq_len} exceeds model.max_seq_len={self.model.max_seq_len}",
+        )
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"batch_size={self.batch_size} must be divisible by accumulate={self.accumulate}",
+        )
+
+
+def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> TrainConfig:
+    """Read `EXPERIMENT.py [--steps 20 --model.remat full ...]`.
+
+    Raises InputError if the file is missing, does not run, or holds no TrainConfig. Unknown or
+    ill-typed overrides, and --help, end the process as argparse does (status 2 and 0).
+    """
+    import tyro  # 0.2 s that only a command line needs to spend
+
+    require(argv, f"{prog} needs an experiment file, such as experiments/python_docs_cpu.py")
+    path, *overrides = argv
+    require(
+        not path.startswith("-"),
+        f"{prog} needs the experiment file first, then its options; got {path}",
+    )
+    require(Path(path).is_file(), f"experiment {path} does not exist")
+    try:
+        config = runpy.run_path(path).get("CONFIG")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"experiment {path} does not run: {error!r}") from error
+    require(
+        isinstance(config, TrainConfig), f"experiment {path} defines no CONFIG = TrainConfig(...)"
+    )
+    return tyro.cli(
+        TrainConfig,
+        prog=f"{prog} {path}",
+        default=config,
+        args=overrides,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def to_json(config: Any) -> str:
+    """Any config dataclass as indented JSON, keys in field order."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict[C](cls: type[C], values: dict[str, Any], where: str = "config") -> C:
+    """The config dataclass `cls` from parsed JSON; InputError names unknown and missing keys."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    require(isinstance(values, dict), f"{where} must be a JSON object, not {values!r:.60}")
+    unknown = sorted(set(values) - set(fields))
+    require(not unknown, f"{where} has unknown keys {unknown}; known are {sorted(fields)}")
+    missing = sorted(
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    )
+    require(not missing, f"{where} lacks {missing}")
+    return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check one JSON value against a field's type; tuples come back from lists."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{where}={value!r} must be a list")
+        return tuple(value)
+    if origin is Literal:
+        require(value in args, f"{where}={value!r} must be one of {', '.join(map(str, args))}")
+        return value
+    kinds = args if origin in (types.UnionType, typing.Union) else (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    matches = any(type(value) is kind for kind in kinds)
+    names = " or ".join(kind.__name__ for kind in kinds)
+    require(matches, f"{where}={value!r} must be of type {names}")
+    return value
