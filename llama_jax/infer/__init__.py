@@ -1,0 +1,1 @@
+"""Generation: prefill, decode and sampling, on token ids only."""

@@ -1,0 +1,1 @@
+"""Meshes, sharding rules and distributed arrays, for any pytree; knows no model."""

@@ -1,0 +1,1 @@
+"""Pretraining: optimizer, state, one pure step, the loop around it."""

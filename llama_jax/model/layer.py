@@ -1,0 +1,96 @@
+"""One decoder layer as a pure function of its weights: the page to read first.
+
+    x -> norm -> q, k, v -> rotate -> attention -> o -> + x -> norm -> SwiGLU -> + x
+
+Llama 2, section 2.2: pre-normalisation with RMSNorm, rotary embeddings, grouped-query attention,
+SwiGLU. The residual stream and all matrix products have x's dtype; norms, rotary angles, attention
+logits and softmax are float32.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from llama_jax.config import ModelConfig
+from llama_jax.ops.attention import dot_product_attention
+from llama_jax.ops.norm import rms_norm
+from llama_jax.ops.rope import apply_rope, rope_frequencies
+from llama_jax.parallel.rules import constrain
+
+Cache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+
+
+def decoder_layer(
+    w: Mapping[str, Array],
+    x: Float[Array, "B T D"],
+    kv: Cache | None,
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"] | None,
+    *,
+    cfg: ModelConfig,
+) -> tuple[Float[Array, "B T D"], Cache | None]:
+    """The layer's output and its updated cache.
+
+    Args:
+      w: the tensors of `layer_weights`, in x's dtype (norms may be float32).
+      kv: keys and values of this layer's earlier positions; the T new ones are written at
+        positions[:, 0] onwards. None to attend within x alone.
+      positions: of each token in its document; with a cache, of each token in its row.
+      segment_ids: document of each token; tokens see their own document only. Not with a cache.
+    """
+    attended, kv = attention_block(w, x, kv, positions, segment_ids, cfg=cfg)
+    x = constrain(x + attended, ("batch", "seq", "act_embed"))
+    return constrain(x + mlp_block(w, x, cfg=cfg), ("batch", "seq", "act_embed")), kv
+
+
+@jax.named_scope("attention")
+def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig):
+    """Normed, projected, rotated, attended, projected back: what is added to x, and the cache."""
+    rotary = rope_frequencies(
+        cfg.head_dim,
+        theta=cfg.rope_theta,
+        scaling=cfg.rope_scaling,
+        factor=cfg.rope_factor,
+        pretrained_len=cfg.pretrained_seq_len,
+    )
+    h = rms_norm(x, w["attn_norm"], eps=cfg.norm_eps)
+    q = checkpoint_name(apply_rope(jnp.einsum("BTD,DNH->BTNH", h, w["q"]), positions, *rotary), "q")
+    k = checkpoint_name(apply_rope(jnp.einsum("BTD,DKH->BTKH", h, w["k"]), positions, *rotary), "k")
+    v = checkpoint_name(jnp.einsum("BTD,DKH->BTKH", h, w["v"]), "v")
+    offset = 0
+    if kv is not None:
+        offset = positions[:, 0]
+        k, v = kv = write_cache(kv, k, v, offset)
+    out = dot_product_attention(
+        q,
+        k,
+        v,
+        causal=True,
+        segment_ids=segment_ids,
+        q_offset=offset,
+        implementation=None if cfg.attention == "auto" else cfg.attention,
+    )
+    out = checkpoint_name(out, "out")
+    return jnp.einsum("BTNH,NHD->BTD", out, w["o"]), kv
+
+
+@jax.named_scope("mlp")
+def mlp_block(w, x, *, cfg: ModelConfig):
+    """SwiGLU (Shazeer 2020): (silu(h gate) * (h up)) down."""
+    h = rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps)
+    gate = jnp.einsum("BTD,DF->BTF", h, w["gate"])
+    up = jnp.einsum("BTD,DF->BTF", h, w["up"])
+    return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, w["down"])
+
+
+def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"]) -> Cache:
+    """Row b's new keys and values [T,K,H] at positions start[b] onwards of its cache [S,K,H]."""
+
+    def write(cache, new):
+        place = jax.vmap(lambda c, n, s: jax.lax.dynamic_update_slice_in_dim(c, n, s, axis=0))
+        return place(cache, new.astype(cache.dtype), start)
+
+    return write(kv[0], k), write(kv[1], v)

@@ -1,0 +1,113 @@
+"""The Flax shell: it declares parameters and scans the layer; the functions do the computing."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from llama_jax.config import ModelConfig
+from llama_jax.model.layer import Cache, decoder_layer
+from llama_jax.model.weights import Weight, layer_weights, outer_weights
+from llama_jax.ops.norm import rms_norm
+from llama_jax.parallel.rules import constrain
+
+_policies = jax.checkpoint_policies
+_NAMES = ("q", "k", "v", "out")
+REMAT_POLICIES = {
+    "full": _policies.nothing_saveable,
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "qkvo": _policies.save_only_these_names(*_NAMES),
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(_NAMES),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def declare(module: nn.Module, table: dict[str, Weight], cfg: ModelConfig) -> dict[str, Array]:
+    """The one door weights come through: kept in param_dtype, matrices computed with in dtype."""
+    weights = {
+        name: module.param(name, w.init, w.shape, jnp.dtype(cfg.param_dtype))
+        for name, w in table.items()
+    }
+    return {k: w.astype(cfg.dtype) if w.ndim > 1 else w for k, w in weights.items()}
+
+
+class DecoderLayer(nn.Module):
+    """`decoder_layer` with declared weights."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, kv, positions, segment_ids):
+        """See `decoder_layer`."""
+        w = declare(self, layer_weights(self.cfg), self.cfg)
+        return decoder_layer(w, x, kv, positions, segment_ids, cfg=self.cfg)
+
+
+class Llama(nn.Module):
+    """Embedding, a scanned stack of layers, last norm; the head is left to the caller."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        kv: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"], Cache | None]:
+        """Normed residual stream, the head, and the updated cache (each [L,B,S,K,H]).
+
+        Logits are x @ head; they are left to the loss and to sampling, which take few positions at
+        a time. Positions default to 0..T-1.
+        """
+        cfg = self.cfg
+        w = declare(self, outer_weights(cfg), cfg)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        x = constrain(w["embed"][tokens], ("batch", "seq", "act_embed"))
+        layer = DecoderLayer
+        if cfg.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[cfg.remat])
+        stack = nn.scan(
+            layer,
+            length=cfg.num_layers,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+        )(cfg, name="layers")
+        x, kv = stack(x, kv, positions, segment_ids)
+        x = rms_norm(x, w["norm"], eps=cfg.norm_eps)
+        return x, w["embed"].T if cfg.tie_embeddings else w["head"], kv
+
+
+@partial(jax.jit, static_argnames="cfg")
+def init_params(key: Array, cfg: ModelConfig) -> dict:
+    """Fresh parameters: the tree of `weights.abstract_params`."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return Llama(cfg).lazy_init(key, tokens)["params"]
+
+
+def hidden(params: dict, tokens: Array, *, config: ModelConfig, positions=None, segment_ids=None):
+    """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache."""
+    x, head, _ = Llama(config).apply({"params": params}, tokens, positions, segment_ids)
+    return x, head
+
+
+def apply(
+    params: dict,
+    tokens: Int[Array, "B T"],
+    *,
+    config: ModelConfig,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T V"]:
+    """Logits of every position, float32. Packed rows need positions and segment ids."""
+    x, head = hidden(params, tokens, config=config, positions=positions, segment_ids=segment_ids)
+    return jnp.einsum("BTD,DV->BTV", x, head, preferred_element_type=jnp.float32)

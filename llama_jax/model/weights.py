@@ -1,0 +1,105 @@
+"""One row says all about one tensor: shapes, shardings, counts and converters derive from it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from llama_jax.config import ModelConfig
+
+
+class Weight(NamedTuple):
+    """Shape, logical axes (see parallel/rules.py) and initial values of one tensor."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Callable[..., jax.Array]
+
+
+ones = jax.nn.initializers.ones
+
+
+def fan_in(
+    inputs: int | tuple[int, ...], outputs: int | tuple[int, ...], gain: float = 1.0
+) -> Callable[..., jax.Array]:
+    """Truncated normal with variance gain / (product of the input axes)."""
+    return jax.nn.initializers.variance_scaling(
+        gain, "fan_in", "truncated_normal", in_axis=inputs, out_axis=outputs
+    )
+
+
+def layer_weights(c: ModelConfig) -> dict[str, Weight]:
+    """One decoder layer."""
+    D, N, K, H, F = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim, c.d_ff
+    # What is added to the residual stream shrinks with depth, so that its variance does not grow.
+    residual = 1 / (2 * c.num_layers)
+    return {
+        "attn_norm": Weight((D,), ("norm",), ones),
+        "q": Weight((D, N, H), ("embed", "heads", "head_dim"), fan_in(0, (1, 2))),
+        "k": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), fan_in(0, (1, 2))),
+        "v": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), fan_in(0, (1, 2))),
+        "o": Weight((N, H, D), ("heads", "head_dim", "embed"), fan_in((0, 1), 2, residual)),
+        "mlp_norm": Weight((D,), ("norm",), ones),
+        "gate": Weight((D, F), ("embed", "mlp"), fan_in(0, 1)),
+        "up": Weight((D, F), ("embed", "mlp"), fan_in(0, 1)),
+        "down": Weight((F, D), ("mlp", "embed"), fan_in(0, 1, residual)),
+    }
+
+
+def outer_weights(c: ModelConfig) -> dict[str, Weight]:
+    """What stands outside the layers: embedding, last norm, and the head unless it is tied."""
+    D, V = c.d_model, c.vocab_size
+    table = {
+        "embed": Weight((V, D), ("vocab", "embed"), fan_in(1, 0)),
+        "norm": Weight((D,), ("norm",), ones),
+    }
+    if not c.tie_embeddings:
+        table["head"] = Weight((D, V), ("embed", "vocab"), fan_in(0, 1))
+    return table
+
+
+def model_weights(c: ModelConfig) -> dict[str, Weight | dict[str, Weight]]:
+    """The whole parameter tree, layers stacked along a leading axis "layers"."""
+    stacked = {
+        name: Weight((c.num_layers, *w.shape), ("layers", *w.axes), w.init)
+        for name, w in layer_weights(c).items()
+    }
+    return {**outer_weights(c), "layers": stacked}
+
+
+def map_weights[T](f: Callable[[Weight], T], c: ModelConfig) -> dict:
+    """`f` of every row, in the shape of the parameter tree."""
+    return jax.tree.map(f, model_weights(c), is_leaf=lambda w: isinstance(w, Weight))
+
+
+def abstract_params(c: ModelConfig) -> dict:
+    """The parameter tree as ShapeDtypeStructs."""
+    dtype = jnp.dtype(c.param_dtype)
+    return map_weights(lambda w: jax.ShapeDtypeStruct(w.shape, dtype), c)
+
+
+def logical_axes(c: ModelConfig) -> dict:
+    """The parameter tree with each tensor's logical axes for a leaf."""
+    return map_weights(lambda w: w.axes, c)
+
+
+def parameter_count(c: ModelConfig) -> int:
+    """Parameters of the model, embedding and head included."""
+    return sum(math.prod(w.shape) for w in jax.tree.leaves(abstract_params(c)))
+
+
+def grow_vocabulary(
+    table: Float[Array, "V D"], spelled: Sequence[Sequence[int]]
+) -> Float[Array, "W D"]:
+    """Append one row for each new piece: the mean of the rows of the old pieces that spelled it.
+
+    `spelled` comes from `data.tokenizer.grow`; W = V + len(spelled). For a head [D,V] pass its
+    transpose. Raises ValueError for a piece that nothing spelled.
+    """
+    if not all(spelled):
+        raise ValueError(f"new piece {[bool(s) for s in spelled].index(False)} has no old pieces")
+    rows = [jnp.mean(table[jnp.asarray(ids)], axis=0) for ids in spelled]
+    return jnp.concatenate([table, *(row[None].astype(table.dtype) for row in rows)])

@@ -1,0 +1,78 @@
+"""Which mesh axes each logical axis of a tensor is split over.
+
+A tensor names its axes by meaning ("embed", "heads"); this table maps meanings to the mesh axes of
+`MeshConfig`. Parallelism is a matter of axis sizes alone: an axis of size 1 splits nothing.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from llama_jax.config import InputError
+
+RULES: dict[str, tuple[str, ...]] = {
+    # Activations.
+    "batch": ("slice", "data", "fsdp"),
+    "seq": ("sequence",),
+    "act_embed": (),
+    # Weights: fsdp splits the model width, tensor splits what the layer computes in parallel.
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "norm": (),
+    "layers": (),
+}
+Axes = Sequence[str | None]
+
+
+def partition_spec(
+    axes: Axes, mesh: Mesh | AbstractMesh, shape: Sequence[int] | None = None, name: str = "array"
+) -> PartitionSpec:
+    """The PartitionSpec of a tensor with these logical axes on this mesh.
+
+    Raises:
+      InputError: two axes of the tensor ask for one mesh axis, an axis has no rule, or (given the
+        shape) a dimension is not divisible by the devices that split it.
+    """
+    entries: list[tuple[str, ...] | None] = []
+    taken: dict[str, str] = {}
+    for position, axis in enumerate(axes):
+        if axis is not None and axis not in RULES:
+            raise InputError(f"{name}: no sharding rule for axis {axis!r}; known: {sorted(RULES)}")
+        split = tuple(a for a in RULES[axis] if mesh.shape.get(a, 1) > 1) if axis else ()
+        for mesh_axis in split:
+            if mesh_axis in taken:
+                raise InputError(
+                    f"{name} {tuple(axes)}: axes {taken[mesh_axis]!r} and {axis!r} both map to "
+                    f"mesh axis {mesh_axis!r}"
+                )
+            taken[mesh_axis] = str(axis)
+        parts = math.prod(mesh.shape[a] for a in split)
+        if shape is not None and shape[position] % parts:
+            sizes = ", ".join(f"{a}={mesh.shape[a]}" for a in split)
+            raise InputError(
+                f"{name}: {axis}={shape[position]} is not divisible by {parts} (mesh {sizes}); "
+                f"choose a mesh whose {' x '.join(split)} divides {shape[position]}"
+            )
+        entries.append(split or None)
+    return PartitionSpec(*(e[0] if e is not None and len(e) == 1 else e for e in entries))
+
+
+def named_sharding(
+    axes: Axes, mesh: Mesh, shape: Sequence[int] | None = None, name: str = "array"
+) -> NamedSharding:
+    """`partition_spec` bound to a mesh of devices."""
+    return NamedSharding(mesh, partition_spec(axes, mesh, shape, name))
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """Ask the compiler to lay x out as the rules say; without a mesh in context, x itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh))
