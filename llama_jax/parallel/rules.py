@@ -76,3 +76,9 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh))
+
+
+def num_shards(axis: str) -> int:
+    """Devices that a logical axis is split over by the mesh in context; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape.get(a, 1) for a in RULES[axis])

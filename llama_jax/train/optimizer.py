@@ -1,0 +1,56 @@
+"""AdamW as the paper trains: warm-up, cosine, clipping, norms not decayed (Llama 2, 2.2)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llama_jax.config import InputError, ModelConfig, OptimizerConfig
+from llama_jax.model.weights import map_weights
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear from 0 over warmup_steps, then a cosine to final_ratio of the peak, or constant.
+
+    Raises:
+      InputError: the warm-up is longer than the run.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup > steps:
+        raise InputError(
+            f"optimizer.warmup_steps={warmup} exceeds steps={steps}: the peak learning rate would "
+            "never be reached"
+        )
+    rise = optax.schedules.linear_schedule(0.0, peak, max(warmup, 1))
+    if config.schedule == "constant":
+        after = optax.schedules.constant_schedule(peak)
+    else:
+        after = optax.schedules.cosine_decay_schedule(
+            peak, max(steps - warmup, 1), config.final_ratio
+        )
+    # The first update has count 0: it gets 1/warmup of the peak rather than nothing.
+    joined = optax.schedules.join_schedules([rise, after], [warmup])
+    return lambda count: joined(count + 1)
+
+
+def make_optimizer(
+    config: OptimizerConfig, model: ModelConfig, steps: int
+) -> optax.GradientTransformation:
+    """Clip by global norm, AdamW, scheduled: the transformation of one update."""
+    decayed = map_weights(lambda w: "norm" not in w.axes, model)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(
+            config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moment_dtype)
+        ),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
+    )
+
+
+def applied_updates(opt_state: optax.OptState) -> jax.Array:
+    """Updates that an optimizer state of `make_optimizer` has seen: int32 scalar."""
+    return optax.tree.get(opt_state, "count", filtering=_is_adam)
+
+
+def _is_adam(path, _) -> bool:
+    return any("ScaleByAdamState" in str(getattr(key, "tuple_name", "")) for key in path)

@@ -1,0 +1,137 @@
+"""One optimizer update as a pure function; jitted, sharded and donated by the caller.
+
+Imports jax, flax and optax only, so that it runs where nothing else is installed.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from llama_jax.config import ModelConfig, TrainConfig
+from llama_jax.model.llama import hidden
+from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
+from llama_jax.parallel.rules import num_shards
+from llama_jax.train.state import TrainState, shardings_of
+
+Batch = Mapping[str, Array]
+"""tokens, segment_ids, positions: int32 [B,T]; loss_mask: uint8 [B,T]."""
+
+
+class StepMetrics(NamedTuple):
+    """What one update reports, all scalars."""
+
+    loss: Array
+    """float32: mean next-token loss in nats."""
+    grad_norm: Array
+    """float32: global norm of the gradient, before clipping."""
+    skipped: Array
+    """int32: non-finite updates in a row, this one included."""
+
+
+def summed_loss(
+    params: dict, batch: Batch, *, cfg: ModelConfig, z_loss: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Next-token loss summed over the batch's targets in nats, and their number."""
+    x, head = hidden(
+        params,
+        batch["tokens"],
+        config=cfg,
+        positions=batch["positions"],
+        segment_ids=batch["segment_ids"],
+    )
+    targets, mask = batch_targets(batch)
+    rows = -(-x.shape[0] // num_shards("batch"))
+    chunk = chunk_length(rows, x.shape[1], cfg.vocab_size)
+    return cross_entropy(x, head, targets, mask, z_loss=z_loss, chunk=chunk)
+
+
+def batch_targets(batch: Batch) -> tuple[Array, Array]:
+    """`next_token_targets` of a batch."""
+    return next_token_targets(
+        batch["tokens"], batch["segment_ids"], batch["loss_mask"].astype(bool)
+    )
+
+
+def mean_loss_and_gradient(
+    params: dict, batch: Batch, *, cfg: ModelConfig, accumulate: int, z_loss: float
+) -> tuple[Float[Array, ""], dict]:
+    """Mean loss over the targets of the whole batch, and its gradient.
+
+    The batch is taken in `accumulate` micro-batches of interleaved rows, so that each device keeps
+    the rows it has; all of them are divided by the targets of the whole, however they fall.
+    """
+    count = jnp.maximum(jnp.sum(batch_targets(batch)[1], dtype=jnp.float32), 1)
+
+    def share(params, micro):
+        return summed_loss(params, micro, cfg=cfg, z_loss=z_loss)[0] / count
+
+    if accumulate == 1:
+        return jax.value_and_grad(share)(params, batch)
+
+    def add(carry, micro):
+        return jax.tree.map(jnp.add, carry, jax.value_and_grad(share)(params, micro)), None
+
+    def interleave(a):
+        return jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0)
+
+    start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, start, jax.tree.map(interleave, dict(batch)))[0]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    accumulate: int,
+    z_loss: float,
+) -> tuple[TrainState, StepMetrics]:
+    """One update from one global batch.
+
+    A non-finite gradient leaves parameters and optimizer as they were and is counted.
+    """
+    loss, grads = mean_loss_and_gradient(
+        state.params, batch, cfg=cfg, accumulate=accumulate, z_loss=z_loss
+    )
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def keep(new, old):
+        return jnp.where(finite, new, old)
+
+    skipped = jnp.where(finite, 0, state.skipped + 1).astype(jnp.int32)
+    new = TrainState(
+        step=state.step + 1,
+        params=jax.tree.map(keep, params, state.params),
+        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+        skipped=skipped,
+    )
+    return new, StepMetrics(loss, norm, skipped)
+
+
+def jit_train_step(config: TrainConfig, tx: optax.GradientTransformation, abstract: TrainState):
+    """`train_step` of an experiment, jitted: the state keeps its layout and its memory."""
+    return jax.jit(
+        partial(
+            train_step,
+            cfg=config.model,
+            tx=tx,
+            accumulate=config.accumulate,
+            z_loss=config.z_loss,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings_of(abstract), None),
+    )
+
+
+def jit_eval_step(cfg: ModelConfig):
+    """`summed_loss` without a penalty, jitted: (params, batch) -> loss in nats, targets."""
+    return jax.jit(partial(summed_loss, cfg=cfg, z_loss=0.0))
