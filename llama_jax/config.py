@@ -5,7 +5,9 @@ another with `dataclasses.replace(PARENT.CONFIG, ...)`. `load_experiment` reads 
 command-line overrides. The resolved configuration is saved in the run folder as JSON.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import runpy
 import types
@@ -254,8 +256,11 @@ class TrainConfig:
 def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> TrainConfig:
     """Read `EXPERIMENT.py [--steps 20 --model.remat full ...]`.
 
-    Raises InputError if the file is missing, does not run, or holds no TrainConfig. Unknown or
-    ill-typed overrides, and --help, end the process as argparse does (status 2 and 0).
+    `--help` prints every setting with its value in this experiment and ends the process.
+
+    Raises:
+      InputError: the file is missing, does not run or holds no TrainConfig; an override is unknown
+        (the nearest name is given), ill-typed or impossible.
     """
     import tyro  # 0.2 s that only a command line needs to spend
 
@@ -275,13 +280,30 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
     require(
         isinstance(config, TrainConfig), f"experiment {path} defines no CONFIG = TrainConfig(...)"
     )
-    return tyro.cli(
-        TrainConfig,
-        prog=f"{prog} {path}",
-        default=config,
-        args=overrides,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                TrainConfig,
+                prog=f"{prog} {path}",
+                default=config,
+                args=overrides,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(_one_line(said.getvalue(), f"{prog} {path}")) from None
+
+
+def _one_line(box: str, command: str) -> str:
+    """What tyro says in a box of many lines, as one: the reason, the nearest option, the help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    reason = " ".join(lines[: lines.index("")]) if "" in lines else " ".join(lines)
+    if "Perhaps you meant:" in lines:
+        nearest = lines[lines.index("Perhaps you meant:") + 1].split()[0]
+        reason += f"; did you mean {nearest}?"
+    return f"{reason} (all options: {command} --help)"
 
 
 def to_json(config: Any) -> str:

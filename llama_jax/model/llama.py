@@ -1,6 +1,7 @@
 """The Flax shell: it declares parameters and scans the layer; the functions do the computing."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -91,13 +92,14 @@ class Llama(nn.Module):
 def init_params(key: Array, cfg: ModelConfig) -> dict:
     """Fresh parameters: the tree of `weights.abstract_params`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return Llama(cfg).lazy_init(key, tokens)["params"]
+    variables: Any = Llama(cfg).lazy_init(key, tokens)
+    return variables["params"]
 
 
 def hidden(params: dict, tokens: Array, *, config: ModelConfig, positions=None, segment_ids=None):
     """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache."""
-    x, head, _ = Llama(config).apply({"params": params}, tokens, positions, segment_ids)
-    return x, head
+    out: Any = Llama(config).apply({"params": params}, tokens, positions, segment_ids)
+    return out[0], out[1]
 
 
 def apply(

@@ -46,10 +46,14 @@ def abstract_state(cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mes
     params = map_weights(lambda w: named_sharding(w.axes, mesh, w.shape, "weight"), cfg)
     whole = replicated(mesh)
     moments = optax.tree.map_params(
-        tx, lambda _, s: s, state.opt_state, params, transform_non_params=lambda _: whole
+        tx.init, lambda _, s: s, state.opt_state, params, transform_non_params=lambda _: whole
     )
-    shardings = TrainState(step=whole, params=params, opt_state=moments, skipped=whole)
-    return abstract_with(state, shardings)
+    return TrainState(
+        step=abstract_with(state.step, whole),
+        params=abstract_with(state.params, params),
+        opt_state=abstract_with(state.opt_state, moments),
+        skipped=abstract_with(state.skipped, whole),
+    )
 
 
 def sharded_init(

@@ -10,16 +10,34 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from llama_jax.config import ModelConfig, TrainConfig
 from llama_jax.model.llama import hidden
 from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
-from llama_jax.parallel.rules import num_shards
+from llama_jax.parallel.arrays import BATCH_AXES
+from llama_jax.parallel.rules import named_sharding, num_shards
+from llama_jax.train.optimizer import applied_updates
 from llama_jax.train.state import TrainState, shardings_of
 
 Batch = Mapping[str, Array]
 """tokens, segment_ids, positions: int32 [B,T]; loss_mask: uint8 [B,T]."""
+
+
+BATCH_DTYPES = {
+    "tokens": jnp.int32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+    "loss_mask": jnp.uint8,
+}
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global batch of an experiment as ShapeDtypeStructs with shardings."""
+    sharding = named_sharding(BATCH_AXES, mesh)
+    shape = (config.batch_size, config.seq_len)
+    return {k: jax.ShapeDtypeStruct(shape, d, sharding=sharding) for k, d in BATCH_DTYPES.items()}
 
 
 class StepMetrics(NamedTuple):
@@ -31,6 +49,8 @@ class StepMetrics(NamedTuple):
     """float32: global norm of the gradient, before clipping."""
     skipped: Array
     """int32: non-finite updates in a row, this one included."""
+    updates: Array
+    """int32: updates applied before this one; the learning rate follows it."""
 
 
 def summed_loss(
@@ -114,7 +134,7 @@ def train_step(
         opt_state=jax.tree.map(keep, opt_state, state.opt_state),
         skipped=skipped,
     )
-    return new, StepMetrics(loss, norm, skipped)
+    return new, StepMetrics(loss, norm, skipped, applied_updates(state.opt_state))
 
 
 def jit_train_step(config: TrainConfig, tx: optax.GradientTransformation, abstract: TrainState):

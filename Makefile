@@ -1,0 +1,57 @@
+# Two commands do everything, from a bare machine with Python >= 3.12:
+#   make quickstart   train a small Llama 2 on embedded stories and let it speak
+#   make test         run the tests
+# Each makes .venv and installs the locked dependencies first. Name another Python with PYTHON=...
+
+BIN := .venv/bin
+RUN := runs/quickstart
+
+.PHONY: help quickstart test test-slow lint types check locks clean
+
+help:
+	@echo "make quickstart   train a small Llama 2 (about five minutes on two cores) and sample from it"
+	@echo "make test         fast tests            make test-slow   kills, signals, long runs"
+	@echo "make check        lint + types + test   make locks       resolve the dependencies anew"
+	@echo "make clean        remove .venv; runs/ is yours and stays"
+
+quickstart: .venv/cpu.stamp
+	@$(BIN)/llama-jax train experiments/quickstart.py --workdir $(RUN)
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: .venv/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp
+	$(BIN)/pyrefly check
+
+check: lint types test
+
+.venv/python.stamp:
+	@sh requirements/make_venv.sh "$(PYTHON)"
+	@touch $@
+
+# The project itself is installed in place; its requirements come from the lock alone.
+.venv/%.stamp: requirements/%.txt setup.cfg | .venv/python.stamp
+	@echo "installing requirements/$*.txt into .venv (a minute or two the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$*.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# One resolution for all: the other locks are constrained to the versions of dev.txt.
+UV := $(BIN)/uv pip compile setup.cfg --quiet --universal --python-version 3.12 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make locks" --no-annotate
+locks: .venv/python.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) --upgrade --extra dev --output-file requirements/dev.txt
+	$(UV) --constraint requirements/dev.txt --extra build --output-file requirements/cpu.txt
+	$(UV) --constraint requirements/dev.txt --extra build --extra tpu --output-file requirements/tpu.txt
+	$(UV) --constraint requirements/dev.txt --extra build --extra cuda --output-file requirements/cuda.txt
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,265 @@
+"""`llama-jax COMMAND`: parses, calls one function, prints.
+
+Results go to stdout and nothing else does; logs and progress go to stderr. Exit status 0, or 2 with
+one line for bad input, or 1 with one line for a failure. Everything heavy is imported by the
+command that needs it, so that `--help` answers at once.
+"""
+
+import argparse
+import glob
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from llama_jax import __version__
+from llama_jax.config import InputError
+
+EXAMPLES = """\
+examples:
+  llama-jax train experiments/python_docs_cpu.py --workdir runs/docs
+  llama-jax train experiments/python_docs_cpu.py --help       every setting of an experiment
+  llama-jax generate runs/docs --prompt "The" --temperature 0
+  llama-jax eval runs/docs
+  llama-jax verify runs/docs
+  llama-jax tokenizer train --input books/ --vocab-size 8000 --output tokenizer/
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="llama-jax",
+        description="Llama 2 in JAX: train, generate, evaluate.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[..., int | None], help: str, **kwargs: Any):
+        sub = commands.add_parser(name, help=help, description=help, **kwargs)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "train",
+        _train,
+        "pretrain, or resume: the same command goes on where the run folder stands",
+        add_help=False,
+    )
+    sub.add_argument("arguments", nargs=argparse.REMAINDER, metavar="EXPERIMENT.py [--option ...]")
+
+    sub = command(
+        "generate", _generate, "continue a prompt; prints the prompt and its continuation"
+    )
+    _add_model(sub)
+    sub.add_argument("--prompt", required=True, metavar="TEXT", help='"" starts from BOS alone')
+    sub.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
+    sub.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (1)")
+    sub.add_argument("--top-k", type=int, default=0, metavar="K", help="keep K tokens, 0 all (0)")
+    sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus (1, all)")
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the random draws (0)")
+    _add_json(sub)
+
+    sub = command("eval", _eval, "loss, perplexity and bits per byte on the validation split")
+    _add_model(sub)
+    sub.add_argument(
+        "--data",
+        metavar="DATASET",
+        help="tales, python_docs, a file, a folder, tfds:NAME, hf:NAME (the run's own)",
+    )
+    sub.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows at a time (8)")
+    sub.add_argument("--seq-len", type=int, metavar="T", help="tokens in a row (the run's own)")
+    _add_json(sub)
+
+    sub = command(
+        "verify", _verify, "check every digest of a run folder, checkpoint or model folder"
+    )
+    sub.add_argument("path", metavar="PATH")
+    _add_json(sub)
+
+    sub = command("tokenizer", _tokenizer, "train a sentencepiece tokenizer as the paper did")
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    sub = actions.add_parser("train", help="BPE with byte fallback, digits split")
+    sub.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="text or jsonl files, folders of them, tales or python_docs",
+    )
+    sub.add_argument("--vocab-size", type=int, required=True, metavar="N", help="pieces in all")
+    sub.add_argument("--output", required=True, metavar="DIR", help="tokenizer.model goes here")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model folder, or a run folder")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    _quiet_start()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser().parse_args(arguments)
+        return args.run(args) or 0
+    except InputError as error:
+        return _fail(error, 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OSError as error:
+        return _fail(error, 1)
+    except (RuntimeError, MemoryError) as error:
+        # TrainingError and the runtime's own out-of-memory errors say what happened; anything else
+        # of this kind is a fault of the program and keeps its traceback.
+        if type(error).__name__ == "TrainingError":
+            return _fail(error, 1)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            first = (str(error) or "the host ran out of memory").splitlines()[0]
+            return _fail(f"{first}: use a smaller batch, more devices, or --model.remat full", 1)
+        raise
+
+
+def _fail(reason: object, status: int) -> int:
+    print(f"llama-jax: error: {' '.join(str(reason).split())}", file=sys.stderr)
+    return status
+
+
+def _quiet_start() -> None:
+    """Logs to stderr; jax is not asked to look for a TPU where only its library is installed."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("absl", "jax", "orbax", "grain", "tensorboardX"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
+        chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+        gpus = any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13))
+        if not chips and not gpus:
+            os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _train(args: argparse.Namespace) -> int:
+    from llama_jax.config import load_experiment
+
+    config = load_experiment(args.arguments)
+    from llama_jax.infer.api import Model, generate
+    from llama_jax.parallel import distributed
+    from llama_jax.train.loop import train
+
+    distributed.initialize()
+
+    def sample(params: dict, tokenizer: Any, prompt: str) -> str:
+        model = Model(config.model, params, tokenizer)
+        return generate(model, prompt, max_new_tokens=128, temperature=0.0)
+
+    summary = train(config, sample=sample)
+    _print_summary(summary)
+    return 0
+
+
+def _print_summary(s: Any) -> None:
+    run = os.path.relpath(s.workdir) if "://" not in s.workdir else s.workdir
+    run = s.workdir if run.startswith("..") else run
+    state = "complete" if s.step == s.steps else "stopped early; the same command resumes"
+    if s.resumed_from == s.steps:
+        state = "was complete already; a larger --steps takes it further"
+    print(f"step {s.step} of {s.steps}: {state}")
+    if s.loss is not None:
+        print(f"training loss    {s.loss:.4f} nats per token")
+    if s.evaluation is not None:
+        e = s.evaluation
+        print(f"validation loss  {e.loss:.4f}, perplexity {e.perplexity:.2f}, "
+              f"{e.bits_per_byte:.4f} bits per byte")  # fmt: skip
+    print(f"goodput          {100 * s.goodput:.0f} % of {sum(s.seconds.values()):.0f} s in steps")
+    if s.picture:
+        print(f"loss curve       {os.path.join(run, 'loss.svg')}")
+    print(f"run folder       {run}")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from llama_jax.infer.api import generate, load
+
+    model = load(args.model)
+    text = generate(
+        model,
+        args.prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    print(json.dumps({"prompt": args.prompt, "text": text}) if args.json else text)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from llama_jax.train.evaluate import evaluate_model
+
+    result = evaluate_model(
+        args.model, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len
+    )
+    values = {
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "targets": result.targets,
+        "bytes": result.bytes,
+    }
+    if args.json:
+        print(json.dumps(values))
+        return
+    print(f"loss           {result.loss:.4f} nats per token")
+    print(f"perplexity     {result.perplexity:.3f}")
+    print(f"bits per byte  {result.bits_per_byte:.4f}")
+    print(f"on             {result.targets:,} tokens, {result.bytes:,} bytes of text")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from llama_jax.checkpoint import verify
+
+    reports = verify(args.path)
+    if args.json:
+        rows = [
+            {"path": str(r.path), "step": r.step, "ok": r.ok, "problem": r.problem,
+             "arrays": r.arrays}
+            for r in reports
+        ]  # fmt: skip
+        print(json.dumps({"ok": all(r.ok for r in reports), "checked": rows}))
+    else:
+        for r in reports:
+            if r.problem:
+                print(f"{r.path}: {r.problem}")
+            for name, problem in r.arrays.items():
+                if problem:
+                    print(f"{r.path}: {name}: {problem}")
+            if r.ok:
+                print(f"{r.path}: {len(r.arrays)} arrays, all digests agree")
+    return 0 if all(r.ok for r in reports) else 1
+
+
+def _tokenizer(args: argparse.Namespace) -> None:
+    from llama_jax.data.prepare import train_tokenizer_on
+
+    tokenizer = train_tokenizer_on(args.input, args.vocab_size, args.output)
+    print(f"{tokenizer.vocab_size} pieces in {os.path.join(args.output, 'tokenizer.model')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

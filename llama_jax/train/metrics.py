@@ -1,0 +1,142 @@
+"""What a run measures, and where it writes it: JSON lines and TensorBoard."""
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import jax
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from llama_jax.config import ModelConfig
+from llama_jax.model.weights import parameter_count
+
+# Dense bfloat16 FLOP/s of one device as its maker publishes it (Cloud TPU system architecture
+# pages; NVIDIA A100 and H100 data sheets, SXM). MFU is left out on devices that are not listed.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def flops_per_token(c: ModelConfig, seq_len: int, *, causal: bool) -> float:
+    """FLOPs of one token's forward and backward pass in a row of `seq_len` tokens.
+
+    Six for each parameter that multiplies (all but the embedding rows and the norms, which are
+    left out as is usual), and 12 T for each of the L*N*H attention columns, half of that if the
+    products above the causal diagonal are not counted.
+    """
+    D = c.d_model
+    norms = D * (2 * c.num_layers + 1)
+    lookup = 0 if c.tie_embeddings else c.vocab_size * D
+    attention = 12 * c.num_layers * c.num_heads * c.head_dim * seq_len
+    return 6 * (parameter_count(c) - lookup - norms) + attention * (0.5 if causal else 1.0)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Published bfloat16 FLOP/s of the device, None if it is not known."""
+    names = [n for n in PEAK_FLOPS if device.device_kind.startswith(n)]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+def throughput(c: ModelConfig, seq_len: int, tokens: int, seconds: float) -> dict[str, float]:
+    """tokens/s of each device and, where its peak is known, MFU counted both ways."""
+    rate = tokens / seconds / jax.device_count()
+    values = {"perf/tokens_per_second_per_device": rate}
+    peak = peak_flops(jax.devices()[0])
+    if peak is not None:
+        for name, causal in (("causal", True), ("full", False)):
+            flops = flops_per_token(c, seq_len, causal=causal)
+            values[f"perf/mfu_{name}"] = rate * flops / peak
+    return values
+
+
+class Clock:
+    """Where the wall time of a run goes; goodput is the share spent on training steps."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, bucket: str) -> Iterator[None]:
+        """Count the time of the block for `bucket`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[bucket] += time.perf_counter() - begin
+
+    def goodput(self) -> float:
+        """Seconds in the bucket "step" over all seconds since the start."""
+        return self.seconds["step"] / max(time.perf_counter() - self.start, 1e-9)
+
+
+class MetricsWriter:
+    """Appends to RUN/metrics.jsonl and RUN/tensorboard; lines after `step` are dropped first.
+
+    The keys under perf/ and goodput/ depend on the machine; all others are the same for the same
+    experiment, killed and resumed or not. On hosts other than 0 nothing is written.
+    """
+
+    def __init__(self, workdir: epath.Path, step: int):
+        self.path = workdir / "metrics.jsonl"
+        self._main = jax.process_index() == 0
+        if not self._main:
+            return
+        _drop_after(self.path, step)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """One line of JSON; the numbers go to TensorBoard too."""
+        if not self._main:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if not isinstance(value, str):
+                self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Make what was written durable, before a checkpoint that counts on it."""
+        if self._main:
+            self._file.flush()
+            if hasattr(self._file, "fileno"):
+                os.fsync(self._file.fileno())
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._main:
+            self.sync()
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(path: epath.Path) -> list[dict]:
+    """The whole lines of a metrics file; a last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _drop_after(path: epath.Path, step: int) -> None:
+    """Rewrite the file without the lines of later steps, by rename, if there are any."""
+    if not path.exists():
+        return
+    text = path.read_text()
+    kept = "".join(json.dumps(m) + "\n" for m in read_metrics(path) if m["step"] <= step)
+    if kept != text:
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(kept)
+        temporary.replace(path)
