@@ -329,6 +329,42 @@ def from_dict[C](cls: type[C], values: dict[str, Any], where: str = "config") ->
     return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
 
 
+FORMAT_VERSION = 1
+"""Of the config.json of a model folder."""
+
+
+def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
+    """What config.json says of a model folder (the model) or a run folder (the experiment too).
+
+    Raises:
+      InputError: there is none, it is no JSON, or its keys or values do not fit.
+    """
+    from etils import epath  # gs:// paths too
+
+    file = epath.Path(folder).expanduser() / "config.json"
+    require(file.exists(), f"{folder} is no model folder and no run folder: it has no config.json")
+    try:
+        values = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    require(isinstance(values, dict), f"{file} must hold a JSON object")
+    if "model" in values:
+        config = from_dict(TrainConfig, values, str(file))
+        return config.model, config
+    version = values.pop("format_version", None)
+    require(
+        version == FORMAT_VERSION,
+        f"{file} has format_version {version}; this program reads {FORMAT_VERSION}",
+    )
+    return from_dict(ModelConfig, values, str(file)), None
+
+
+def model_json(config: ModelConfig) -> str:
+    """The config.json of a model folder."""
+    values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
+    return json.dumps(values, indent=2) + "\n"
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Check one JSON value against a field's type; tuples come back from lists."""
     if dataclasses.is_dataclass(hint):

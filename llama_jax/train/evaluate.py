@@ -1,5 +1,7 @@
 """Loss, perplexity and bits per byte of a model on a validation set."""
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +10,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from llama_jax.checkpoint import load_params
+from llama_jax.config import DataConfig, InputError, MeshConfig, read_config, require
 from llama_jax.data.loader import Loader
 from llama_jax.data.packing import target_bytes
-from llama_jax.parallel.arrays import shard_batch, to_host
+from llama_jax.data.prepare import prepare
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.model.weights import abstract_params, map_weights
+from llama_jax.parallel.arrays import abstract_with, check_batch, shard_batch, to_host
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.parallel.rules import named_sharding
+from llama_jax.train.step import jit_eval_step
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ def evaluate(
     eval_step: Callable,
     params: dict,
     loader: Loader,
-    byte_lengths: np.ndarray,
+    tokenizer: Tokenizer,
     mesh: Mesh,
     *,
     max_batches: int = 0,
@@ -47,17 +57,54 @@ def evaluate(
 ) -> Evaluation:
     """Run `eval_step` (see step.jit_eval_step) over a loader that does not shuffle.
 
-    byte_lengths: `Tokenizer.byte_lengths`. max_batches 0 takes all. `beat` is called each batch.
+    max_batches 0 takes all. `beat` is called after each batch.
     """
     batches = min(len(loader), max_batches) if max_batches else len(loader)
     total, targets, size = 0.0, 0.0, 0
     with loader.iterate() as stream:
         for _ in range(batches):
             batch = next(stream)
-            size += target_bytes(batch, byte_lengths)
+            size += target_bytes(batch, tokenizer.byte_lengths, tokenizer.bos_id)
             loss, count = jax.device_get(eval_step(params, shard_batch(batch, mesh)))
             total, targets = total + float(loss), targets + float(count)
             beat()
     if jax.process_count() > 1:
         size = int(np.sum(to_host(np.array([size]))))
     return Evaluation(loss=total / max(targets, 1), targets=int(targets), bytes=max(size, 1))
+
+
+def evaluate_model(
+    path: str, *, dataset: str | None = None, batch_size: int = 8, seq_len: int | None = None
+) -> Evaluation:
+    """Evaluate a model folder or a run folder on a data set's validation split.
+
+    dataset and seq_len default to those of the run. The parameters are split over all devices.
+
+    Raises:
+      InputError: the folder or the data set cannot be used, or has no validation split.
+      CheckpointError: no checkpoint verifies.
+    """
+    model, experiment = read_config(path)
+    tokenizer = Tokenizer.load(path)
+    if experiment is not None:
+        data = dataclasses.replace(experiment.data, dataset=dataset or experiment.data.dataset)
+    else:
+        require(dataset, f"{path} is a model folder: name the text to evaluate on with --data")
+        data = DataConfig(dataset=str(dataset))
+    seq_len = seq_len or (experiment.seq_len if experiment else model.max_seq_len)
+    if not 0 < seq_len <= model.max_seq_len or batch_size < 1:
+        raise InputError(
+            f"--seq-len {seq_len} must lie between 1 and the context {model.max_seq_len}, and "
+            f"--batch-size {batch_size} must be positive"
+        )
+    mesh = make_mesh(MeshConfig())
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    check_batch(batch_size, seq_len, 1, mesh)
+    shardings = map_weights(lambda w: named_sharding(w.axes, mesh, w.shape), model)
+    params = load_params(path, abstract_with(abstract_params(model), shardings))
+    held_out = prepare(data, tokenizer, seq_len=seq_len).get("validation")
+    if held_out is None:
+        raise InputError(f"data set {data.dataset} is too small to have a validation split")
+    loader = Loader(held_out, batch_size=batch_size, seed=0, shuffle=False)
+    with contextlib.closing(loader), jax.set_mesh(mesh):
+        return evaluate(jit_eval_step(model), params, loader, tokenizer, mesh)

@@ -192,7 +192,7 @@ class _Examiner:
                     self.eval_step,
                     state.params,
                     self.validation,
-                    self.tokenizer.byte_lengths,
+                    self.tokenizer,
                     self.mesh,
                     max_batches=self.config.eval_batches,
                     beat=self.report.beat,

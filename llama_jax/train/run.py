@@ -1,14 +1,13 @@
 """The run folder: made, recognised, resumed, or refused."""
 
 import dataclasses
-import json
 import os
 from typing import Any
 
 import jax
 from etils import epath
 
-from llama_jax.config import InputError, TrainConfig, from_dict, to_json
+from llama_jax.config import InputError, TrainConfig, read_config, to_json
 
 CONFIG_FILE = "config.json"
 # Settings that may differ when a run goes on: they change no number of it, but for `steps`, which
@@ -32,7 +31,10 @@ def open_run(config: TrainConfig) -> epath.Path:
     file = path / CONFIG_FILE
     try:
         if file.exists():
-            _check_same(read_run_config(path), config, path)
+            before = read_config(path)[1]
+            if before is None:
+                raise InputError(f"workdir {path} is a model folder, not a run: choose another")
+            _check_same(before, config, path)
         elif path.exists() and any(True for _ in path.iterdir()):
             raise InputError(
                 f"workdir {path} is not empty and holds no run (no {CONFIG_FILE}): choose another "
@@ -46,18 +48,6 @@ def open_run(config: TrainConfig) -> epath.Path:
     except OSError as error:
         raise InputError(f"workdir {path} cannot be written: {error}") from error
     return path
-
-
-def read_run_config(path: epath.Path) -> TrainConfig:
-    """The configuration of a run folder; InputError if there is none or it cannot be read."""
-    file = path / CONFIG_FILE
-    if not file.exists():
-        raise InputError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    return from_dict(TrainConfig, values, str(file))
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

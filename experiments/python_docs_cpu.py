@@ -1,0 +1,24 @@
+"""Real English on a CPU: a small Llama 2 on Python's own documentation.
+
+Command   llama-jax train experiments/python_docs_cpu.py --workdir runs/python_docs
+Hardware  two CPU cores
+Expected  TODO
+"""
+
+from dataclasses import replace
+
+from llama_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
+from llama_jax.model.presets import STORIES_260K
+
+CONFIG = TrainConfig(
+    workdir="runs/python_docs",
+    steps=600,
+    batch_size=16,
+    seq_len=256,
+    eval_every=200,
+    sample_prompts=("The", "Return the"),
+    model=replace(STORIES_260K, vocab_size=2048, d_model=192, num_layers=5, head_dim=24, d_ff=512),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
+    data=DataConfig(dataset="python_docs"),
+    checkpoint=CheckpointConfig(every=200, keep=2),
+)
