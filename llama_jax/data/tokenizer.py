@@ -20,6 +20,8 @@ from llama_jax.config import InputError, require
 from llama_jax.data.files import PathLike, as_path, read_bytes, write_atomic
 
 MODEL_FILE = "tokenizer.model"
+VERSION = 1
+"""Raise it whenever training gives another model: it names trained tokenizers in the cache."""
 NUM_RESERVED = 3 + 256
 """unk, bos, eos and one piece for each byte: the pieces that every vocabulary holds."""
 _LINE_BYTES = 1 << 16  # longer lines are cut before training: sentencepiece would skip them

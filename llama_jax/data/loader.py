@@ -1,0 +1,181 @@
+"""Global batch `s` as a pure function of (fingerprint, seed, s), on any number of hosts.
+
+The order comes from grain: an index shuffle with a fresh permutation in each epoch, and a weighted
+mix of the parts. It needs no state, so resuming is asking for the next step. Hosts take contiguous
+rows of the global batch: the number of hosts changes who reads a row, not which rows there are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from llama_jax.config import require
+from llama_jax.data.packing import positions_of
+from llama_jax.data.prepare import Mixture, Prepared
+from llama_jax.data.sources import digest
+
+Batch = dict[str, np.ndarray]
+"""tokens, segment_ids, positions int32 [B,T]; loss_mask uint8 [B,T]."""
+
+
+class Loader:
+    """Batches of one mixture for one host of `process_count`.
+
+    With `shuffle` (training): endless, a fresh permutation in each epoch, parts drawn by weight.
+    Without (validation): every record of every part once, in order; `len(loader)` batches, the
+    last one filled with rows whose segment_ids are 0.
+
+    Raises InputError if `process_count` does not divide `batch_size`.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        require(
+            batch_size % process_count == 0,
+            f"batch_size={batch_size} must be divisible by the {process_count} hosts",
+        )
+        rows = batch_size // process_count
+        self._rows = slice(process_index * rows, (process_index + 1) * rows)
+        self._mixture, self._batch_size = mixture, batch_size
+        self._num_records = mixture.num_records
+        self._order = _order(mixture, seed) if shuffle else None
+        self._readers = [_Reader(part) for part in mixture.parts]
+        self._ends = np.cumsum([part.num_records for part in mixture.parts])
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        return -(-self._num_records // self._batch_size)
+
+    def batch_ids(self, step: int) -> Int[np.ndarray, "B"]:
+        """int64 [B]: record ids of the whole global batch of a step; -1 for a filling row.
+
+        Known on every host without reading; ids count through the parts in order. Raises
+        IndexError beyond the end where there is one.
+        """
+        if step < 0 or (self._order is None and step >= len(self)):
+            raise IndexError(f"batch {step} of {len(self)}")
+        index = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        if self._order is None:
+            return np.where(index < self._num_records, index, -1)
+        return np.array([self._order[int(i)] for i in index], np.int64)
+
+    def batch(self, step: int) -> Batch:
+        """This host's rows [B/process_count, T] of the global batch of a step.
+
+        Raises RuntimeError naming the file and record whose data is damaged.
+        """
+        ids = self.batch_ids(step)[self._rows]
+        shape = (len(ids), self._mixture.seq_len)
+        batch = {
+            "tokens": np.zeros(shape, np.int32),
+            "segment_ids": np.zeros(shape, np.int32),
+            "loss_mask": np.zeros(shape, np.uint8),
+        }
+        for row, record_id in enumerate(ids):
+            if record_id >= 0:
+                part = int(np.searchsorted(self._ends, record_id, side="right"))
+                start = int(self._ends[part - 1]) if part else 0
+                record = self._readers[part].read(int(record_id) - start)
+                for name, rows in batch.items():
+                    rows[row] = record[name]
+        batch["positions"] = positions_of(batch["segment_ids"])
+        return batch
+
+    @contextmanager
+    def iterate(self, start: int = 0, *, prefetch: int = 4) -> Iterator[Iterator[Batch]]:
+        """`with loader.iterate(step) as batches: batch = next(batches)`; threads end with it."""
+        import grain
+
+        steps = grain.MapDataset.source(_Steps(self, start))
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
+        batches = iter(steps.to_iter_dataset(options))
+        try:
+            yield batches
+        finally:
+            batches.close()  # grain leaves its threads running otherwise
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._readers:
+            reader.close()
+
+
+class _Steps:
+    """Batches by number, as a grain source."""
+
+    def __init__(self, loader: Loader, start: int):
+        self._loader, self._start = loader, start
+
+    def __len__(self) -> int:
+        endless = self._loader._order is not None
+        return (1 << 62) if endless else max(0, len(self._loader) - self._start)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._loader.batch(self._start + index)
+
+    def __repr__(self) -> str:
+        return f"batches from {self._start}"
+
+
+def _order(mixture: Mixture, seed: int) -> Any:
+    """Record id by row number: shuffled anew in each epoch of each part, mixed by weight."""
+    import grain
+
+    offsets = np.cumsum([0] + [part.num_records for part in mixture.parts])
+    streams = []
+    for number in range(len(mixture.parts)):
+        shuffle_seed = int(digest("order", mixture.fingerprint, seed, number)[:8], 16)
+        start, stop = int(offsets[number]), int(offsets[number + 1])
+        streams.append(grain.MapDataset.range(start, stop).shuffle(seed=shuffle_seed).repeat())
+    return grain.MapDataset.mix(streams, mixture.weights) if len(streams) > 1 else streams[0]
+
+
+class _Reader:
+    """Records of one prepared part by number, read from ArrayRecord files."""
+
+    def __init__(self, part: Prepared):
+        from llama_jax.data.shards import open_builder  # brings in TFDS
+
+        builder = open_builder(part.path)
+        self._info = builder.info.splits[part.split]
+        self._features = builder.info.features
+        source: Any = builder.as_data_source(split=part.split)
+        self._source = source.data_source  # undecoded: one record at a time is faster this way
+        if len(self._source) != part.num_records:
+            raise RuntimeError(
+                f"{part.path} holds {len(self._source)} records of {part.num_records}; "
+                "delete the folder, it is prepared again"
+            )
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """tokens, segment_ids, loss_mask, each [T]."""
+        try:
+            return self._features.deserialize_example_np(self._source[index])
+        except Exception as error:
+            file, record = self._locate(index)
+            reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+            raise RuntimeError(
+                f"{file}, record {record} is damaged ({reason}); "
+                "delete its folder, it is prepared again"
+            ) from error
+
+    def _locate(self, index: int) -> tuple[str, int]:
+        for path, length in zip(self._info.filepaths, self._info.shard_lengths, strict=True):
+            if index < length:
+                return str(path), index
+            index -= length
+        raise IndexError(index)
+
+    def close(self) -> None:
+        self._source.__exit__(None, None, None)

@@ -1,0 +1,205 @@
+"""Tokenise and pack a corpus once, into ArrayRecord files named by a fingerprint.
+
+The work is cut into shards by the corpus alone, so one process, many processes and Apache Beam
+write the same records in the same order. Shards are finished under a `.parts` folder; what is
+whole there is kept when a preparation is killed and taken up by the next one. Only when every
+shard is done does a TFDS builder move them to their place, in one rename.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llama_jax.config import DataConfig, InputError, require
+from llama_jax.data import packing
+from llama_jax.data import tokenizer as tokenizers
+from llama_jax.data.files import as_path
+from llama_jax.data.sources import SPLITS, TRAIN, VALIDATION, Source, digest, resolve
+from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+MAX_TRAINING_BYTES = 20 << 20
+"""Text that a tokenizer is trained on; more hardly changes it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Packed records of one corpus and split, on disk and complete."""
+
+    name: str
+    """What the corpus is called in messages: `tales`, a file name, ..."""
+    path: str
+    """Folder of the TFDS data set."""
+    split: str
+    """`train` or `validation`."""
+    fingerprint: str
+    """Digest of corpus, tokenizer, T and packing: equal fingerprints hold equal records."""
+    seq_len: int
+    """T: tokens in a record."""
+    num_records: int
+    """Records in the split."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Prepared corpora and how often each is drawn; one part for a plain data set."""
+
+    parts: tuple[Prepared, ...]
+    weights: tuple[float, ...]
+    """Share of the rows that come from each part; they sum to 1."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the parts and weights."""
+        return digest("mixture", *(part.fingerprint for part in self.parts), self.weights)
+
+    @property
+    def seq_len(self) -> int:
+        """T: tokens in a record."""
+        return self.parts[0].seq_len
+
+    @property
+    def num_records(self) -> int:
+        """Records of all parts together."""
+        return sum(part.num_records for part in self.parts)
+
+
+def prepare(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+) -> dict[str, Mixture]:
+    """Records of T tokens for `config.dataset`: `{"train": Mixture, "validation": Mixture}`.
+
+    Reads the cache when it holds them; otherwise tokenises and packs in `config.workers`
+    processes, with a progress bar on stderr, or in an Apache Beam pipeline (`beam_runner` such
+    as "DirectRunner", extra `beam`) whose workers see `config.cache_dir`. A part of a mixture
+    without held-out documents has no share in `validation`, which is absent if none has any.
+
+    Raises InputError for whatever is wrong with the corpus: one line, file and line named.
+    """
+    weighted = resolve(config.dataset, config.text_field)
+    parts: dict[str, list[tuple[Prepared, float]]] = {split: [] for split in SPLITS}
+    for source, weight in weighted:
+        done = _prepare_source(source, config, tokenizer, seq_len, beam_runner, beam_options)
+        require(TRAIN in done, f"data {source.name} holds no text to train on")
+        for split, prepared in done.items():
+            parts[split].append((prepared, weight))
+    return {split: _mixture(found) for split, found in parts.items() if found}
+
+
+def _mixture(parts: list[tuple[Prepared, float]]) -> Mixture:
+    total = sum(weight for _, weight in parts)
+    return Mixture(tuple(part for part, _ in parts), tuple(weight / total for _, weight in parts))
+
+
+def _prepare_source(
+    source: Source,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    beam_runner: str | None,
+    beam_options: Sequence[str],
+) -> dict[str, Prepared]:
+    from llama_jax.data import shards  # brings in TFDS
+
+    fingerprint = digest(
+        "records", source.identity, tokenizer.fingerprint, seq_len, packing.VERSION, shards.VERSION
+    )
+    folder = as_path(config.cache_dir) / f"{source.name}-{fingerprint[:16]}"
+    with _lock(folder):
+        if not shards.is_complete(folder):
+            log.info("preparing %s for seq_len %d in %s", source.name, seq_len, folder)
+            jobs = shards.plan(source, tokenizer, seq_len, f"{folder}.parts")
+            shards.build(folder, jobs, config.workers, beam_runner, beam_options)
+    counts = shards.counts(folder)
+    return {
+        split: Prepared(
+            name=source.name,
+            path=str(shards.data_set_path(folder)),
+            split=split,
+            fingerprint=digest(fingerprint, split),
+            seq_len=seq_len,
+            num_records=count,
+        )
+        for split, count in counts.items()
+    }
+
+
+@contextmanager
+def _lock(folder: Any):
+    """One process of this machine at a time; others wait. The lock ends with its process."""
+    if not isinstance(folder, Path):  # a bucket: the final rename decides
+        yield
+        return
+    import fcntl
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = Path(f"{folder}.lock").open("w")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise InputError(
+            f"data.cache_dir {folder.parent} cannot be written: {error.strerror}"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def resolve_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
+    """The tokenizer that `config.tokenizer` names, or one trained on the corpus's train split.
+
+    Trained ones see at most 20 MiB of text, taken from the parts of a mixture by weight. They
+    are kept in `config.cache_dir`, named by the fingerprint of corpus and size.
+
+    Raises InputError if the named one cannot be loaded, if it has more pieces than
+    `vocab_size`, or if the corpus does not support `vocab_size` pieces.
+    """
+    if config.tokenizer is not None:
+        tokenizer = Tokenizer.load(config.tokenizer)
+        require(
+            tokenizer.vocab_size <= vocab_size,
+            f"tokenizer {config.tokenizer} has {tokenizer.vocab_size} pieces, more than "
+            f"model.vocab_size={vocab_size}; set --model.vocab-size {tokenizer.vocab_size}",
+        )
+        return tokenizer
+    weighted = resolve(config.dataset, config.text_field)
+    identity = [(source.identity, weight) for source, weight in weighted]
+    fingerprint = digest("tokenizer", identity, vocab_size, MAX_TRAINING_BYTES, tokenizers.VERSION)
+    path = as_path(config.cache_dir) / f"tokenizer-{vocab_size}-{fingerprint[:16]}.model"
+    with _lock(path):
+        if path.exists():
+            return Tokenizer.load(path)
+        log.info("training a tokenizer of %d pieces on %s", vocab_size, config.dataset)
+        texts = (
+            text
+            for source, weight in weighted
+            for text in _first_bytes(source, int(MAX_TRAINING_BYTES * weight))
+        )
+        tokenizer = train_tokenizer(texts, vocab_size)
+        tokenizer.save(path)
+    return tokenizer
+
+
+def _first_bytes(source: Source, limit: int):
+    """Documents of the train split, spread over its chunks, until `limit` bytes."""
+    chunks = source.chunks(TRAIN)
+    stride = max(1, len(chunks) // 16)
+    for start in range(stride):
+        for chunk in islice(chunks, start, None, stride):
+            for text in source.documents(TRAIN, chunk):
+                yield text
+                limit -= len(text.encode("utf-8", "replace"))
+                if limit <= 0:
+                    return
+
+
+__all__ = ["TRAIN", "VALIDATION", "Mixture", "Prepared", "prepare", "resolve_tokenizer"]

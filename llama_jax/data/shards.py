@@ -1,0 +1,253 @@
+"""The TFDS builder of packed records, whose shards are written here, in processes or in Beam."""
+
+import io
+import logging
+import multiprocessing
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from itertools import batched, islice
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from llama_jax.config import InputError
+from llama_jax.data.files import as_path
+from llama_jax.data.packing import pack
+from llama_jax.data.sources import SPLITS, Source
+from llama_jax.data.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raise it whenever shards are cut or stored in another way."""
+_MAX_SHARDS = {"train": 1024, "validation": 16}
+_TEXTS = 256  # documents that sentencepiece gets at once
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard: some chunks of a corpus, and the file that their records go to."""
+
+    source: Source
+    split: str
+    chunks: tuple[Any, ...]
+    tokenizer: Tokenizer
+    seq_len: int
+    path: str
+
+
+class PackedRecords(tfds.core.GeneratorBasedBuilder):
+    """Packed records of T tokens; `jobs` write the shards when it is prepared."""
+
+    name = "packed"
+    VERSION = tfds.core.Version(f"{VERSION}.0.0")
+    code_path = None  # TFDS would look for checksums there, with a package it does not require
+
+    def __init__(self, *, jobs: Sequence[Job], workers: int, **kwargs: Any):
+        self._jobs, self._workers = jobs, workers
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Token ids, packed to a fixed length.",
+            features=features(self._jobs[0].seq_len),
+        )
+
+    def _split_generators(self, dl_manager: Any):
+        raise NotImplementedError("shards are written by jobs")
+
+    _generate_examples = _split_generators
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
+        """Write the shards that are missing, then move all of them here."""
+        todo = [job for job in self._jobs if not as_path(job.path).exists()]
+        if len(todo) < len(self._jobs):
+            log.info(
+                "%d of %d shards are done already", len(self._jobs) - len(todo), len(self._jobs)
+            )
+        if download_config.beam_runner:
+            _run_beam(todo, download_config.beam_runner, download_config.beam_options)
+        else:
+            _run_here(todo, self._workers)
+        self.info.set_splits(tfds.core.SplitDict([s for s in map(self._collect, SPLITS) if s]))
+
+    def _collect(self, split: str) -> Any:
+        """Number and move the shards of a split that hold records."""
+        paths = [as_path(job.path) for job in self._jobs if job.split == split]
+        counted = [(path, _count(path)) for path in paths]
+        filled = [(path, count) for path, count in counted if count]
+        template = self._get_filename_template(split_name=split)
+        size = 0
+        for index, (path, _) in enumerate(filled):
+            size += path.stat().st_size if hasattr(path.stat(), "st_size") else path.stat().length
+            path.rename(template.sharded_filepath(shard_index=index, num_shards=len(filled)))
+        return filled and tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[count for _, count in filled],
+            num_bytes=size,
+            filename_template=template,
+        )
+
+
+def features(seq_len: int) -> tfds.features.FeaturesDict:
+    """What a stored record holds; positions follow from segment_ids."""
+
+    def row(dtype: type) -> tfds.features.Tensor:
+        return tfds.features.Tensor(shape=(seq_len,), dtype=dtype, encoding="bytes")
+
+    return tfds.features.FeaturesDict(
+        {"tokens": row(np.int32), "segment_ids": row(np.int32), "loss_mask": row(np.uint8)}
+    )
+
+
+def plan(source: Source, tokenizer: Tokenizer, seq_len: int, parts: str) -> list[Job]:
+    """The shards of every split: a matter of the corpus, never of the machine."""
+    jobs = []
+    for split in SPLITS:
+        chunks = source.chunks(split)
+        size = max(1, -(-len(chunks) // _MAX_SHARDS[split]))
+        for index, group in enumerate(batched(chunks, size)):
+            path = f"{parts}/{split}-{index:05d}"
+            jobs.append(Job(source, split, group, tokenizer, seq_len, path))
+    return jobs
+
+
+def write_shard(job: Job) -> int:
+    """Tokenise and pack the chunks of a job into its file; the number of documents."""
+    from tensorflow_datasets.core import example_serializer, file_adapters
+
+    stored = features(job.seq_len)
+    serializer = example_serializer.ExampleSerializer(stored.get_serialized_info())
+    documents = 0
+
+    def ids() -> Iterator[list[int]]:
+        nonlocal documents
+        texts = (text for chunk in job.chunks for text in job.source.documents(job.split, chunk))
+        while group := list(islice(texts, _TEXTS)):
+            documents += len(group)
+            yield from job.tokenizer.encode_batch(group, bos=True, eos=True)
+
+    def examples() -> Iterator[tuple[int, bytes]]:
+        for index, record in enumerate(pack(ids(), job.seq_len)):
+            kept = {name: record[name] for name in stored}
+            yield index, serializer.serialize_example(stored.encode_example(kept))
+
+    path = as_path(job.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD]
+    adapter.write_examples(temporary, examples())
+    temporary.replace(path)
+    return documents
+
+
+def _run_here(jobs: Sequence[Job], workers: int) -> None:
+    """In this process, or in several; never forked, since jax may be running here."""
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    name = jobs[0].source.name if jobs else ""
+    with tqdm(total=len(jobs), desc=f"preparing {name}", unit="shard", disable=None) as bar:
+        if workers <= 1:
+            _advance(bar, map(write_shard, jobs))
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            futures = [pool.submit(write_shard, job) for job in jobs]
+            try:
+                _advance(bar, (future.result() for future in as_completed(futures)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _advance(bar: tqdm, counts: Iterator[int]) -> None:
+    documents = 0
+    for count in counts:
+        documents += count
+        bar.update()
+        rate = documents / max(bar.format_dict["elapsed"], 1e-3)
+        bar.set_postfix_str(f"{documents} documents, {rate:.0f} documents/s")
+
+
+def _run_beam(jobs: Sequence[Job], runner: str, options: Any) -> None:
+    try:
+        import apache_beam as beam
+    except ImportError as error:
+        raise InputError(
+            "preparing with Apache Beam needs the package apache-beam; "
+            "install it with pip install 'llama-jax[beam]'"
+        ) from error
+    with beam.Pipeline(runner=runner, options=options) as pipeline:
+        _ = (
+            pipeline
+            | "Shards" >> beam.Create(jobs, reshuffle=True)
+            | "TokenizeAndPack" >> beam.Map(write_shard)
+        )
+
+
+def build(
+    folder: Any, jobs: Sequence[Job], workers: int, beam_runner: str | None, options: Sequence[str]
+) -> None:
+    """Write the data set into `folder`, whole or not at all."""
+    parts = as_path(jobs[0].path).parent
+    if parts.is_dir():
+        for leftover in parts.glob(".*.tmp"):
+            leftover.unlink()
+    config = tfds.download.DownloadConfig(beam_runner=beam_runner)
+    if beam_runner:
+        config = config.replace(beam_options=_beam_options(options))
+    with redirect_stdout(io.StringIO()):  # TFDS prints what concerns downloads
+        builder = PackedRecords(jobs=jobs, workers=workers, data_dir=str(folder))
+        builder.download_and_prepare(download_config=config)
+    for split, info in builder.info.splits.items():
+        held = sum(_count(path) for path in info.filepaths)
+        if held != info.num_examples:
+            raise RuntimeError(f"{folder} {split} holds {held} records, not {info.num_examples}")
+    shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(folder / "downloads", ignore_errors=True)  # empty; TFDS makes it
+
+
+def _beam_options(options: Sequence[str]) -> Any:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    return PipelineOptions(list(options))
+
+
+def data_set_path(folder: Any) -> Any:
+    """Where the data set of a cache folder lies."""
+    return folder / PackedRecords.name / str(PackedRecords.VERSION)
+
+
+def open_builder(path: str) -> Any:
+    """The TFDS builder of a data set on disk."""
+    with warnings.catch_warnings():  # TFDS reads its metadata with a call that protobuf deprecates
+        warnings.filterwarnings("ignore", "label", DeprecationWarning)
+        return tfds.builder_from_directory(path)
+
+
+def is_complete(folder: Any) -> bool:
+    """Whether the data set was moved to its place, which is the last thing to happen."""
+    return (data_set_path(folder) / "dataset_info.json").exists()
+
+
+def counts(folder: Any) -> dict[str, int]:
+    """Records of each split that has any, train first."""
+    splits = open_builder(str(data_set_path(folder))).info.splits
+    return {split: splits[split].num_examples for split in SPLITS if split in splits}
+
+
+def _count(path: Any) -> int:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()

@@ -1,0 +1,330 @@
+"""What `DataConfig.dataset` can name, as documents that processes can read in parts.
+
+`tales`, `tales:50000`, `python_docs`, a .jsonl, .jsonl.gz or .txt file, a folder of those,
+`tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as `tales=0.7,my.jsonl=0.3`.
+"""
+
+import difflib
+import hashlib
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from llama_jax.config import InputError, require
+from llama_jax.data import textfiles
+from llama_jax.data.corpora import tales
+from llama_jax.data.split import in_validation
+
+TRAIN, VALIDATION = SPLITS = ("train", "validation")
+EMBEDDED = ("tales", "python_docs")
+_STORIES = 4096  # stories, or records of a data set, in a chunk
+
+
+class Source(Protocol):
+    """A corpus that can be pickled, cut into chunks and read chunk by chunk."""
+
+    @property
+    def name(self) -> str:
+        """What messages and folders call it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal documents in equal order; part of the fingerprint."""
+        ...
+
+    def chunks(self, split: str) -> Sequence[Any]:
+        """Pieces of the split in order, whatever the number of processes."""
+        ...
+
+    def documents(self, split: str, chunk: Any) -> Iterator[str]:
+        """The documents of a chunk that belong to the split."""
+        ...
+
+
+def resolve(spec: str, text_field: str = "text") -> list[tuple[Source, float]]:
+    """The sources that a data set specification names, with weights that sum to 1.
+
+    Raises InputError for unknown names (with the nearest known one), bad weights, and files
+    that are missing, empty, not text or have lines above 64 MiB.
+    """
+    spec = spec.strip()
+    if "=" not in spec or Path(spec).expanduser().exists():
+        return [(_source(spec, text_field), 1.0)]
+    sources, weights = [], []
+    for part in spec.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        require(equals, f"data.dataset={spec!r}: {part!r} has no weight; write {part}=0.5")
+        weights.append(_weight(spec, part, number))
+        sources.append(_source(name.strip(), text_field))
+    identities = [source.identity for source in sources]
+    require(
+        len(set(identities)) == len(identities),
+        f"data.dataset={spec!r} names the same data twice; add their weights up",
+    )
+    return [(s, w / sum(weights)) for s, w in zip(sources, weights, strict=True)]
+
+
+def _weight(spec: str, part: str, number: str) -> float:
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    require(
+        0 < weight < math.inf,
+        f"data.dataset={spec!r}: weight in {part!r} must be a positive number",
+    )
+    return weight
+
+
+def _source(name: str, text_field: str) -> Source:
+    kind, _, rest = name.partition(":")
+    if kind == "tales":
+        return Tales(_count(name, rest) if rest else tales.NUM_TRAIN)
+    if name == "python_docs":
+        return PythonDocs()
+    if kind == "tfds":
+        return TfdsData(rest, text_field)
+    if kind == "hf":
+        return HfData(rest, text_field)
+    path = Path(name).expanduser()
+    if not path.exists():
+        near = difflib.get_close_matches(name, EMBEDDED, n=1) or _neighbours(path)
+        hint = (
+            f"; did you mean {near[0]}?" if near else f"; embedded corpora: {', '.join(EMBEDDED)}"
+        )
+        raise InputError(f"data {name} is neither a corpus nor an existing file or folder{hint}")
+    return Files(str(path.resolve()), text_field)
+
+
+def _count(name: str, number: str) -> int:
+    require(
+        number.isdecimal() and int(number) > 0,
+        f"data {name}: write tales:N with the number of training stories, such as tales:50000",
+    )
+    return int(number)
+
+
+def _neighbours(path: Path) -> list[str]:
+    if not path.parent.is_dir():
+        return []
+    names = [str(path.parent / p.name) for p in path.parent.iterdir()]
+    return difflib.get_close_matches(str(path), names, n=1)
+
+
+def _ranges(total: int) -> list[range]:
+    return [range(i, min(i + _STORIES, total)) for i in range(0, total, _STORIES)]
+
+
+@dataclass(frozen=True)
+class Tales:
+    """The embedded stories."""
+
+    num_train: int = tales.NUM_TRAIN
+    name = "tales"
+
+    @property
+    def identity(self) -> str:
+        """Generator version and number of stories."""
+        return f"tales {tales.VERSION} {self.num_train} {tales.NUM_VALIDATION}"
+
+    def chunks(self, split: str) -> list[range]:
+        """Ranges of story numbers."""
+        return _ranges(self.num_train if split == TRAIN else tales.NUM_VALIDATION)
+
+    def documents(self, split: str, chunk: range) -> Iterator[str]:
+        """Generated on the spot: faster than reading them."""
+        return (tales.story(i, split) for i in chunk)
+
+
+@dataclass(frozen=True)
+class PythonDocs:
+    """The embedded real English."""
+
+    name = "python_docs"
+
+    @property
+    def identity(self) -> str:
+        """The Python version whose documentation it is."""
+        from llama_jax.data.corpora import python_docs
+
+        return f"python_docs {python_docs.VERSION}"
+
+    def chunks(self, split: str) -> list[None]:
+        """One: parsing the standard library is the work."""
+        return [None]
+
+    def documents(self, split: str, chunk: None) -> Iterator[str]:
+        """Help topics, then docstrings."""
+        from llama_jax.data.corpora import python_docs
+
+        return iter(python_docs.documents(split))
+
+
+@dataclass(frozen=True)
+class Files:
+    """A text file or a folder of them; a hash of each document decides its split."""
+
+    path: str
+    text_field: str
+
+    @property
+    def name(self) -> str:
+        """The file's or folder's name without its ending."""
+        return Path(self.path).name.split(".")[0] or "files"
+
+    @cached_property
+    def _scans(self) -> list[textfiles.Scan]:
+        return [textfiles.scan(path) for path in textfiles.find_files(Path(self.path))]
+
+    @cached_property
+    def identity(self) -> str:
+        """Contents in order, wherever the files lie."""
+        return " ".join(["files", self.text_field, *(scan.digest for scan in self._scans)])
+
+    def chunks(self, split: str) -> list[textfiles.Chunk]:
+        """Parts of files."""
+        return [chunk for scan in self._scans for chunk in scan.chunks]
+
+    def documents(self, split: str, chunk: textfiles.Chunk) -> Iterator[str]:
+        """The documents of a part of a file that belong to the split."""
+        for text in textfiles.read_chunk(chunk, self.text_field):
+            if text and in_validation(text) == (split == VALIDATION):
+                yield text
+
+    def __reduce__(self):
+        return Files, (self.path, self.text_field)  # processes get chunks, not the scans
+
+
+@dataclass(frozen=True)
+class _Records:
+    """A data set with numbered records and splits of its own; a hash splits off what it lacks."""
+
+    dataset: str
+    text_field: str
+
+    @property
+    def name(self) -> str:
+        """The data set's name, `/` replaced."""
+        return self.dataset.replace("/", "-")
+
+    def __reduce__(self):
+        return type(self), (self.dataset, self.text_field)  # processes open it themselves
+
+    def _open(self, split: str) -> Any:
+        """Something with a length and records by number."""
+        raise NotImplementedError
+
+    def _has(self, split: str) -> bool:
+        raise NotImplementedError
+
+    def chunks(self, split: str) -> list[range]:
+        """Ranges of record numbers."""
+        return _ranges(len(self._open(split if self._has(split) else TRAIN)))
+
+    def documents(self, split: str, chunk: range) -> Iterator[str]:
+        """The text field of the records; InputError if one has none."""
+        own = self._has(VALIDATION)
+        records = self._open(split if self._has(split) else TRAIN)
+        for number in chunk:
+            record = records[number]
+            text = record.get(self.text_field)
+            text = text.decode("utf-8") if isinstance(text, bytes) else text
+            require(
+                isinstance(text, str),
+                f"data {self.name}, record {number} has no text in field {self.text_field!r}; "
+                f"it has {sorted(record)}; name the right one with --data.text-field",
+            )
+            if text and (own or in_validation(text) == (split == VALIDATION)):
+                yield text
+
+
+@dataclass(frozen=True)
+class TfdsData(_Records):
+    """A TFDS data set, read from ArrayRecord files without TensorFlow."""
+
+    @cached_property
+    def _builder(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder(self.dataset, file_format="array_record", try_gcs=False)
+        except tfds.core.registered.DatasetNotFoundError as error:
+            near = difflib.get_close_matches(self.dataset, tfds.list_builders(), n=1)
+            hint = f"; did you mean tfds:{near[0]}?" if near else ""
+            raise InputError(f"data tfds:{self.dataset} is unknown to TFDS{hint}") from error
+        formats = [
+            str(info.filename_template.filetype_suffix) for info in builder.info.splits.values()
+        ]
+        require(
+            formats and set(formats) == {"array_record"},
+            f"data tfds:{self.dataset} is not prepared as ArrayRecord in {builder.data_dir}; run "
+            f"`tfds build {self.dataset} --file_format=array_record` once where TensorFlow is "
+            "installed, and set TFDS_DATA_DIR to its data_dir",
+        )
+        return builder
+
+    def _has(self, split: str) -> bool:
+        return split in self._builder.info.splits
+
+    def _open(self, split: str) -> Any:
+        require(self._has(split), f"data tfds:{self.dataset} has no {split} split")
+        source = self._builder.as_data_source(split=split)
+        expected = self._builder.info.splits[split].num_examples
+        require(
+            len(source) == expected,
+            f"data tfds:{self.dataset} {split} holds {len(source)} of {expected} records; "
+            "prepare it again",
+        )
+        return source
+
+    @property
+    def identity(self) -> str:
+        """Name, version and counts."""
+        info = self._builder.info
+        counts = {name: split.num_examples for name, split in info.splits.items()}
+        return f"tfds {info.full_name} {self.text_field} {info.config_description} {counts}"
+
+
+@dataclass(frozen=True)
+class HfData(_Records):
+    """A Hugging Face data set: `hf:NAME` or `hf:NAME/config` after an owner."""
+
+    @cached_property
+    def _splits(self) -> Any:
+        try:
+            datasets = importlib.import_module("datasets")  # of the extra, so no static import
+        except ImportError as error:
+            raise InputError(
+                f"data hf:{self.dataset} needs the package `datasets`; "
+                "install it with pip install 'llama-jax[hf]'"
+            ) from error
+        owner, _, rest = self.dataset.partition("/")
+        name, _, config = rest.partition("/")
+        try:
+            return datasets.load_dataset(f"{owner}/{name}" if name else owner, config or None)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            raise InputError(f"data hf:{self.dataset} cannot be loaded: {reason}") from error
+
+    def _has(self, split: str) -> bool:
+        return split in self._splits
+
+    def _open(self, split: str) -> Any:
+        require(self._has(split), f"data hf:{self.dataset} has no {split} split")
+        return self._splits[split]
+
+    @property
+    def identity(self) -> str:
+        """Name and Arrow fingerprints of the splits."""
+        prints = {name: split._fingerprint for name, split in sorted(self._splits.items())}
+        return f"hf {self.dataset} {self.text_field} {prints}"
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 over the parts, in hexadecimal."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""Plain files as documents: .jsonl, .jsonl.gz and .txt, alone or in folders.
+
+A file is scanned once (digest, UTF-8, line lengths) and cut at document ends into chunks of some
+megabytes, which processes then read on their own.
+"""
+
+import gzip
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llama_jax.config import InputError, require
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
+SEPARATOR = "<|endoftext|>"
+"""A line that holds only this ends a document in a .txt file."""
+MAX_LINE_BYTES = 64 << 20
+CHUNK_BYTES = 4 << 20
+_PASSAGE_CHARS = 4096  # a .txt without separators is cut at the first blank line after these ...
+_PASSAGE_MAX = 1 << 20  # ... or at the first line end after these
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Bytes [start, stop) of a file, which begin with line number `line`."""
+
+    path: str
+    start: int
+    stop: int
+    line: int
+    separated: bool
+    """Whether the .txt file holds separator lines."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a file holds: the SHA-256 of its content and where it can be cut."""
+
+    digest: str
+    chunks: tuple[Chunk, ...]
+
+
+def find_files(path: Path) -> list[Path]:
+    """The file itself, or every text file below a folder, sorted by path."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+        require(files, f"folder {path} holds no {', '.join(SUFFIXES)} file")
+        return files
+    require(path.exists(), f"data {path} does not exist")
+    require(
+        path.name.endswith(SUFFIXES),
+        f"data {path} is of no known kind; files must end in {', '.join(SUFFIXES)}",
+    )
+    return [path]
+
+
+def scan(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Scan:
+    """Read a file once and find its chunks.
+
+    Raises InputError, with the line, if it is empty, not UTF-8 or holds a line above 64 MiB.
+    """
+    digest, separated, size, lines = hashlib.sha256(), False, 0, 0
+    cuts = [(0, 1)]
+    mark = SEPARATOR.encode()
+    with _open(path) as file:
+        for number, line in _raw_lines(path, file):
+            digest.update(line)
+            separated = separated or line.strip() == mark
+            size, lines = size + len(line), number
+            if size - cuts[-1][0] >= chunk_bytes:
+                cuts.append((size, number + 1))
+    require(size > 0, f"data {path} is empty")
+    if path.name.endswith(".gz"):
+        cuts = [(0, 1)]  # only whole: gzip cannot start in the middle
+    elif path.suffix == ".txt":
+        cuts = _text_cuts(path, separated, chunk_bytes)
+    if cuts[-1][0] < size:
+        cuts.append((size, lines + 1))
+    chunks = [
+        Chunk(str(path), start, stop, line, separated)
+        for (start, line), (stop, _) in itertools.pairwise(cuts)
+    ]
+    return Scan(digest.hexdigest(), tuple(chunks))
+
+
+def read_chunk(chunk: Chunk, field: str) -> Iterator[str]:
+    """The documents of a chunk. InputError, with file and line, where a line holds none."""
+    path = Path(chunk.path)
+    with _open(path) as file:
+        file.seek(chunk.start)
+        lines = _lines_until(path, file, chunk)
+        if path.suffix == ".txt":
+            yield from (text for text, _, _ in _text_documents(lines, chunk.separated))
+        else:
+            for number, line in lines:
+                if line.strip():
+                    yield _json_text(path, number, line, field)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # type: ignore
+    except OSError as error:
+        raise InputError(f"data {path} cannot be read: {error.strerror}") from error
+
+
+def _raw_lines(path: Path, file: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, checked."""
+    number = first
+    while True:
+        try:
+            line = file.readline(MAX_LINE_BYTES + 1)
+        except (OSError, EOFError) as error:  # of gzip: truncated or no gzip at all
+            raise InputError(f"data {path} cannot be read at line {number}: {error}") from error
+        if not line:
+            return
+        require(
+            len(line) <= MAX_LINE_BYTES,
+            f"data {path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; "
+            "cut it into documents",
+        )
+        require(b"\0" not in line, f"data {path}, line {number} holds a NUL byte: not a text file")
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"data {path}, line {number}, byte {error.start} is not UTF-8; "
+                "convert the file, for example with iconv"
+            ) from error
+        yield number, line
+        number += 1
+
+
+def _lines_until(path: Path, file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+    left = chunk.stop - chunk.start
+    for number, line in _raw_lines(path, file, chunk.line):
+        yield number, line
+        left -= len(line)
+        if left <= 0:
+            return
+
+
+def _text_cuts(path: Path, separated: bool, chunk_bytes: int) -> list[tuple[int, int]]:
+    """(byte, line) at the ends of documents, at least `chunk_bytes` apart."""
+    cuts = [(0, 1)]
+    with _open(path) as file:
+        for _, end, line in _text_documents(_raw_lines(path, file), separated):
+            if end - cuts[-1][0] >= chunk_bytes:
+                cuts.append((end, line))
+    return cuts
+
+
+def _text_documents(
+    lines: Iterator[tuple[int, bytes]], separated: bool
+) -> Iterator[tuple[str, int, int]]:
+    """(text, bytes read so far, next line) of each document of a .txt file."""
+    parts: list[str] = []
+    chars = offset = number = 0
+    for number, raw in lines:
+        offset += len(raw)
+        line = raw.decode("utf-8")
+        blank = not line.strip()
+        if separated:
+            ends = line.strip() == SEPARATOR
+        else:
+            ends = chars >= _PASSAGE_MAX or (blank and chars >= _PASSAGE_CHARS)
+        if not (separated and ends):
+            parts.append(line)
+            chars += len(line)
+        if ends:
+            if text := "".join(parts).strip("\r\n"):
+                yield text, offset, number + 1
+            parts, chars = [], 0
+    if text := "".join(parts).strip("\r\n"):
+        yield text, offset, number + 1
+
+
+def _json_text(path: Path, number: int, line: bytes, field: str) -> str:
+    """The text field of one JSON line."""
+    where = f"data {path}, line {number}"
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+    require(isinstance(value, dict), f"{where} is not a JSON object")
+    require(
+        isinstance(value.get(field), str),
+        f"{where} has no text in field {field!r}; it has {sorted(value)[:8]}; "
+        "name the right one with --data.text-field",
+    )
+    text = value[field]
+    if b"\\u" in line:  # only an escape can bring in a lone surrogate
+        surrogate = any("\ud800" <= character <= "\udfff" for character in text)
+        require(not surrogate, f"{where} holds a lone surrogate, which is not valid Unicode")
+    return text
