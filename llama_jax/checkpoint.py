@@ -3,18 +3,41 @@
     RUN/checkpoints/<step>/{state/ (orbax), manifest.json}
     MODEL/{config.json, tokenizer.model, params/ (orbax), manifest.json}
 
-Signatures first; bodies follow.
+Orbax copies the arrays to the host, and writes them while the devices go on; every host writes
+its shards. It restores damaged bytes as wrong numbers without an error, so the digests of the
+manifest (`manifest.py`) are taken on the devices before the save and again after the restore.
+
+A folder with a manifest is complete. On a file system a save is written under a name that ends in
+`.tmp` and renamed when every byte is on the disk; in an object store, which cannot rename, the
+manifest is written last. Host 0 alone writes manifests, renames and deletes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import itertools
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
+
+from llama_jax import manifest as mf
+from llama_jax.config import InputError, require
+from llama_jax.manifest import ArrayRecord, Manifest
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written or none could be read. One line that names the path."""
+    """A checkpoint could not be written, or none could be read. One line that names the path."""
 
 
 class Restored(NamedTuple):
@@ -27,7 +50,7 @@ class Restored(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `verify` for one folder that has (or lacks) a manifest."""
+    """Result of `verify` for one folder that should have a manifest."""
 
     path: epath.Path
     step: int | None
@@ -43,45 +66,111 @@ class Report:
 
 
 class Checkpointer:
-    """Checkpoints of one run, in `directory` (RUN/checkpoints). Every host makes all calls."""
+    """Checkpoints of one run, in `directory` (RUN/checkpoints). Every host makes all calls.
 
-    def __init__(self, directory: epath.PathLike, *, keep: int, keep_every: int = 0): ...
+    The newest `keep` saves are kept, each at a multiple of `keep_every`, and the one that was
+    restored. A save goes only when a later one is durable. One that only restores writes nothing.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep: int, keep_every: int = 0):
+        self._directory = _absolute(directory)
+        self._keep = keep
+        self._keep_every = keep_every
+        self._writer = _Writer()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._cleaned = False
+        self._restored: int | None = None
+        self._damaged: set[int] = set()
 
     def save(self, step: int, tree: Any, extra: Mapping[str, Any] | None = None) -> None:
         """Start to save; returns once the arrays are copied to the host (they may be donated).
 
-        Waits for the save before it. Raises CheckpointError if that one, or the start of this
-        one, failed. A durable save of the same step is replaced.
+        Waits for the save before it. A durable save of the same step is replaced. `extra` holds
+        small JSON values. Raises CheckpointError if the save before failed, or the start of this
+        one; InputError if the tree holds what cannot be saved.
         """
-        raise NotImplementedError
+        self.wait()
+        final = self._path(step)
+        manifest = Manifest(folder="state", step=step, arrays={}, extra=dict(extra or {}))
+        if not self._cleaned and jax.process_index() == 0:
+            self._clean()
+        self._cleaned = True
+        with _failures(f"saving checkpoint {final}"):
+            commit = self._writer.start(final, tree, manifest, files={})
+        self._pending = self._thread.submit(self._finish, commit, step)
 
     def wait(self) -> None:
         """Block until the save in flight is durable. Raises CheckpointError if it failed."""
-        raise NotImplementedError
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def close(self) -> None:
-        """Wait, then release threads. Also the end of the `with` block."""
-        raise NotImplementedError
+        """Wait, then release the threads; also at the end of a `with` block."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._writer.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as error:
+            if kind is None:
+                raise
+            logger.error("%s", error)  # the exception on its way says why the run ends
 
     def steps(self) -> list[int]:
         """Durable steps in ascending order, read from the disk."""
-        raise NotImplementedError
+        return [s for s in _steps(self._directory) if (self._path(s) / mf.FILENAME).exists()]
 
     def restore(self, abstract: Any, step: int | None = None) -> Restored:
         """The newest step whose digests agree (or exactly `step`), laid out as `abstract`.
 
-        abstract: tree of jax.ShapeDtypeStruct; with `.sharding` gives jax arrays, without gives
-        NumPy arrays. Raises InputError if the tree differs from the saved one (lists where) or
-        there is no checkpoint at all; CheckpointError if none verifies (each step and why).
-        Use `steps()` first to learn whether there is anything to restore.
+        abstract: tree of jax.ShapeDtypeStruct; with a sharding gives a jax array, without a NumPy
+        array. A step that cannot be used is named in a warning, and the next older one is tried.
+        Raises InputError if the tree differs from the saved one (it lists where) or nothing was
+        saved; CheckpointError if no step verifies (each of them and why).
         """
-        raise NotImplementedError
+        restored, damaged = _newest(self._directory, abstract, "", step)
+        self._restored = restored.step
+        self._damaged |= damaged
+        return restored
+
+    def _path(self, step: int) -> epath.Path:
+        return self._directory / str(step)
+
+    def _finish(self, commit: Callable[[], None], step: int) -> None:
+        with _failures(f"saving checkpoint {self._path(step)}"):
+            commit()
+            self._damaged.discard(step)
+            if jax.process_index() == 0:
+                for old in self._obsolete(step):
+                    _discard(self._path(old))
+
+    def _obsolete(self, saved: int) -> list[int]:
+        """Steps that go now that `saved` is durable. Later steps stay: damaged ones, say."""
+        steps = _steps(self._directory)
+        sound = [s for s in steps if s not in self._damaged]
+        kept = {*sound[-self._keep :], saved, self._restored}
+        if self._keep_every:
+            kept |= {s for s in sound if s % self._keep_every == 0}
+        return [s for s in steps if s < saved and s not in kept]
+
+    def _clean(self) -> None:
+        """Remove what killed saves left."""
+        if not self._directory.exists():
+            return
+        for path in self._directory.iterdir():
+            unfinished = not _can_rename(path) and not (path / mf.FILENAME).exists()
+            if re.fullmatch(r"\d+" if unfinished else r"\d+(\.old)?\.tmp", path.name):
+                logger.info("removing %s, left by a save that was killed", path)
+                path.rmtree(missing_ok=True)
 
 
 def save_model(
@@ -95,7 +184,17 @@ def save_model(
 
     Raises InputError if `path` exists and is not empty, CheckpointError if writing fails.
     """
-    raise NotImplementedError
+    path = _absolute(path)
+    empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    require(empty, f"{path} exists and is not empty: name a new folder for the model")
+    files = {"config.json": config_json.encode(), "tokenizer.model": tokenizer}
+    manifest = Manifest(folder="params", arrays={}, extra={"origin": dict(origin)})
+    writer = _Writer()
+    try:
+        with _failures(f"saving model {path}"):
+            writer.start(path, params, manifest, files)()
+    finally:
+        writer.close()
 
 
 def load_params(path: epath.PathLike, abstract: Any) -> Any:
@@ -104,12 +203,285 @@ def load_params(path: epath.PathLike, abstract: Any) -> Any:
     abstract: tree of jax.ShapeDtypeStruct of the parameters, as in `Checkpointer.restore`; the
     optimizer state is not read. Raises InputError and CheckpointError as `restore` does.
     """
-    raise NotImplementedError
+    path = _absolute(path)
+    if (path / "checkpoints").is_dir():
+        return _newest(path / "checkpoints", {"params": abstract}, "params/")[0].tree["params"]
+    require((path / "params").is_dir(), f"{path} is neither a model folder nor a run folder")
+    with _failures(f"loading model {path}"):
+        return _restore(path, None, abstract, "")[0]
 
 
 def verify(path: epath.PathLike) -> list[Report]:
-    """Check every digest of a run folder (all steps), one checkpoint, or a model folder.
+    """Check every digest of a run folder (all its steps), one checkpoint, or a model folder.
 
     Holds one array in memory at a time. Raises InputError if `path` is none of these.
     """
-    raise NotImplementedError
+    path = _absolute(path)
+    require(path.exists(), f"{path} does not exist")
+    if any((path / name).exists() for name in (mf.FILENAME, "state", "params")):
+        return [_verify(path, None)]
+    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = _steps(directory)
+    require(steps, f"{path} is neither a run folder with checkpoints, nor one, nor a model folder")
+    return [_verify(directory / str(step), step) for step in steps]
+
+
+# ---- Writing
+
+
+class _Writer:
+    """Orbax, told to write one folder at a time in the background."""
+
+    def __init__(self):
+        # Directories made in the background would leave threads behind when making them fails,
+        # and compressing float32 weights costs more than the tenth of the bytes that it saves.
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(use_compression=False),
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        self._count = itertools.count()
+        self.close = self._orbax.close
+
+    def start(
+        self,
+        final: epath.Path,
+        tree: Any,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+    ) -> Callable[[], None]:
+        """Copy the arrays to the host and start to write; the result waits and commits."""
+        leaves = mf.flatten(tree)
+        manifest.to_json()  # values that JSON has not are refused before anything is written
+        digests = {name: mf.digest(leaf) for name, leaf in leaves.items()}
+        arrays = {
+            name: ArrayRecord(shape=tuple(leaf.shape), dtype=str(leaf.dtype), digest="")
+            for name, leaf in leaves.items()
+        }
+        folder = final.with_name(final.name + ".tmp") if _can_rename(final) else final
+        stored = _nest({name: leaf for name, leaf in leaves.items() if leaf.size})
+        if folder == final and jax.process_index() == 0:
+            (final / mf.FILENAME).unlink(missing_ok=True)
+        self._orbax.save(folder / manifest.folder, args=ocp.args.PyTreeSave(stored), force=True)
+
+        def commit() -> None:
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                for name, data in files.items():
+                    (folder / name).write_bytes(data)
+                done = replace(
+                    manifest,
+                    arrays={
+                        name: replace(array, digest=mf.as_text(digests[name]))
+                        for name, array in arrays.items()
+                    },
+                    files={name: mf.sha256(data) for name, data in files.items()},
+                )
+                (folder / mf.FILENAME).write_text(done.to_json())
+                if folder != final:
+                    _rename_durably(folder, final)
+            # Not a device collective: those must come from the main thread, in one order.
+            barrier = ocp.multihost.get_barrier_sync_fn()
+            barrier(key=f"checkpoint_{next(self._count)}", timeout_ms=600_000)
+
+        return commit
+
+
+def _rename_durably(folder: epath.Path, final: epath.Path) -> None:
+    """Make `folder` appear as `final` once all of it is on the disk; replace what was there."""
+    for path, _, names in os.walk(folder):
+        for name in (*names, "."):
+            _sync(os.path.join(path, name))
+    old = final.with_name(final.name + ".old.tmp")
+    if final.exists():
+        final.rename(old)
+    folder.rename(final)
+    _sync(os.fspath(final.parent))
+    old.rmtree(missing_ok=True)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(folder: epath.Path) -> None:
+    """Delete a checkpoint so that half of it never looks like one."""
+    try:
+        if _can_rename(folder):
+            folder = folder.rename(folder.with_name(folder.name + ".old.tmp"))
+        else:
+            (folder / mf.FILENAME).unlink(missing_ok=True)
+        folder.rmtree()
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", folder, _one_line(error))
+
+
+# ---- Reading
+
+
+def _newest(
+    directory: epath.Path, abstract: Any, prefix: str, step: int | None = None
+) -> tuple[Restored, set[int]]:
+    """The newest step that verifies, or `step`; and the steps that were tried in vain."""
+    steps = _steps(directory) if step is None else [step]
+    failures: dict[int, str] = {}
+    # Host 0 chooses, since hosts may see a network file system in different states.
+    while (tried := _from_host_0(max((s for s in steps if s not in failures), default=-1))) >= 0:
+        folder = directory / str(tried)
+        try:
+            tree, manifest = _restore(folder, tried, abstract, prefix)
+            return Restored(tried, tree, manifest.extra), set(failures)
+        except InputError:
+            raise
+        except Exception as error:
+            failures[tried] = _one_line(error)
+            logger.warning("checkpoint %s cannot be used: %s", folder, failures[tried])
+    require(failures, f"{directory} holds no checkpoint")
+    reasons = "; ".join(f"step {s}: {reason}" for s, reason in failures.items())
+    raise CheckpointError(f"no checkpoint in {directory} can be used: {reasons}")
+
+
+def _restore(
+    folder: epath.Path, step: int | None, abstract: Any, prefix: str
+) -> tuple[Any, Manifest]:
+    """The arrays whose names start with `prefix`, once their digests agree.
+
+    Raises InputError if `abstract` is another tree, another exception if anything is damaged.
+    """
+    wanted = mf.flatten(abstract)
+    loaded: tuple[Manifest, dict[str, Any]] | None = None
+    failure: Exception | None = None
+    try:
+        manifest = Manifest.read(folder, step)
+        manifest.require_same(wanted, prefix, folder)
+        loaded = manifest, _read(folder / manifest.folder, wanted)
+    except Exception as error:
+        failure = error
+    # Every host must take part in what follows, or none: digests are collective.
+    everywhere = _on_all_hosts(loaded is not None)
+    if loaded is None or not everywhere:
+        raise failure or ValueError("another host cannot read it")
+    manifest, leaves = loaded
+    started = {name: mf.digest(leaf) for name, leaf in leaves.items()}
+    damaged = [n for n, lanes in started.items() if mf.as_text(lanes) != manifest.arrays[n].digest]
+    if damaged:
+        more = f" and of {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise ValueError(f"array {damaged[0]} is damaged (its digest{more} does not agree)")
+    return jax.tree.unflatten(jax.tree.structure(abstract), list(leaves.values())), manifest
+
+
+def _read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays from an orbax folder: jax arrays where a sharding is given, else NumPy arrays."""
+    stored = {name: a for name, a in wanted.items() if a.size}
+    leaves: dict[str, Any] = {}
+    if stored:
+        args = _nest({name: _restore_args(a) for name, a in stored.items()})
+        request = ocp.args.PyTreeRestore(args, restore_args=args, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            restored = orbax.restore(folder, args=request)
+        for name in stored:
+            leaf = restored
+            for part in name.split("/"):
+                leaf = leaf[part]
+            leaves[name] = leaf
+    for name, a in wanted.items():
+        if not a.size:  # orbax has no empty arrays
+            leaves[name] = _zeros(a)
+        shape, dtype = (getattr(leaves[name], key, None) for key in ("shape", "dtype"))
+        if (shape, dtype) != (a.shape, a.dtype):
+            raise ValueError(f"array {name} is damaged (read as {dtype}, shape {shape})")
+    return {name: leaves[name] for name in wanted}
+
+
+def _restore_args(a: Any) -> ocp.RestoreArgs:
+    if a.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=a.dtype)
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array, sharding=a.sharding, global_shape=a.shape, dtype=a.dtype
+    )
+
+
+def _zeros(a: Any) -> Any:
+    if a.sharding is None:
+        return np.zeros(a.shape, a.dtype)
+    return jnp.zeros(a.shape, a.dtype, device=a.sharding)
+
+
+def _verify(folder: epath.Path, step: int | None) -> Report:
+    try:
+        manifest = Manifest.read(folder, step)
+    except (ValueError, OSError) as error:
+        return Report(folder, step, _one_line(error), {})
+    try:  # XLA computes digests several times faster than NumPy
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        device = None
+    arrays: dict[str, str | None] = {}
+    for name, record in manifest.arrays.items():
+        a = jax.ShapeDtypeStruct(record.shape, jnp.dtype(record.dtype), sharding=device)
+        try:
+            found = mf.as_text(mf.digest(_read(folder / manifest.folder, {name: a})[name]))
+            sound = found == record.digest
+            arrays[name] = None if sound else f"its digest is {found}, not {record.digest}"
+        except Exception as error:
+            arrays[name] = _one_line(error)
+    return Report(folder, manifest.step, None, arrays)
+
+
+# ---- Small things
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    path = epath.Path(path)
+    return path.expanduser().absolute() if _can_rename(path) else path
+
+
+def _can_rename(path: epath.Path) -> bool:
+    """Whether this is a file system, which renames folders at once, and not an object store."""
+    return "://" not in os.fspath(path)
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """Every folder named by a step, sound or not, in ascending order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", p.name))
+
+
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts from names with `/`: what orbax stores, whatever classes the tree has."""
+    root: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = root
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return root
+
+
+def _from_host_0(value: int) -> int:
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _on_all_hosts(ok: bool) -> bool:
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
+
+
+@contextmanager
+def _failures(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong, in orbax or below, into one line."""
+    try:
+        yield
+    except (InputError, CheckpointError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what} failed: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__

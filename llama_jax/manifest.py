@@ -1,25 +1,53 @@
 """What a saved tree must hold: names, shapes, types and a digest of every array.
 
-The digest of an array is 64 bits, two independent 32-bit lanes, written as 16 hex digits. It is a
-sum over elements, so it does not depend on how the array is sharded, and a device computes it
-in place. For element `e` of an array in C order let
+The digest of an array is 64 bits, written as 16 hexadecimal digits: two lanes of 32 bits, each a
+sum over the elements. So it does not depend on how the array is laid out over devices and hosts,
+and each device sums its own part in one pass, fused, without a copy. For every element in C order
 
-    bits   its bits as an unsigned integer (types of 8 and 16 bits are widened), modulo 2^32
-    index  its linear index modulo 2^32
-    row    its linear index, floor-divided by the size of the last axis, modulo 2^32
+    bits   its bits as an unsigned integer (types of 8 and 16 bits are widened)
+    index  its linear index
+    row    its linear index divided by the length of the last axis, rounded down (0 for scalars)
 
-(index and row together are unique well beyond 2^32 elements). Then, modulo 2^32,
+and, with all arithmetic modulo 2^32,
 
-    h = mix(bits + A * index)           lane 1 = sum of h
-    g = mix(h ^ (B * row + C))          lane 2 = sum of g
+    h = mix(bits + A * index)          first lane  = sum of h
+    g = mix(h ^ (B * row + C))         second lane = sum of g
 
-where `mix` is a bijection of 32-bit integers, so that any change of a single element changes
-lane 1; other accidental damage goes unseen with probability about 2^-64. It is no protection
-against an adversary. Shape and type are compared apart.
+`mix` is a bijection (the finalizer of MurmurHash3), so h is one in `bits`, and g in h: a change
+of one element always changes both lanes. Index and row modulo 2^32 together tell elements apart
+in arrays of far more than 2^32 elements. Any other accident, such as two elements exchanged, goes
+unseen with a probability of about 2^-64. It is no defence against an adversary. Shape and type
+are not in the digest; the manifest holds them beside it.
 """
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax import lax
+
+from llama_jax import __version__
+from llama_jax.config import require
+
+FILENAME = "manifest.json"
+FORMAT = 1
+DTYPES = (
+    "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32",
+    "float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32",
+)  # fmt: skip
+"""Types that can be saved: whole bytes, at most four, so that jax has them without 64-bit mode."""
+
+_A, _B, _C = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77), np.uint32(0x27D4EB2F)
+_M1, _M2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+_CHUNK = 1 << 15  # elements: the work space of one chunk stays in a core's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +61,7 @@ class ArrayRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Content of `manifest.json`. The file also holds the SHA-256 of the rest of itself."""
+    """Content of `manifest.json`. The file also holds the SHA-256 of all the rest of it."""
 
     folder: str
     """Folder beside the manifest in which orbax keeps the arrays: `state` or `params`."""
@@ -42,21 +70,169 @@ class Manifest:
     step: int | None = None
     """Training step; None for a model folder."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of other files in the folder, by file name."""
+    """SHA-256 of the other files beside the manifest, by name."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Small JSON values of the caller: config digest, data fingerprint, origin."""
+    """Small JSON values of the caller: data fingerprint, origin."""
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "llama-jax": __version__,
+            "jax": jax.__version__,
+            "orbax-checkpoint": version("orbax-checkpoint"),
+        }
+    )
+    """What wrote the folder."""
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        values = {"format": FORMAT, **asdict(self)}
+        return json.dumps(values | {"digest": _canonical_digest(values)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Parse `manifest.json`. Raises ValueError if it is damaged or of another format."""
+        try:
+            values = json.loads(text)
+            digest = values.pop("digest")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{FILENAME} is damaged ({error!r:.80})") from error
+        if _canonical_digest(values) != digest:
+            raise ValueError(f"{FILENAME} is damaged (its own digest does not agree)")
+        written = values.pop("format")
+        if written != FORMAT:
+            raise ValueError(f"{FILENAME} has format {written}; this version reads {FORMAT}")
+        arrays = {
+            name: ArrayRecord(**row | {"shape": tuple(row["shape"])})
+            for name, row in values.pop("arrays").items()
+        }
+        return cls(
+            arrays=arrays, **{f.name: values[f.name] for f in fields(cls) if f.name in values}
+        )
+
+    @classmethod
+    def read(cls, folder: epath.Path, step: int | None = None) -> "Manifest":
+        """The manifest in `folder`, when the files beside it agree with it.
+
+        Raises ValueError if anything is missing, damaged or of another step.
+        """
+        if not (folder / FILENAME).exists():
+            raise ValueError(f"{FILENAME} is missing")
+        manifest = cls.from_json((folder / FILENAME).read_bytes())
+        if step is not None and manifest.step != step:
+            raise ValueError(f"{FILENAME} is that of step {manifest.step}")
+        for name, digest in manifest.files.items():
+            if not (folder / name).exists():
+                raise ValueError(f"{name} is missing")
+            if sha256((folder / name).read_bytes()) != digest:
+                raise ValueError(f"{name} is damaged (its SHA-256 does not agree)")
+        return manifest
+
+    def require_same(self, wanted: Mapping[str, Any], prefix: str, where: Any) -> None:
+        """Raise InputError with the differences between `wanted` and the arrays under `prefix`."""
+        saved = {name: a for name, a in self.arrays.items() if name.startswith(prefix)}
+        differences = [f"{name} is not in it" for name in wanted if name not in saved]
+        for name, array in saved.items():
+            if name not in wanted:
+                differences.append(f"{name} is in it as well")
+            elif _layout(array) != _layout(wanted[name]):
+                differences.append(f"{name} is {_layout(array)}, not {_layout(wanted[name])}")
+        shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
+        require(not differences, f"{where} does not fit the configuration: {shown}")
+
+
+def _layout(a: Any) -> str:
+    return f"{a.dtype}{list(a.shape)}"
+
+
+def _canonical_digest(values: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves of any pytree by name: keys, attributes and positions joined with `/`."""
-    raise NotImplementedError
+    """Leaves of any pytree by name: dict keys, attributes and positions joined with `/`.
+
+    Raises InputError if two leaves get one name, or one is not an array of a type in DTYPES.
+    """
+    leaves: dict[str, Any] = {}
+    seen: dict[str, str] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype = str(getattr(leaf, "dtype", type(leaf).__name__))
+        require(dtype in DTYPES, f"{name or 'tree'} is {dtype}; arrays of {DTYPES} can be saved")
+        # Orbax joins the parts of a name with dots.
+        other = seen.setdefault(name.replace("/", "."), name)
+        require(name not in leaves and other == name, f"the tree has both {other} and {name}")
+        leaves[name] = leaf
+    require(leaves, "the tree holds no arrays")
+    return leaves
 
 
-def device_digests(tree: Any) -> Any:
-    """Digests of a tree of jax arrays, on their devices."""
-    raise NotImplementedError
+def digest(array: Any) -> Any:
+    """Start to compute the digest of one array; `as_text` waits for it.
+
+    A jax array is digested on its devices (every host must call), a NumPy array at once.
+    """
+    if isinstance(array, jax.Array):
+        return _device_digest(array)
+    return _host_digest(np.asarray(array))
 
 
-def host_digest(array: Any) -> str:
-    """Digest of a NumPy array."""
-    raise NotImplementedError
+def as_text(lanes: Any) -> str:
+    """16 hexadecimal digits from what `digest` returned."""
+    first, second = (int(lane) for lane in lanes)
+    return f"{first:08x}{second:08x}"
+
+
+def _mix(h: Any) -> Any:
+    h = (h ^ (h >> np.uint32(16))) * _M1
+    h = (h ^ (h >> np.uint32(13))) * _M2
+    return h ^ (h >> np.uint32(16))
+
+
+@jax.jit
+def _device_digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if x.dtype == jnp.bool_:
+        bits = x.astype(jnp.uint32)
+    else:
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    # A sum of one iota per axis, so that every device makes just its own part of the indices.
+    index = row = jnp.zeros_like(bits)
+    stride = 1
+    for axis in reversed(range(x.ndim)):
+        i = lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        index += i * np.uint32(stride % 2**32)
+        if axis < x.ndim - 1:
+            row += i * np.uint32(stride // max(x.shape[-1], 1) % 2**32)
+        stride *= x.shape[axis]
+    first = _mix(bits + _A * index)
+    second = _mix(first ^ (_B * row + _C))
+
+    def add(a: Any, b: Any) -> Any:
+        return a[0] + b[0], a[1] + b[1]
+
+    # One reduction of the pair reads the array once; two sums would read it twice.
+    return lax.reduce((first, second), (np.uint32(0),) * 2, add, tuple(range(x.ndim)))
+
+
+def _host_digest(x: np.ndarray) -> tuple[int, int]:
+    columns = max(x.shape[-1] if x.ndim else 1, 1)
+    flat = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+
+    def lanes(start: int) -> tuple[int, int]:
+        bits = flat[start : start + _CHUNK].astype(np.uint32)
+        offset = np.arange(bits.size, dtype=np.uint32)
+        first = _mix(bits + (offset + np.uint32(start % 2**32)) * _A)
+        # 32-bit division is several times faster than 64-bit; columns stay below 2^32 - _CHUNK.
+        row = (offset + np.uint32(start % columns)) // np.uint32(columns)
+        row += np.uint32(start // columns % 2**32)
+        second = _mix(first ^ (row * _B + _C))
+        return int(first.sum(dtype=np.uint64)), int(second.sum(dtype=np.uint64))
+
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(lanes, range(0, flat.size, _CHUNK)))
+    return sum(a for a, _ in sums) % 2**32, sum(b for _, b in sums) % 2**32
