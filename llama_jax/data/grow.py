@@ -1,0 +1,226 @@
+"""New pieces for another language, appended to a trained vocabulary.
+
+Old pieces keep their ids and their merges come first, so text in which no new piece occurs is
+encoded as before. New pieces are learnt by going on with byte-pair encoding where the old
+tokenizer stops: over the pieces that it leaves, which is why every new piece can be reached.
+"""
+
+import heapq
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import groupby, pairwise
+from typing import Any
+
+from llama_jax.config import require
+from llama_jax.data.tokenizer import Tokenizer, check_unicode
+
+SPACE = "\u2581"
+_MAX_CHARS = 16  # of a piece, as sentencepiece's own limit
+_MAX_WORD = 64  # characters of unspaced text taken together
+_NORMAL, _BYTE = 1, 6  # piece types of sentencepiece_model.proto
+
+
+def grow(
+    tokenizer: Tokenizer, texts: Iterable[str], num_new: int
+) -> tuple[Tokenizer, list[list[int]]]:
+    """Append `num_new` pieces learnt from texts in another language.
+
+    Returns the grown tokenizer and, for each new piece, the old ids that spelled it, so that its
+    embedding can begin as the mean of theirs (`llama_jax.model.weights`).
+
+    Raises InputError if the texts support fewer new pieces, or if they hold lone surrogates.
+    """
+    require(num_new > 0, f"number of new pieces {num_new} must be positive")
+    model = _ModelProto.FromString(tokenizer.model_bytes)
+    known = {piece.piece for piece in model.pieces}
+    bare = _without_dummy_prefix(model)
+    words = [
+        (symbols, count)
+        for word, count in _words(texts).items()
+        if len(symbols := _symbols(bare, word)) > 0
+    ]
+    pieces = _learn(words, known, num_new)
+    require(
+        len(pieces) == num_new,
+        f"{num_new} new pieces are more than the text supports; it supports {len(pieces)}",
+    )
+    lowest = min(piece.score for piece in model.pieces)
+    for rank, piece in enumerate(pieces):
+        model.pieces.add(piece=piece, score=lowest - 1 - rank, type=_NORMAL)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    spelled = bare.encode_batch([piece.replace(SPACE, " ") for piece in pieces])
+    return Tokenizer.from_bytes(model.SerializeToString()), spelled
+
+
+def _words(texts: Iterable[str]) -> Counter[str]:
+    """Runs of letters and their marks, with the space before them if there is one."""
+    words: Counter[str] = Counter()
+    for text in texts:
+        check_unicode(text)
+        for word in text.split():
+            before = SPACE
+            for is_letter, run in groupby(word, lambda c: unicodedata.category(c)[0] in "LM"):
+                letters = "".join(run)
+                if is_letter:
+                    for start in range(0, len(letters), _MAX_WORD):
+                        words[before + letters[start : start + _MAX_WORD]] += 1
+                        before = ""
+                before = ""
+    return words
+
+
+def _symbols(bare: Tokenizer, word: str) -> list[str]:
+    """The pieces that the old tokenizer leaves of a word; what it spells in bytes as characters."""
+    symbols = []
+    ids = bare.encode(word.replace(SPACE, " "))
+    pieces = _pieces(bare)
+    for is_byte, run in groupby(ids, lambda token: pieces[token] is None):
+        if is_byte:
+            symbols += bare.decode_bytes(list(run)).decode("utf-8")
+        else:
+            symbols += [pieces[token] for token in run]
+    return symbols
+
+
+@cache
+def _pieces(tokenizer: Tokenizer) -> list[str | None]:
+    """Pieces by id; None for bytes."""
+    model = _ModelProto.FromString(tokenizer.model_bytes)
+    return [None if piece.type == _BYTE else piece.piece for piece in model.pieces]
+
+
+def _learn(words: list[tuple[list[str], int]], known: set[str], num_new: int) -> list[str]:
+    """Byte-pair encoding from where it stopped: unknown characters first, then merges."""
+    characters: Counter[str] = Counter()
+    for symbols, count in words:
+        for symbol in symbols:
+            if symbol not in known:
+                characters[symbol] += count
+    # Rare characters stay in bytes: they would take the place of pieces that save more.
+    common = [
+        c for c, n in sorted(characters.items(), key=lambda item: (-item[1], item[0])) if n > 1
+    ]
+    learnt = common[: max(1, num_new // 2)]
+    mergeable = known | set(learnt)
+    corpus = _Corpus(words)
+    while len(learnt) < num_new:
+        piece = corpus.most_frequent()
+        if piece is None:
+            break
+        learnt.append(piece)
+        mergeable.add(piece)
+        todo = {piece}
+        while todo:  # a merge may bring together what spells an older piece; that merges at once
+            todo = corpus.merge(min(todo)) & mergeable
+    return learnt
+
+
+class _Corpus:
+    """Words as symbols, with counts of what adjacent symbols would make together.
+
+    Counted by the string, not by the pair: sentencepiece merges whatever spells a piece.
+    """
+
+    def __init__(self, words: list[tuple[list[str], int]]):
+        self._words = [list(symbols) for symbols, _ in words]
+        self._counts = [count for _, count in words]
+        self._total: Counter[str] = Counter()
+        self._where: defaultdict[str, set[int]] = defaultdict(set)
+        self._heap: list[tuple[int, str]] = []
+        for index in range(len(words)):
+            self._add(index, 1)
+        self._push(list(self._total))
+
+    def _add(self, index: int, sign: int) -> list[str]:
+        joined = [a + b for a, b in pairwise(self._words[index])]
+        for text in joined:
+            self._total[text] += sign * self._counts[index]
+            self._where[text].add(index)
+        return joined
+
+    def _push(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if self._total[text] > 1 and len(text) <= _MAX_CHARS:
+                heapq.heappush(self._heap, (-self._total[text], text))
+
+    def most_frequent(self) -> str | None:
+        """The string with the highest count above 1, the first of equals; None if there is none."""
+        while self._heap:
+            count, text = heapq.heappop(self._heap)
+            if -count == self._total[text]:
+                return text
+        return None
+
+    def merge(self, piece: str) -> set[str]:
+        """Join adjacent symbols that spell the piece, from the left; what neighbours spell now."""
+        changed: set[str] = set()
+        for index in self._where.pop(piece, ()):
+            changed.update(self._add(index, -1))
+            self._words[index] = list(_merged(self._words[index], piece))
+            changed.update(self._add(index, 1))
+        self._total.pop(piece, None)
+        changed = {text for text in changed if self._total[text] > 0}
+        self._push(sorted(changed))
+        return changed
+
+
+def _merged(symbols: list[str], piece: str) -> Iterator[str]:
+    index = 0
+    while index < len(symbols):
+        if index + 1 < len(symbols) and symbols[index] + symbols[index + 1] == piece:
+            yield piece
+            index += 2
+        else:
+            yield symbols[index]
+            index += 1
+
+
+def _without_dummy_prefix(model: Any) -> Tokenizer:
+    """The old tokenizer for parts of words."""
+    bare = _ModelProto.FromString(model.SerializeToString())
+    bare.normalizer_spec.add_dummy_prefix = False
+    return Tokenizer.from_bytes(bare.SerializeToString())
+
+
+def _model_proto() -> Any:
+    """The message class of a model file.
+
+    Only the fields that change are declared; protobuf keeps the others. The module that comes with
+    sentencepiece demands a newer protobuf than TFDS allows.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="llama_jax/tokenizer_model.proto", package="llama_jax", syntax="proto2"
+    )
+    layout = {
+        "Piece": [("piece", 1, "STRING"), ("score", 2, "FLOAT"), ("type", 3, "INT32")],
+        "TrainerSpec": [("vocab_size", 4, "INT32")],
+        "NormalizerSpec": [("add_dummy_prefix", 3, "BOOL")],
+        "Model": [
+            ("pieces", 1, "Piece"),
+            ("trainer_spec", 2, "TrainerSpec"),
+            ("normalizer_spec", 3, "NormalizerSpec"),
+        ],
+    }
+    for message, fields in layout.items():
+        declared = file.message_type.add(name=message)
+        for name, number, kind in fields:
+            label = field.LABEL_REPEATED if name == "pieces" else field.LABEL_OPTIONAL
+            if kind in layout:
+                declared.field.add(
+                    name=name, number=number, label=label, type=field.TYPE_MESSAGE,
+                    type_name=f".llama_jax.{kind}",
+                )  # fmt: skip
+            else:
+                scalar = getattr(field, f"TYPE_{kind}")
+                declared.field.add(name=name, number=number, label=label, type=scalar)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("llama_jax.Model"))
+
+
+_ModelProto = _model_proto()
