@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
-from llama_jax.model.layer import Cache, decoder_layer
+from llama_jax.model.layer import decoder_layer
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.rules import constrain
+
+Caches = tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]
 
 _policies = jax.checkpoint_policies
 _NAMES = ("q", "k", "v", "out")
@@ -61,9 +63,9 @@ class Llama(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        kv: Cache | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"], Cache | None]:
-        """Normed residual stream, the head, and the updated cache (each [L,B,S,K,H]).
+        kv: Caches | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"], Caches | None]:
+        """Normed residual stream, the head, and the updated caches of all layers.
 
         Logits are x @ head; they are left to the loss and to sampling, which take few positions at
         a time. Positions default to 0..T-1.

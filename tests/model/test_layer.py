@@ -1,0 +1,95 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.model.layer import decoder_layer
+from llama_jax.model.llama import Llama, hidden
+from llama_jax.model.weights import abstract_params
+from llama_jax.ops.norm import rms_norm
+from tests.comparison import assert_close, assert_trees_close, random_params
+from tests.model.small import SMALL, packed, tokens_of
+
+PARAMS = random_params(abstract_params(SMALL))
+
+
+def layer_of(index):
+    return {name: stacked[index] for name, stacked in PARAMS["layers"].items()}
+
+
+def test_the_scan_is_a_loop_over_the_layer():
+    tokens = tokens_of(SMALL, 2, 16)
+    segment_ids, positions = packed((9, 7), (2, 14))
+
+    @jax.jit
+    def loop(params):
+        x = params["embed"][tokens]
+        for index in range(SMALL.num_layers):
+            w = {name: stacked[index] for name, stacked in params["layers"].items()}
+            x, _ = decoder_layer(w, x, None, positions, segment_ids, cfg=SMALL)
+        return rms_norm(x, params["norm"], eps=SMALL.norm_eps)
+
+    scan = jax.jit(
+        lambda p: hidden(p, tokens, config=SMALL, positions=positions, segment_ids=segment_ids)[0]
+    )
+    assert_close(scan(PARAMS), loop(PARAMS), 1e-6)
+    weights = jnp.cos(jnp.arange(2 * 16 * SMALL.d_model, dtype=jnp.float32))
+
+    def gradient(f):
+        return jax.jit(jax.grad(lambda params: f(params).ravel() @ weights))(PARAMS)
+
+    assert_trees_close(gradient(scan), gradient(loop), 1e-5)
+
+
+def test_the_layers_differ_and_stand_in_order():
+    tokens = tokens_of(SMALL, 1, 8)
+    forward, _ = hidden(PARAMS, tokens, config=SMALL)
+    swapped = {**PARAMS, "layers": jax.tree.map(lambda a: a[::-1], PARAMS["layers"])}
+    backward, _ = hidden(swapped, tokens, config=SMALL)
+    assert float(jnp.abs(forward - backward).max()) > 0.1
+
+
+@pytest.mark.parametrize("starts", [(0, 0), (4, 1)], ids=["fresh", "ragged"])
+def test_a_cache_continues_the_layer(starts):
+    """Rows of 4 and 1 cached positions; 3 new ones, then 1: as one row computed whole."""
+    B, S, T = 2, 12, 8
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((B, T, SMALL.d_model)), jnp.float32)
+    run = jax.jit(partial(decoder_layer, cfg=SMALL))
+    positions = jnp.tile(jnp.arange(T)[None], (B, 1))
+    whole, none = run(layer_of(0), x, None, positions, None)
+    assert none is None
+
+    # A cache full of what an earlier, longer prompt left: none of it may be seen.
+    shape = (B, S, SMALL.num_kv_heads, SMALL.head_dim)
+    kv = tuple(jnp.asarray(100 * rng.standard_normal(shape), jnp.float32) for _ in range(2))
+    before = np.asarray(starts)
+    if before.any():
+        _, kv = run(layer_of(0), x[:, :4], kv, positions[:, :4], None)
+    for length in (3, 1):
+        rows = before[:, None] + np.arange(length)[None]
+        new = jnp.take_along_axis(x, jnp.asarray(rows)[:, :, None], axis=1)
+        out, kv = run(layer_of(0), new, kv, jnp.asarray(rows), None)
+        expected = np.take_along_axis(np.asarray(whole), rows[:, :, None], axis=1)
+        assert_close(out, expected, 1e-5)
+        before = before + length
+
+
+def test_a_bfloat16_stream_stays_bfloat16():
+    w = {k: v.astype(jnp.bfloat16) if v.ndim > 1 else v for k, v in layer_of(0).items()}
+    x = jnp.ones((1, 3, SMALL.d_model), jnp.bfloat16)
+    out, _ = decoder_layer(w, x, None, jnp.arange(3)[None], None, cfg=SMALL)
+    assert out.dtype == jnp.bfloat16
+
+
+def test_the_shell_returns_the_stack_of_caches():
+    shape = (SMALL.num_layers, 2, 12, SMALL.num_kv_heads, SMALL.head_dim)
+    kv = (jnp.zeros(shape), jnp.zeros(shape))
+    tokens = tokens_of(SMALL, 2, 5)
+    x, _, (k, v) = Llama(SMALL).apply({"params": PARAMS}, tokens, None, None, kv)
+    assert k.shape == v.shape == shape
+    written = np.asarray(jnp.any(k != 0, axis=(1, 3, 4)))  # [L,S]
+    np.testing.assert_array_equal(written, np.tile(np.arange(12) < 5, (2, 1)))
+    assert_close(x, hidden(PARAMS, tokens, config=SMALL)[0], 1e-5)
