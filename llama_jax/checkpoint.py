@@ -4,40 +4,34 @@
     MODEL/{config.json, tokenizer.model, params/ (orbax), manifest.json}
 
 Orbax copies the arrays to the host, and writes them while the devices go on; every host writes
-its shards. It restores damaged bytes as wrong numbers without an error, so the digests of the
-manifest (`manifest.py`) are taken on the devices before the save and again after the restore.
+its shards. It restores damaged bytes as wrong numbers without an error, so the digests of
+`manifest.py` are taken on the devices before a save and again after a restore.
 
 A folder with a manifest is complete. On a file system a save is written under a name that ends in
 `.tmp` and renamed when every byte is on the disk; in an object store, which cannot rename, the
 manifest is written last. Host 0 alone writes manifests, renames and deletes.
 """
 
-import itertools
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
 from llama_jax import manifest as mf
+from llama_jax import storage
 from llama_jax.config import InputError, require
-from llama_jax.manifest import ArrayRecord, Manifest
+from llama_jax.manifest import Manifest
+from llama_jax.storage import CheckpointError
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written, or none could be read. One line that names the path."""
 
 
 class Restored(NamedTuple):
@@ -76,7 +70,7 @@ class Checkpointer:
         self._directory = _absolute(directory)
         self._keep = keep
         self._keep_every = keep_every
-        self._writer = _Writer()
+        self._writer = storage.Writer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._cleaned = False
@@ -96,7 +90,7 @@ class Checkpointer:
         if not self._cleaned and jax.process_index() == 0:
             self._clean()
         self._cleaned = True
-        with _failures(f"saving checkpoint {final}"):
+        with storage.failures(f"saving checkpoint {final}"):
             commit = self._writer.start(final, tree, manifest, files={})
         self._pending = self._thread.submit(self._finish, commit, step)
 
@@ -146,12 +140,12 @@ class Checkpointer:
         return self._directory / str(step)
 
     def _finish(self, commit: Callable[[], None], step: int) -> None:
-        with _failures(f"saving checkpoint {self._path(step)}"):
+        with storage.failures(f"saving checkpoint {self._path(step)}"):
             commit()
             self._damaged.discard(step)
             if jax.process_index() == 0:
                 for old in self._obsolete(step):
-                    _discard(self._path(old))
+                    storage.discard(self._path(old))
 
     def _obsolete(self, saved: int) -> list[int]:
         """Steps that go now that `saved` is durable. Later steps stay: damaged ones, say."""
@@ -167,7 +161,7 @@ class Checkpointer:
         if not self._directory.exists():
             return
         for path in self._directory.iterdir():
-            unfinished = not _can_rename(path) and not (path / mf.FILENAME).exists()
+            unfinished = not storage.can_rename(path) and not (path / mf.FILENAME).exists()
             if re.fullmatch(r"\d+" if unfinished else r"\d+(\.old)?\.tmp", path.name):
                 logger.info("removing %s, left by a save that was killed", path)
                 path.rmtree(missing_ok=True)
@@ -189,9 +183,9 @@ def save_model(
     require(empty, f"{path} exists and is not empty: name a new folder for the model")
     files = {"config.json": config_json.encode(), "tokenizer.model": tokenizer}
     manifest = Manifest(folder="params", arrays={}, extra={"origin": dict(origin)})
-    writer = _Writer()
+    writer = storage.Writer()
     try:
-        with _failures(f"saving model {path}"):
+        with storage.failures(f"saving model {path}"):
             writer.start(path, params, manifest, files)()
     finally:
         writer.close()
@@ -207,8 +201,8 @@ def load_params(path: epath.PathLike, abstract: Any) -> Any:
     if (path / "checkpoints").is_dir():
         return _newest(path / "checkpoints", {"params": abstract}, "params/")[0].tree["params"]
     require((path / "params").is_dir(), f"{path} is neither a model folder nor a run folder")
-    with _failures(f"loading model {path}"):
-        return _restore(path, None, abstract, "")[0]
+    with storage.failures(f"loading model {path}"):
+        return storage.restore(path, None, abstract, "")[0]
 
 
 def verify(path: epath.PathLike) -> list[Report]:
@@ -226,99 +220,6 @@ def verify(path: epath.PathLike) -> list[Report]:
     return [_verify(directory / str(step), step) for step in steps]
 
 
-# ---- Writing
-
-
-class _Writer:
-    """Orbax, told to write one folder at a time in the background."""
-
-    def __init__(self):
-        # Directories made in the background would leave threads behind when making them fails,
-        # and compressing float32 weights costs more than the tenth of the bytes that it saves.
-        self._orbax = ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(use_compression=False),
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
-        self._count = itertools.count()
-        self.close = self._orbax.close
-
-    def start(
-        self,
-        final: epath.Path,
-        tree: Any,
-        manifest: Manifest,
-        files: Mapping[str, bytes],
-    ) -> Callable[[], None]:
-        """Copy the arrays to the host and start to write; the result waits and commits."""
-        leaves = mf.flatten(tree)
-        manifest.to_json()  # values that JSON has not are refused before anything is written
-        digests = {name: mf.digest(leaf) for name, leaf in leaves.items()}
-        arrays = {
-            name: ArrayRecord(shape=tuple(leaf.shape), dtype=str(leaf.dtype), digest="")
-            for name, leaf in leaves.items()
-        }
-        folder = final.with_name(final.name + ".tmp") if _can_rename(final) else final
-        stored = _nest({name: leaf for name, leaf in leaves.items() if leaf.size})
-        if folder == final and jax.process_index() == 0:
-            (final / mf.FILENAME).unlink(missing_ok=True)
-        self._orbax.save(folder / manifest.folder, args=ocp.args.PyTreeSave(stored), force=True)
-
-        def commit() -> None:
-            self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
-                for name, data in files.items():
-                    (folder / name).write_bytes(data)
-                done = replace(
-                    manifest,
-                    arrays={
-                        name: replace(array, digest=mf.as_text(digests[name]))
-                        for name, array in arrays.items()
-                    },
-                    files={name: mf.sha256(data) for name, data in files.items()},
-                )
-                (folder / mf.FILENAME).write_text(done.to_json())
-                if folder != final:
-                    _rename_durably(folder, final)
-            # Not a device collective: those must come from the main thread, in one order.
-            barrier = ocp.multihost.get_barrier_sync_fn()
-            barrier(key=f"checkpoint_{next(self._count)}", timeout_ms=600_000)
-
-        return commit
-
-
-def _rename_durably(folder: epath.Path, final: epath.Path) -> None:
-    """Make `folder` appear as `final` once all of it is on the disk; replace what was there."""
-    for path, _, names in os.walk(folder):
-        for name in (*names, "."):
-            _sync(os.path.join(path, name))
-    old = final.with_name(final.name + ".old.tmp")
-    if final.exists():
-        final.rename(old)
-    folder.rename(final)
-    _sync(os.fspath(final.parent))
-    old.rmtree(missing_ok=True)
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _discard(folder: epath.Path) -> None:
-    """Delete a checkpoint so that half of it never looks like one."""
-    try:
-        if _can_rename(folder):
-            folder = folder.rename(folder.with_name(folder.name + ".old.tmp"))
-        else:
-            (folder / mf.FILENAME).unlink(missing_ok=True)
-        folder.rmtree()
-    except OSError as error:
-        logger.warning("%s cannot be removed: %s", folder, _one_line(error))
-
-
 # ---- Reading
 
 
@@ -332,89 +233,23 @@ def _newest(
     while (tried := _from_host_0(max((s for s in steps if s not in failures), default=-1))) >= 0:
         folder = directory / str(tried)
         try:
-            tree, manifest = _restore(folder, tried, abstract, prefix)
+            tree, manifest = storage.restore(folder, tried, abstract, prefix)
             return Restored(tried, tree, manifest.extra), set(failures)
         except InputError:
             raise
         except Exception as error:
-            failures[tried] = _one_line(error)
+            failures[tried] = storage.one_line(error)
             logger.warning("checkpoint %s cannot be used: %s", folder, failures[tried])
     require(failures, f"{directory} holds no checkpoint")
     reasons = "; ".join(f"step {s}: {reason}" for s, reason in failures.items())
     raise CheckpointError(f"no checkpoint in {directory} can be used: {reasons}")
 
 
-def _restore(
-    folder: epath.Path, step: int | None, abstract: Any, prefix: str
-) -> tuple[Any, Manifest]:
-    """The arrays whose names start with `prefix`, once their digests agree.
-
-    Raises InputError if `abstract` is another tree, another exception if anything is damaged.
-    """
-    wanted = mf.flatten(abstract)
-    loaded: tuple[Manifest, dict[str, Any]] | None = None
-    failure: Exception | None = None
-    try:
-        manifest = Manifest.read(folder, step)
-        manifest.require_same(wanted, prefix, folder)
-        loaded = manifest, _read(folder / manifest.folder, wanted)
-    except Exception as error:
-        failure = error
-    # Every host must take part in what follows, or none: digests are collective.
-    everywhere = _on_all_hosts(loaded is not None)
-    if loaded is None or not everywhere:
-        raise failure or ValueError("another host cannot read it")
-    manifest, leaves = loaded
-    started = {name: mf.digest(leaf) for name, leaf in leaves.items()}
-    damaged = [n for n, lanes in started.items() if mf.as_text(lanes) != manifest.arrays[n].digest]
-    if damaged:
-        more = f" and of {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise ValueError(f"array {damaged[0]} is damaged (its digest{more} does not agree)")
-    return jax.tree.unflatten(jax.tree.structure(abstract), list(leaves.values())), manifest
-
-
-def _read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays from an orbax folder: jax arrays where a sharding is given, else NumPy arrays."""
-    stored = {name: a for name, a in wanted.items() if a.size}
-    leaves: dict[str, Any] = {}
-    if stored:
-        args = _nest({name: _restore_args(a) for name, a in stored.items()})
-        request = ocp.args.PyTreeRestore(args, restore_args=args, partial_restore=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            restored = orbax.restore(folder, args=request)
-        for name in stored:
-            leaf = restored
-            for part in name.split("/"):
-                leaf = leaf[part]
-            leaves[name] = leaf
-    for name, a in wanted.items():
-        if not a.size:  # orbax has no empty arrays
-            leaves[name] = _zeros(a)
-        shape, dtype = (getattr(leaves[name], key, None) for key in ("shape", "dtype"))
-        if (shape, dtype) != (a.shape, a.dtype):
-            raise ValueError(f"array {name} is damaged (read as {dtype}, shape {shape})")
-    return {name: leaves[name] for name in wanted}
-
-
-def _restore_args(a: Any) -> ocp.RestoreArgs:
-    if a.sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=a.dtype)
-    return ocp.ArrayRestoreArgs(
-        restore_type=jax.Array, sharding=a.sharding, global_shape=a.shape, dtype=a.dtype
-    )
-
-
-def _zeros(a: Any) -> Any:
-    if a.sharding is None:
-        return np.zeros(a.shape, a.dtype)
-    return jnp.zeros(a.shape, a.dtype, device=a.sharding)
-
-
 def _verify(folder: epath.Path, step: int | None) -> Report:
     try:
         manifest = Manifest.read(folder, step)
     except (ValueError, OSError) as error:
-        return Report(folder, step, _one_line(error), {})
+        return Report(folder, step, storage.one_line(error), {})
     try:  # XLA computes digests several times faster than NumPy
         device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -423,11 +258,11 @@ def _verify(folder: epath.Path, step: int | None) -> Report:
     for name, record in manifest.arrays.items():
         a = jax.ShapeDtypeStruct(record.shape, jnp.dtype(record.dtype), sharding=device)
         try:
-            found = mf.as_text(mf.digest(_read(folder / manifest.folder, {name: a})[name]))
+            found = mf.as_text(mf.digest(storage.read(folder / manifest.folder, {name: a})[name]))
             sound = found == record.digest
             arrays[name] = None if sound else f"its digest is {found}, not {record.digest}"
         except Exception as error:
-            arrays[name] = _one_line(error)
+            arrays[name] = storage.one_line(error)
     return Report(folder, manifest.step, None, arrays)
 
 
@@ -436,12 +271,7 @@ def _verify(folder: epath.Path, step: int | None) -> Report:
 
 def _absolute(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
-    return path.expanduser().absolute() if _can_rename(path) else path
-
-
-def _can_rename(path: epath.Path) -> bool:
-    """Whether this is a file system, which renames folders at once, and not an object store."""
-    return "://" not in os.fspath(path)
+    return path.expanduser().absolute() if storage.can_rename(path) else path
 
 
 def _steps(directory: epath.Path) -> list[int]:
@@ -451,37 +281,5 @@ def _steps(directory: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", p.name))
 
 
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from names with `/`: what orbax stores, whatever classes the tree has."""
-    root: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = root
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return root
-
-
 def _from_host_0(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def _on_all_hosts(ok: bool) -> bool:
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
-
-
-@contextmanager
-def _failures(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong, in orbax or below, into one line."""
-    try:
-        yield
-    except (InputError, CheckpointError):
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{what} failed: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:300] or type(error).__name__

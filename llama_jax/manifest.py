@@ -155,17 +155,19 @@ def sha256(data: bytes) -> str:
 def flatten(tree: Any) -> dict[str, Any]:
     """Leaves of any pytree by name: dict keys, attributes and positions joined with `/`.
 
-    Raises InputError if two leaves get one name, or one is not an array of a type in DTYPES.
+    Raises InputError if a leaf is no array of a type in DTYPES, or a key holds `/` or `.`, which
+    join names here and in orbax.
     """
     leaves: dict[str, Any] = {}
-    seen: dict[str, str] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        name = "/".join(parts)
+        require(
+            parts and all(part and not {"/", "."} & set(part) for part in parts),
+            f"leaf {name!r} has a key that is empty or holds / or .",
+        )
         dtype = str(getattr(leaf, "dtype", type(leaf).__name__))
-        require(dtype in DTYPES, f"{name or 'tree'} is {dtype}; arrays of {DTYPES} can be saved")
-        # Orbax joins the parts of a name with dots.
-        other = seen.setdefault(name.replace("/", "."), name)
-        require(name not in leaves and other == name, f"the tree has both {other} and {name}")
+        require(dtype in DTYPES, f"{name} is {dtype}; only arrays of {', '.join(DTYPES)} are saved")
         leaves[name] = leaf
     require(leaves, "the tree holds no arrays")
     return leaves

@@ -1,0 +1,246 @@
+"""One folder of arrays: written by orbax in the background, committed whole, checked when read."""
+
+import itertools
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from llama_jax import manifest as mf
+from llama_jax.config import InputError
+from llama_jax.manifest import ArrayRecord, Manifest
+
+logger = logging.getLogger(__name__)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop the tracebacks that orbax logs for what it also raises: we tell it once, in a line."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_is_news)
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written, or none could be read. One line that names the path."""
+
+
+class Writer:
+    """Orbax, told to write one folder at a time in the background."""
+
+    def __init__(self):
+        # Directories made in the background would leave threads behind when making them fails,
+        # and compressing float32 weights costs more than the tenth of the bytes that it saves.
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(use_compression=False),
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        self._count = itertools.count()
+        self.close = self._orbax.close
+
+    def start(
+        self,
+        final: epath.Path,
+        tree: Any,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+    ) -> Callable[[], None]:
+        """Copy the arrays to the host and start to write; the result waits and commits."""
+        leaves = mf.flatten(tree)
+        manifest.to_json()  # values that JSON has not are refused before anything is written
+        digests = {name: mf.digest(leaf) for name, leaf in leaves.items()}
+        arrays = {
+            name: ArrayRecord(shape=tuple(leaf.shape), dtype=str(leaf.dtype), digest="")
+            for name, leaf in leaves.items()
+        }
+        stored = _nest({name: leaf for name, leaf in leaves.items() if leaf.size})
+        folder = final.with_name(final.name + ".tmp") if can_rename(final) else final
+        with _all_or_nothing(folder):
+            if folder == final and jax.process_index() == 0:
+                (final / mf.FILENAME).unlink(missing_ok=True)
+            request = ocp.args.PyTreeSave(stored)
+            self._orbax.save(folder / manifest.folder, args=request, force=True)
+
+        def commit() -> None:
+            with _all_or_nothing(folder):
+                self._orbax.wait_until_finished()
+                if jax.process_index() == 0:
+                    done = replace(
+                        manifest,
+                        arrays={
+                            name: replace(array, digest=mf.as_text(digests[name]))
+                            for name, array in arrays.items()
+                        },
+                        files={name: mf.sha256(data) for name, data in files.items()},
+                    )
+                    for name, data in files.items():
+                        (folder / name).write_bytes(data)
+                    (folder / mf.FILENAME).write_text(done.to_json())
+                    if folder != final:
+                        _rename_durably(folder, final)
+            # Not a device collective: those must come from the main thread, in one order.
+            barrier = ocp.multihost.get_barrier_sync_fn()
+            barrier(key=f"checkpoint_{next(self._count)}", timeout_ms=600_000)
+
+        return commit
+
+
+@contextmanager
+def _all_or_nothing(folder: epath.Path) -> Iterator[None]:
+    """Remove what was written if writing fails: a full disk must not stay full."""
+    try:
+        yield
+    except BaseException:
+        if jax.process_index() == 0:
+            with suppress(OSError):
+                folder.rmtree(missing_ok=True)
+        raise
+
+
+def _rename_durably(folder: epath.Path, final: epath.Path) -> None:
+    """Make `folder` appear as `final` once all of it is on the disk; replace what was there."""
+    for path, _, names in os.walk(folder):
+        for name in (*names, "."):
+            _sync(os.path.join(path, name))
+    old = final.with_name(final.name + ".old.tmp")
+    if final.exists():
+        final.rename(old)
+    folder.rename(final)
+    _sync(os.fspath(final.parent))
+    old.rmtree(missing_ok=True)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard(folder: epath.Path) -> None:
+    """Delete a checkpoint so that half of it never looks like one."""
+    try:
+        if can_rename(folder):
+            folder = folder.rename(folder.with_name(folder.name + ".old.tmp"))
+        else:
+            (folder / mf.FILENAME).unlink(missing_ok=True)
+        folder.rmtree()
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", folder, one_line(error))
+
+
+def restore(
+    folder: epath.Path, step: int | None, abstract: Any, prefix: str
+) -> tuple[Any, Manifest]:
+    """The arrays whose names start with `prefix`, once their digests agree.
+
+    Raises InputError if `abstract` is another tree, another exception if anything is damaged.
+    """
+    wanted = mf.flatten(abstract)
+    loaded: tuple[Manifest, dict[str, Any]] | None = None
+    failure: Exception | None = None
+    try:
+        manifest = Manifest.read(folder, step)
+        manifest.require_same(wanted, prefix, folder)
+        loaded = manifest, read(folder / manifest.folder, wanted)
+    except Exception as error:
+        failure = error
+    # Every host must take part in what follows, or none: digests are collective.
+    everywhere = _on_all_hosts(loaded is not None)
+    if loaded is None or not everywhere:
+        raise failure or ValueError("another host cannot read it")
+    manifest, leaves = loaded
+    started = {name: mf.digest(leaf) for name, leaf in leaves.items()}
+    damaged = [n for n, lanes in started.items() if mf.as_text(lanes) != manifest.arrays[n].digest]
+    if damaged:
+        more = f" and of {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise ValueError(f"array {damaged[0]} is damaged (its digest{more} does not agree)")
+    return jax.tree.unflatten(jax.tree.structure(abstract), list(leaves.values())), manifest
+
+
+def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays from an orbax folder: jax arrays where a sharding is given, else NumPy arrays."""
+    stored = {name: a for name, a in wanted.items() if a.size}
+    leaves: dict[str, Any] = {}
+    if stored:
+        args = _nest({name: _restore_args(a) for name, a in stored.items()})
+        request = ocp.args.PyTreeRestore(args, restore_args=args, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            restored = orbax.restore(folder, args=request)
+        for name in stored:
+            leaf = restored
+            for part in name.split("/"):
+                leaf = leaf[part]
+            leaves[name] = leaf
+    for name, a in wanted.items():
+        if not a.size:  # orbax has no empty arrays
+            leaves[name] = _zeros(a)
+        shape, dtype = (getattr(leaves[name], key, None) for key in ("shape", "dtype"))
+        if (shape, dtype) != (a.shape, a.dtype):
+            raise ValueError(f"array {name} is damaged (read as {dtype}, shape {shape})")
+    return {name: leaves[name] for name in wanted}
+
+
+def _restore_args(a: Any) -> ocp.RestoreArgs:
+    if a.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=a.dtype)
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array, sharding=a.sharding, global_shape=a.shape, dtype=a.dtype
+    )
+
+
+def _zeros(a: Any) -> Any:
+    if a.sharding is None:
+        return np.zeros(a.shape, a.dtype)
+    return jnp.zeros(a.shape, a.dtype, device=a.sharding)
+
+
+def can_rename(path: epath.Path) -> bool:
+    """Whether this is a file system, which renames folders at once, and not an object store."""
+    return "://" not in os.fspath(path)
+
+
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts from names with `/`: what orbax stores, whatever classes the tree has."""
+    root: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = root
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return root
+
+
+def _on_all_hosts(ok: bool) -> bool:
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
+
+
+@contextmanager
+def failures(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong, in orbax or below, into one line."""
+    try:
+        yield
+    except (InputError, CheckpointError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what} failed: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The reason, without the inner file names that tensorstore wraps around it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if code := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(code[1]))
+    return text if len(text) <= 300 else f"{text[:180]} ... {text[-115:]}"
