@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from llama_jax.config import InputError, require
 from llama_jax.data import textfiles
@@ -24,6 +24,7 @@ EMBEDDED = ("tales", "python_docs")
 _STORIES = 4096  # stories, or records of a data set, in a chunk
 
 
+@runtime_checkable
 class Source(Protocol):
     """A corpus that can be pickled, cut into chunks and read chunk by chunk."""
 

@@ -131,7 +131,7 @@ class Tokenizer:
         try:
             # One thread: callers that need more run processes, and must get the same ids.
             return self._processor.encode(list(texts), out_type=int, num_threads=1)
-        except (RuntimeError, UnicodeEncodeError) as error:
+        except (RuntimeError, TypeError, UnicodeEncodeError) as error:
             for text in texts:
                 check_unicode(text)
             raise InputError(f"text cannot be tokenised: {error}") from error

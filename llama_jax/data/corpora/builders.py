@@ -5,6 +5,7 @@ Both need neither a download nor TensorFlow: `Tales(data_dir=...).download_and_p
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -41,7 +42,7 @@ class Tales(_TextBuilder):
     def _split_generators(self, dl_manager: Any):
         sizes = {"train": tales.NUM_TRAIN, "validation": tales.NUM_VALIDATION}
         return {
-            split: self._generate_examples(tales.story(i, split) for i in range(size))
+            split: self._generate_examples(map(partial(tales.story, split=split), range(size)))
             for split, size in sizes.items()
         }
 

@@ -50,8 +50,13 @@ def _docstrings_of(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # templates that are no Python
         return
-    for node in ast.walk(tree):
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text and len(text) >= MIN_CHARACTERS:
                 yield text.strip()
+        # Statements only: nothing inside an expression has a docstring.
+        for inner in ("finalbody", "orelse", "handlers", "cases", "body"):
+            todo.extend(reversed(getattr(node, inner, ())))

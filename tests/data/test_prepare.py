@@ -1,0 +1,208 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_jax.config import DataConfig, InputError
+from llama_jax.data import shards, sources
+from llama_jax.data.corpora import tales
+from llama_jax.data.loader import Loader
+from llama_jax.data.packing import pack
+from llama_jax.data.prepare import prepare, resolve_tokenizer
+from llama_jax.data.tokenizer import train_tokenizer
+
+
+def records(mixture):
+    loader = Loader(mixture, batch_size=1, seed=0, shuffle=False)
+    return [{k: v[0] for k, v in loader.batch(i).items()} for i in range(len(loader))]
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for one, two in zip(left, right, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def jsonl(path: Path, count: int = 60) -> str:
+    path.write_text("".join(json.dumps({"text": tales.story(i)}) + "\n" for i in range(count)))
+    return str(path)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(sources, "_STORIES", 10)
+
+
+def test_records_are_the_packed_documents(prepared, tokenizer):
+    for split, count in (("train", 40), ("validation", tales.NUM_VALIDATION)):
+        texts = [tales.story(i, split) for i in range(count)]
+        expected = list(pack(tokenizer.encode_batch(texts, bos=True, eos=True), 64))
+        assert prepared[split].num_records == len(expected)
+        assert_same(records(prepared[split])[:100], expected[:100])
+
+
+def test_cache_is_used(prepared, tokenizer, cache, monkeypatch):
+    monkeypatch.setattr(shards, "build", None)
+    config = DataConfig(dataset="tales:40", cache_dir=cache)
+    assert prepare(config, tokenizer, seq_len=64) == prepared
+
+
+def test_fingerprint_follows_everything_that_changes_records(tokenizer, cache, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl")
+    other = train_tokenizer((tales.story(i) for i in range(100)), 350)
+
+    def fingerprint(dataset=path, tok=tokenizer, seq_len=64):
+        config = DataConfig(dataset=dataset, cache_dir=cache, workers=1)
+        return prepare(config, tok, seq_len=seq_len)["train"].fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    changed = [fingerprint(tok=other), fingerprint(seq_len=32)]
+    jsonl(tmp_path / "a.jsonl", 61)
+    changed.append(fingerprint())
+    assert len({first, *changed}) == 4
+
+
+def test_mixture_keeps_weights_and_drops_parts_without_validation(tokenizer, cache, tmp_path):
+    text = tmp_path / "one.txt"
+    text.write_text(tales.story(0))
+    config = DataConfig(dataset=f"tales:40=3,{text}=1", cache_dir=cache, workers=1)
+    mixtures = prepare(config, tokenizer, seq_len=64)
+    assert mixtures["train"].weights == (0.75, 0.25)
+    assert [part.name for part in mixtures["train"].parts] == ["tales", "one"]
+    assert [part.name for part in mixtures["validation"].parts] == ["tales"]
+    assert mixtures["validation"].weights == (1.0,)
+
+
+def test_nothing_to_train_on(tokenizer, cache, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n')
+    with pytest.raises(InputError, match="data a holds no text"):
+        prepare(DataConfig(dataset=str(path), cache_dir=cache), tokenizer, seq_len=64)
+
+
+def test_bad_document_leaves_nothing_that_is_used(tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"no": 1}\n')
+    config = DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache"), workers=1)
+    for _ in range(2):
+        with pytest.raises(InputError, match="line 2"):
+            prepare(config, tokenizer, seq_len=64)
+    assert not list((tmp_path / "cache").rglob("dataset_info.json"))
+
+
+def test_done_shards_are_kept_and_half_ones_redone(tokenizer, tmp_path, monkeypatch, small_chunks):
+    config = DataConfig(dataset="tales:40", cache_dir=str(tmp_path / "a"), workers=1)
+    monkeypatch.setattr(tales, "NUM_VALIDATION", 10)
+    whole = records(prepare(config, tokenizer, seq_len=64)["train"])
+
+    config = DataConfig(dataset="tales:40", cache_dir=str(tmp_path / "b"), workers=1)
+    write_shard, calls = shards.write_shard, []
+
+    def dies_at_third(job):
+        calls.append(job.path)
+        if len(calls) == 3:
+            Path(job.path).parent.joinpath(".train-00002.1.tmp").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return write_shard(job)
+
+    monkeypatch.setattr(shards, "write_shard", dies_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, tokenizer, seq_len=64)
+    resumed = records(prepare(config, tokenizer, seq_len=64)["train"])
+    assert_same(resumed, whole)
+    assert len(calls) == 3 + 3  # 5 shards, 2 of them done before
+    assert not list((tmp_path / "b").glob("*.parts"))
+
+
+def test_unwritable_cache(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("")
+    config = DataConfig(dataset="tales:40", cache_dir=str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="cache_dir .* cannot be written"):
+        prepare(config, tokenizer, seq_len=64)
+
+
+def test_tokenizer_is_trained_once_or_loaded(tokenizer, tmp_path, monkeypatch):
+    path = jsonl(tmp_path / "a.jsonl")
+    config = DataConfig(dataset=path, cache_dir=str(tmp_path / "cache"))
+    trained = resolve_tokenizer(config, 300)
+    assert trained.vocab_size == 300
+    monkeypatch.setattr("llama_jax.data.prepare.train_tokenizer", None)
+    assert resolve_tokenizer(config, 300) == trained
+
+    tokenizer.save(tmp_path / "given.model")
+    named = DataConfig(dataset=path, tokenizer=str(tmp_path / "given.model"))
+    assert resolve_tokenizer(named, 400) == tokenizer
+    with pytest.raises(InputError, match=r"400 pieces, more than model.vocab_size=399"):
+        resolve_tokenizer(named, 399)
+
+
+@pytest.mark.slow
+def test_processes_and_beam_write_the_same_records(tokenizer, tmp_path):
+    mixtures = []
+    for name, workers, runner in (("1", 1, None), ("2", 2, None), ("beam", 1, "DirectRunner")):
+        config = DataConfig(dataset="tales:9000", cache_dir=str(tmp_path / name), workers=workers)
+        mixtures.append(prepare(config, tokenizer, seq_len=256, beam_runner=runner))
+    for split in ("train", "validation"):
+        one, two, beam = (m[split] for m in mixtures)
+        assert one.fingerprint == two.fingerprint == beam.fingerprint
+        expected = records(one)
+        assert_same(records(two), expected)
+        assert_same(records(beam), expected)
+
+
+SCRIPT = """
+import sys
+from llama_jax.config import DataConfig
+from llama_jax.data.prepare import prepare
+from llama_jax.data.tokenizer import Tokenizer
+if __name__ == "__main__":
+    config = DataConfig(dataset="tales:9000", cache_dir=sys.argv[1], workers=2)
+    mixtures = prepare(config, Tokenizer.load(sys.argv[2]), seq_len=256)
+    print(mixtures["train"].num_records, "jax" in sys.modules)
+"""
+
+
+def start(tmp_path, tokenizer, cache):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    tokenizer.save(tmp_path / "t.model")
+    command = [sys.executable, str(script), str(cache), str(tmp_path / "t.model")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(tokenizer, tmp_path):
+    both = [start(tmp_path, tokenizer, tmp_path / "cache") for _ in range(2)]
+    answers = {process.communicate(timeout=300)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(answers) == 1
+    assert answers.pop().split()[1] == "False"
+    assert len(list((tmp_path / "cache").rglob("dataset_info.json"))) == 1
+
+
+@pytest.mark.slow
+def test_killed_preparation_is_taken_up(tokenizer, tmp_path):
+    cache = tmp_path / "cache"
+    process = start(tmp_path, tokenizer, cache)
+    deadline = time.monotonic() + 200
+    while not list(cache.glob("*.parts/train-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {p.name: p.stat().st_mtime_ns for p in cache.glob("*.parts/train-*")}
+    assert done
+    assert not list(cache.rglob("dataset_info.json"))
+    again = start(tmp_path, tokenizer, cache)
+    assert again.communicate(timeout=300)[0].split()[1] == "False"
+    assert again.returncode == 0
+    (final,) = cache.glob("*/packed/1.0.0")
+    kept = {p.stat().st_mtime_ns for p in final.glob("packed-train*")}
+    assert set(done.values()) <= kept
