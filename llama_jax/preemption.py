@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -30,7 +30,7 @@ class Preemption:
         self._noticed = False
         self._previous: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._notice)
         return self
