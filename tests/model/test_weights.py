@@ -72,8 +72,14 @@ def test_every_dimension_has_an_axis_name():
         assert sizes == {name: letters[name] for name in names}
 
 
-def test_initial_values_spread_by_their_fan_in():
-    params = init_params(jax.random.key(0), MEDIUM)
+@pytest.fixture(scope="module")
+def drawn():
+    """Initial parameters of MEDIUM from a key's seed; one compilation for all."""
+    return {seed: init_params(jax.random.key(seed), MEDIUM) for seed in (0, 1)}
+
+
+def test_initial_values_spread_by_their_fan_in(drawn):
+    params = drawn[0]
     D, NH, F, depth = 96, 8 * 16, 200, 2 * 3
     variances = {
         "q": 1 / D, "k": 1 / D, "v": 1 / D, "gate": 1 / D, "up": 1 / D,
@@ -92,11 +98,11 @@ def test_initial_values_spread_by_their_fan_in():
         np.testing.assert_array_equal(norm, jnp.ones_like(norm))
 
 
-def test_initial_values_follow_from_the_key_alone():
-    one, same, other = (init_params(jax.random.key(k), SMALL) for k in (0, 0, 1))
+def test_initial_values_follow_from_the_key_alone(drawn):
+    one, same, other = drawn[0], init_params(jax.random.key(0), MEDIUM), drawn[1]
     jax.tree.map(np.testing.assert_array_equal, one, same)
     for name in ("q", "k", "v", "o", "gate", "up", "down"):
-        first, second = one["layers"][name]
+        first, second, _ = one["layers"][name]
         assert not np.array_equal(first, second), f"two layers share their {name}"
         assert not np.array_equal(first, other["layers"][name][0])
     assert not np.array_equal(one["layers"]["gate"], one["layers"]["up"])

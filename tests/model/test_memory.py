@@ -1,0 +1,121 @@
+"""What the gradient of the whole loss keeps and what it computes again."""
+
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.model.llama import apply
+from llama_jax.model.weights import abstract_params
+from llama_jax.ops.loss import next_token_targets
+from llama_jax.train.step import mean_loss_and_gradient
+from tests.comparison import assert_trees_close, random_params
+from tests.model.small import SMALL, packed, tokens_of
+
+POLICIES = ("none", "full", "dots", "qkvo", "offload")
+
+
+def batch_of(cfg, *documents):
+    """A packed training batch."""
+    segment_ids, positions = packed(*documents)
+    return {
+        "tokens": tokens_of(cfg, *segment_ids.shape),
+        "segment_ids": segment_ids,
+        "positions": positions,
+        "loss_mask": jnp.ones(segment_ids.shape, jnp.uint8),
+    }
+
+
+def ours(cfg):
+    def loss_and_gradient(params, batch):
+        return mean_loss_and_gradient(params, batch, cfg=cfg, accumulate=1, z_loss=0.0)
+
+    return jax.jit(loss_and_gradient)
+
+
+def naive(cfg):
+    """The same from all logits at once."""
+
+    def loss(params, batch):
+        logits = apply(
+            params,
+            batch["tokens"],
+            config=cfg,
+            positions=batch["positions"],
+            segment_ids=batch["segment_ids"],
+        )
+        targets, mask = next_token_targets(batch["tokens"], batch["segment_ids"])
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
+        return -jnp.sum(picked[..., 0] * mask) / mask.sum()
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def as_large_as_logits(hlo, positions, V):
+    """Float32 shapes in the program's text that hold V values for each of the positions or more."""
+    shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"\bf32\[([\d,]+)\]", hlo)}
+    return {s for s in shapes if V in s and np.prod(s) >= positions * V}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_no_float32_logits_of_all_positions_are_ever_kept(dtype, tied):
+    B, T, V = 4, 32, 251  # V is prime and B T > D, so that neither table nor gradient is as large
+    cfg = replace(SMALL, vocab_size=V, dtype=dtype, tie_embeddings=tied)
+    batch = batch_of(cfg, *B * [(20, 12)])
+    params = abstract_params(cfg)
+
+    def offenders(make):
+        return as_large_as_logits(make(cfg).lower(params, batch).compile().as_text(), B * T, V)
+
+    assert not offenders(ours)
+    if dtype == "float32":
+        assert (B, T, V) in offenders(naive), "the search finds nothing where there is something"
+
+
+@pytest.fixture(scope="module")
+def by_policy():
+    """For each policy: the gradient's jaxpr, its compiled plan, its value at one point."""
+    results = {}
+    for policy in POLICIES:
+        cfg = replace(SMALL, remat=policy, num_layers=3)
+        params, batch = random_params(abstract_params(cfg)), batch_of(cfg, (40, 24), (64,))
+        traced = ours(cfg).trace(params, batch)
+        compiled = traced.lower().compile()
+        results[policy] = traced, compiled, compiled(params, batch)
+    return results
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_remat_changes_neither_loss_nor_gradients(by_policy, policy):
+    loss, gradients = by_policy[policy][2]
+    expected, expected_gradients = by_policy["none"][2]
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert_trees_close(gradients, expected_gradients, 1e-5)
+
+
+def test_each_policy_computes_again_what_it_says(by_policy):
+    products = {p: str(traced.jaxpr).count("dot_general") for p, (traced, *_) in by_policy.items()}
+    # Of the forward pass's nine products a layer, `dots` computes the two of attention again,
+    # `qkvo` those of the MLP and o or less, `full` all that a gradient asks for.
+    none, full, dots, qkvo, offload = (products[p] for p in POLICIES)
+    assert none < dots < qkvo == offload < full, products
+
+
+def test_what_is_computed_again_is_not_kept(by_policy):
+    kept = {
+        p: compiled.memory_analysis().temp_size_in_bytes
+        for p, (_, compiled, _) in by_policy.items()
+    }
+    assert kept["full"] < kept["qkvo"] < kept["dots"] < kept["none"], kept
+
+
+def test_offload_keeps_in_the_hosts_memory(by_policy):
+    def placed(policy):
+        return by_policy[policy][0].lower(lowering_platforms=("tpu",)).as_text()
+
+    assert "pinned_host" in placed("offload")
+    assert "pinned_host" not in placed("qkvo")
