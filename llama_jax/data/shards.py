@@ -154,7 +154,7 @@ def _run_here(jobs: Sequence[Job], workers: int) -> None:
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     name = jobs[0].source.name if jobs else ""
     with tqdm(total=len(jobs), desc=f"preparing {name}", unit="shard", disable=None) as bar:
-        if workers <= 1:
+        if workers <= 1 or len(jobs) <= len(SPLITS):  # a small corpus: processes start too slowly
             _advance(bar, map(write_shard, jobs))
             return
         context = multiprocessing.get_context("spawn")

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from llama_jax.config import InputError, require
 from llama_jax.data import textfiles
 from llama_jax.data.corpora import tales
-from llama_jax.data.split import in_validation
+from llama_jax.data.split import VALIDATION_SHARE, in_validation
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 EMBEDDED = ("tales", "python_docs")
@@ -129,13 +129,18 @@ class Tales:
     name = "tales"
 
     @property
+    def num_validation(self) -> int:
+        """One story held out for 20 to train on, 2,000 at most."""
+        return min(tales.NUM_VALIDATION, -(-self.num_train // VALIDATION_SHARE))
+
+    @property
     def identity(self) -> str:
         """Generator version and number of stories."""
-        return f"tales {tales.VERSION} {self.num_train} {tales.NUM_VALIDATION}"
+        return f"tales {tales.VERSION} {self.num_train} {self.num_validation}"
 
     def chunks(self, split: str) -> list[range]:
         """Ranges of story numbers."""
-        return _ranges(self.num_train if split == TRAIN else tales.NUM_VALIDATION)
+        return _ranges(self.num_train if split == TRAIN else self.num_validation)
 
     def documents(self, split: str, chunk: range) -> Iterator[str]:
         """Generated on the spot: faster than reading them."""
@@ -255,7 +260,9 @@ class TfdsData(_Records):
         try:
             builder = tfds.builder(self.dataset, file_format="array_record", try_gcs=False)
         except tfds.core.registered.DatasetNotFoundError as error:
-            near = difflib.get_close_matches(self.dataset, tfds.list_builders(), n=1)
+            near = difflib.get_close_matches(
+                self.dataset, tfds.list_builders(with_community_datasets=False), n=1
+            )
             hint = f"; did you mean tfds:{near[0]}?" if near else ""
             raise InputError(f"data tfds:{self.dataset} is unknown to TFDS{hint}") from error
         formats = [

@@ -20,5 +20,5 @@ def cache(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def prepared(tokenizer, cache) -> dict[str, Mixture]:
-    config = DataConfig(dataset="tales:40", cache_dir=cache, workers=1)
+    config = DataConfig(dataset="tales:400", cache_dir=cache, workers=1)
     return prepare(config, tokenizer, seq_len=SEQ_LEN)

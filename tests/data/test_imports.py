@@ -5,8 +5,11 @@ import sys
 
 CODE = """
 import sys
-sys.modules["tensorflow"] = sys.modules["torch"] = None
-before = set(sys.modules)
+class Blocked:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "torch"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked)
 import {modules}
 print(sorted({{m.split(".")[0] for m in sys.modules}} & {{{heavy}}}))
 """

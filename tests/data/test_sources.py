@@ -113,9 +113,7 @@ def test_mixture(tmp_path):
 def test_text_field(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS, field="content")
     assert len(read_all(path, text_field="content")["train"]) > 200
-    with pytest.raises(
-        InputError, match=r"line 1 has no text in field 'text'.*content.*text-field"
-    ):
+    with pytest.raises(InputError, match=r"line 1 has no text in field 'text'.*content"):
         read_all(path)
 
 
@@ -148,7 +146,7 @@ def test_tfds_data_set_that_is_not_prepared(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    with pytest.raises(InputError, match="not prepared as ArrayRecord .* tfds build imdb_reviews"):
+    with pytest.raises(InputError, match=r"not prepared as ArrayRecord .*tfds build imdb_reviews"):
         read_all("tfds:imdb_reviews")
 
 
@@ -184,7 +182,7 @@ def test_bad_files(tmp_path):
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(InputError, match=r"a\.csv is of no known kind.*\.jsonl"):
         read_all(str(tmp_path / "a.csv"))
-    with pytest.raises(InputError, match="holds no .jsonl"):
+    with pytest.raises(InputError, match=r"holds no \.jsonl"):
         read_all(str(tmp_path))
     path = tmp_path / "a.jsonl.gz"
     write_jsonl(path, TEXTS)

@@ -30,11 +30,10 @@ def test_original_ids():
 
 
 @needs_original
-@settings(deadline=None, max_examples=50)
-@given(TEXT)
-def test_original_round_trip(text):
+def test_original_round_trip():
     tokenizer = Tokenizer.load(ORIGINAL)
-    assert tokenizer.decode(tokenizer.encode(text, bos=True, eos=True)) == text
+    for text in [tales.story(0), "  two\n\n spaces ", "hé 日本 😀 \t\x00", ""]:
+        assert tokenizer.decode(tokenizer.encode(text, bos=True, eos=True)) == text
 
 
 def test_reserved_ids(tokenizer):
