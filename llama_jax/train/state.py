@@ -17,13 +17,13 @@ from llama_jax.parallel.rules import named_sharding
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of training; the data's position and all randomness follow from `step`."""
+    """The state of training, or its shapes; data order and randomness follow from `step`."""
 
-    step: jax.Array
+    step: Any
     """int32: batches consumed."""
     params: Any
     opt_state: optax.OptState
-    skipped: jax.Array
+    skipped: Any
     """int32: non-finite updates skipped, in a row."""
 
 

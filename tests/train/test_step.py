@@ -1,0 +1,163 @@
+"""One update: accumulation, masks, non-finite gradients, donation, meshes."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.config import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from llama_jax.model.llama import apply
+from llama_jax.model.presets import TINY
+from llama_jax.parallel.arrays import shard_batch
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.train.optimizer import make_optimizer
+from llama_jax.train.state import abstract_state, sharded_init
+from llama_jax.train.step import (
+    abstract_batch,
+    jit_eval_step,
+    jit_train_step,
+    mean_loss_and_gradient,
+)
+
+CONFIG = TrainConfig(
+    workdir="unused",
+    steps=10,
+    batch_size=8,
+    seq_len=16,
+    model=TINY,
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+    data=DataConfig(dataset="tales"),
+)
+
+
+def make_batch(seed=0, B=8, T=16):
+    rng = np.random.default_rng(seed)
+    segments = np.sort(rng.integers(1, 4, (B, T)), axis=1).astype(np.int32)
+    starts = np.diff(segments, axis=1, prepend=0) > 0
+    positions = np.arange(T) - np.maximum.accumulate(np.where(starts, np.arange(T), 0), axis=1)
+    return {
+        "tokens": rng.integers(0, TINY.vocab_size, (B, T), dtype=np.int32),
+        "segment_ids": segments,
+        "positions": positions.astype(np.int32),
+        "loss_mask": (rng.random((B, T)) < 0.8).astype(np.uint8),
+    }
+
+
+def make_state(config=CONFIG, mesh=None):
+    mesh = mesh or make_mesh(config.mesh, jax.devices()[:1])
+    tx = make_optimizer(config.optimizer, config.model, config.steps)
+    abstract = abstract_state(config.model, tx, mesh)
+    return mesh, tx, abstract, sharded_init(config.seed, config.model, tx, abstract)
+
+
+def test_mean_loss_is_the_average_over_targets():
+    _, _, _, state = make_state()
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
+    loss, _ = mean_loss_and_gradient(state.params, batch, cfg=TINY, accumulate=1, z_loss=0.0)
+    logits = np.asarray(
+        apply(
+            state.params,
+            batch["tokens"],
+            config=TINY,
+            positions=batch["positions"],
+            segment_ids=batch["segment_ids"],
+        ),
+        np.float64,
+    )
+    total = count = 0
+    for b in range(8):
+        for t in range(15):
+            same = batch["segment_ids"][b, t] == batch["segment_ids"][b, t + 1]
+            if same and batch["loss_mask"][b, t + 1]:
+                row = logits[b, t]
+                peak = row.max()
+                partition = peak + np.log(np.sum(np.exp(row - peak)))
+                total += partition - row[int(batch["tokens"][b, t + 1])]
+                count += 1
+    assert 0 < count < 8 * 15
+    assert float(loss) == pytest.approx(total / count, rel=1e-5)
+    summed, targets = jit_eval_step(TINY)(state.params, batch)
+    assert float(targets) == count
+    assert float(summed) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_accumulation_changes_nothing_but_rounding(accumulate):
+    _, _, _, state = make_state()
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
+    run = partial(mean_loss_and_gradient, state.params, batch, cfg=TINY, z_loss=1e-3)
+    whole, parts = run(accumulate=1), run(accumulate=accumulate)
+    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(whole[1]))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_a_non_finite_gradient_changes_nothing_and_is_counted():
+    mesh, tx, abstract, state = make_state()
+    step = jit_train_step(CONFIG, tx, abstract)
+    with jax.set_mesh(mesh):
+        state, first = step(state, shard_batch(make_batch(), mesh))
+        poisoned = state.replace(
+            params={**state.params, "norm": state.params["norm"].at[0].set(jnp.nan)}
+        )
+        before = jax.device_get(poisoned)
+        after, metrics = step(poisoned, shard_batch(make_batch(1), mesh))
+        after = jax.device_get(after)
+        again, twice = step(after, shard_batch(make_batch(2), mesh))
+        healed = again.replace(params={**again.params, "norm": jnp.ones_like(again.params["norm"])})
+        _, healthy = step(healed, shard_batch(make_batch(3), mesh))
+    assert not np.isfinite(metrics.grad_norm)
+    assert [int(m.skipped) for m in (first, metrics, twice, healthy)] == [0, 1, 2, 0]
+    assert [int(m.updates) for m in (first, metrics, twice, healthy)] == [0, 1, 1, 1]
+    assert int(after.step) == int(before.step) + 1
+    for a, b in zip(
+        jax.tree.leaves((before.params, before.opt_state)),
+        jax.tree.leaves((after.params, after.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_state_is_donated():
+    mesh, tx, abstract, state = make_state()
+    with jax.set_mesh(mesh):
+        compiled = jit_train_step(CONFIG, tx, abstract)
+        compiled = compiled.lower(abstract, abstract_batch(CONFIG, mesh)).compile()
+        compiled(state, shard_batch(make_batch(), mesh))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    "axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "sequence": 2}]
+)
+def test_every_mesh_takes_the_same_steps(axes):
+    def losses(mesh_config, devices):
+        config = replace(CONFIG, mesh=mesh_config)
+        mesh, tx, abstract, state = make_state(config, make_mesh(mesh_config, devices))
+        with jax.set_mesh(mesh):
+            step = jit_train_step(config, tx, abstract)
+            out = []
+            for i in range(3):
+                state, metrics = step(state, shard_batch(make_batch(i), mesh))
+                out.append((float(metrics.loss), float(metrics.grad_norm)))
+        return out, jax.device_get(state.params)
+
+    alone, params = losses(MeshConfig(), jax.devices()[:1])
+    spread, sharded = losses(MeshConfig(**{"fsdp": 1, **axes}), jax.devices())
+    np.testing.assert_allclose(alone, spread, rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+
+
+def test_parameters_and_moments_are_born_sharded():
+    mesh, _, abstract, state = make_state(CONFIG, make_mesh(MeshConfig(fsdp=8)))
+    gate = state.params["layers"]["gate"]
+    assert {s.data.shape for s in gate.addressable_shards} == {(2, 32 // 8, 64)}
+    moments = state.opt_state[1].mu["layers"]["gate"]
+    assert moments.sharding == gate.sharding
+    assert jax.tree.map(lambda a: a.sharding, abstract.params) == jax.tree.map(
+        lambda a: a.sharding, state.params
+    )
