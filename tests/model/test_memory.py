@@ -15,6 +15,8 @@ from llama_jax.train.step import mean_loss_and_gradient
 from tests.comparison import assert_trees_close, random_params
 from tests.model.small import SMALL, packed, tokens_of
 
+# Machine code as it comes: the plan of the memory is the same and the compilation takes half.
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 POLICIES = ("none", "full", "dots", "qkvo", "offload")
 
 
@@ -60,8 +62,7 @@ def as_large_as_logits(hlo, positions, V):
     return {s for s in shapes if V in s and np.prod(s) >= positions * V}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("dtype", "tied"), [("float32", False), ("bfloat16", True)])
 def test_no_float32_logits_of_all_positions_are_ever_kept(dtype, tied):
     B, T, V = 4, 32, 251  # V is prime and B T > D, so that neither table nor gradient is as large
     cfg = replace(SMALL, vocab_size=V, dtype=dtype, tie_embeddings=tied)
@@ -69,7 +70,8 @@ def test_no_float32_logits_of_all_positions_are_ever_kept(dtype, tied):
     params = abstract_params(cfg)
 
     def offenders(make):
-        return as_large_as_logits(make(cfg).lower(params, batch).compile().as_text(), B * T, V)
+        compiled = make(cfg).lower(params, batch).compile(UNOPTIMIZED)
+        return as_large_as_logits(compiled.as_text(), B * T, V)
 
     assert not offenders(ours)
     if dtype == "float32":
@@ -84,7 +86,7 @@ def by_policy():
         cfg = replace(SMALL, remat=policy, num_layers=3)
         params, batch = random_params(abstract_params(cfg)), batch_of(cfg, (40, 24), (64,))
         traced = ours(cfg).trace(params, batch)
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(UNOPTIMIZED)
         results[policy] = traced, compiled, compiled(params, batch)
     return results
 
