@@ -18,7 +18,7 @@ def write_loss_curve(workdir: epath.Path) -> epath.Path | None:
     metrics = read_metrics(workdir / "metrics.jsonl")
     series: list[Points] = []
     for key, _, _ in SERIES:
-        points = [(m["step"], m[key]) for m in metrics if key in m]
+        points = [(float(m["step"]), m[key]) for m in metrics if key in m]
         series.append([(x, y) for x, y in points if math.isfinite(y)])
     if len(series[0]) < 2:
         return None
@@ -35,7 +35,7 @@ def _ticks(low: float, high: float, about: int = 6) -> list[float]:
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     first, last = math.ceil(low / step), math.floor(high / step)
-    return [i * step for i in range(first, last + 1)]
+    return [float(i * step) for i in range(first, last + 1)]
 
 
 def _draw(series: Sequence[Points], title: str) -> str:
@@ -57,7 +57,7 @@ def _draw(series: Sequence[Points], title: str) -> str:
         f'<text x="{LEFT}" y="24" font-size="15">Loss of {_escape(title)}, nats per token</text>',
     ]
     for y in _ticks(y_low, y_high):
-        _, down = place(0, y)
+        _, down = place(0.0, y)
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#ddd"/>'
             f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">{y:g}</text>'

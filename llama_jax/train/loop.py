@@ -186,7 +186,7 @@ class _Examiner:
 
     def __call__(self, step: int, state: TrainState) -> None:
         with self.report.aside("eval"):
-            line: dict[str, float | str] = {"eval/step": step}
+            line: dict[str, float | int | str] = {"eval/step": step}
             if self.validation is not None:
                 self.result = evaluate(
                     self.eval_step,

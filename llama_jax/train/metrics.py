@@ -96,7 +96,7 @@ class MetricsWriter:
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One line of JSON; the numbers go to TensorBoard too."""
         if not self._main:
             return

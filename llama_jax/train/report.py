@@ -73,7 +73,7 @@ class Reporter:
         """Tell the watchdog that the run is alive."""
         self._watchdog.beat()
 
-    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Write values of a step to the metrics files."""
         self._writer.write(step, values)
 

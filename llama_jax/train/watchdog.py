@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
 
 from etils import epath
 
@@ -31,7 +30,7 @@ class Watchdog:
         """Say that the run is alive."""
         self._last = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Watchdog":
         self.beat()
         if self._seconds:
             self._thread.start()

@@ -1,0 +1,123 @@
+"""The loop in this process: what it writes, how it resumes, what it refuses."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from llama_jax.config import InputError
+from llama_jax.train import loop, step
+from llama_jax.train.loop import train
+from llama_jax.train.report import TrainingError
+from tests.train.tiny import digests, facts
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A run of 12 steps that was never interrupted."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    config = tiny.config("--workdir", str(run), "--sample-prompts", "One day")
+    summary = train(config, sample=lambda params, tokenizer, prompt: prompt + " it rained.")
+    return run, summary
+
+
+def test_a_run_folder_holds_what_it_promises(finished):
+    run, summary = finished
+    names = {p.name for p in run.iterdir()}
+    assert names >= {
+        "config.json", "tokenizer.model", "metrics.jsonl", "tensorboard", "checkpoints", "samples",
+        "loss.svg",
+    }  # fmt: skip
+    assert (run / "samples" / "step-00000012.txt").read_text() == "One day it rained.\n"
+    assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [8, 12]
+    lines = facts(run)
+    train_lines = [m for m in lines if "train/loss" in m]
+    assert [m["step"] for m in train_lines] == list(range(1, 13))
+    assert train_lines[-1]["train/loss"] < train_lines[0]["train/loss"] - 0.3
+    assert [m["step"] for m in lines if "eval/loss" in m] == [6, 12]
+    assert (summary.step, summary.steps, summary.resumed_from) == (12, 12, 0)
+    assert summary.loss == train_lines[-1]["train/loss"]
+    assert summary.evaluation.bits_per_byte == pytest.approx(lines[-1]["eval/bits_per_byte"])
+    assert 0 < summary.goodput < 1
+
+
+def test_stopping_by_sigterm_and_resuming_gives_the_same_bytes(tiny, tmp_path, finished, monkeypatch):
+    config = tiny.config("--workdir", str(tmp_path / "run"), "--checkpoint.every", "5")
+    calls = []
+    place = loop.shard_batch
+
+    def place_and_kill(batch, mesh):
+        calls.append(1)
+        if len(calls) == 6:  # real, to this process, while the sixth step is being prepared
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(batch, mesh)
+
+    monkeypatch.setattr(loop, "shard_batch", place_and_kill)
+    assert train(config).step == 6
+    monkeypatch.undo()
+    summary = train(config)
+    assert (summary.step, summary.resumed_from) == (12, 6)
+    assert digests(tmp_path / "run", 12) == digests(finished[0], 12)
+    # The evaluation due at step 6 was put off until the run went on.
+    assert facts(tmp_path / "run") == facts(finished[0])
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(tiny, tmp_path):
+    workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0")
+    train(tiny.config(*workdir, "--steps", "3"))
+    again = train(tiny.config(*workdir, "--steps", "3"))
+    assert (again.step, again.resumed_from, again.loss) == (3, 3, None)
+    assert train(tiny.config(*workdir, "--steps", "4")).resumed_from == 3
+
+
+def test_another_experiment_is_refused_with_what_differs(tiny, tmp_path):
+    workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0", "--steps", "2")
+    train(tiny.config(*workdir))
+    with pytest.raises(InputError, match=r"model\.num_layers 2 -> 3.*seed 0 -> 1|seed 0 -> 1.*"):
+        train(tiny.config(*workdir, "--seed", "1", "--model.num-layers", "3"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"is not empty and holds no run"):
+        train(tiny.config("--workdir", str(tmp_path / "full")))
+
+
+def test_non_finite_updates_stop_the_run_with_their_batches(tiny, tmp_path, monkeypatch):
+    def poisoned(config, tx, abstract):
+        plain = step.train_step
+
+        def with_nan(state, batch, **kwargs):
+            bad = jax.tree.map(lambda p: p * np.nan, state.params)
+            return plain(state.replace(params=bad), batch, **kwargs)
+
+        monkeypatch.setattr(step, "train_step", with_nan)
+        return step.jit_train_step(config, tx, abstract)
+
+    monkeypatch.setattr(loop, "jit_train_step", poisoned)
+    config = tiny.config("--workdir", str(tmp_path / "run"), "--max-skipped", "3")
+    with pytest.raises(TrainingError, match=r"3 non-finite updates in a row.*up to step 3"):
+        train(config)
+    report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert [r["step"] for r in report] == [1, 2, 3]
+    assert all(len(r["records"]) == 8 for r in report)
+
+
+def test_eight_devices_save_and_two_by_two_go_on(tiny, tmp_path, finished):
+    workdir = ("--workdir", str(tmp_path / "run"))
+    train(tiny.config(*workdir, "--steps", "12", "--mesh.fsdp", "8"))
+    other = train(
+        tiny.config(*workdir, "--steps", "14", "--mesh.fsdp", "2", "--mesh.tensor", "2",
+                    "--mesh.data", "2")
+    )  # fmt: skip
+    assert other.resumed_from == 12
+    losses = [m["train/loss"] for m in facts(tmp_path / "run") if "train/loss" in m]
+    alone = [m["train/loss"] for m in facts(finished[0]) if "train/loss" in m]
+    np.testing.assert_allclose(losses[:12], alone, rtol=1e-4)
+
+
+def test_a_batch_for_other_devices_is_refused_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(InputError, match="not divisible by the 8 devices"):
+        train(tiny.config("--workdir", str(tmp_path / "run"), "--batch-size", "12"))
+    assert not (tmp_path / "run").exists()
