@@ -1,9 +1,12 @@
 """One folder of arrays: written by orbax in the background, committed whole, checked when read."""
 
+import functools
 import itertools
+import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -176,8 +179,12 @@ def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     if stored:
         args = _nest({name: _restore_args(a) for name, a in stored.items()})
         request = ocp.args.PyTreeRestore(args, restore_args=args, partial_restore=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            restored = orbax.restore(folder, args=request)
+        _hush_abandoned_reads()
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+                restored = orbax.restore(folder, args=request)
+        except Exception as error:
+            raise _explained(error, folder) from error
         for name in stored:
             leaf = restored
             for part in name.split("/"):
@@ -190,6 +197,35 @@ def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         if (shape, dtype) != (a.shape, a.dtype):
             raise ValueError(f"array {name} is damaged (read as {dtype}, shape {shape})")
     return {name: leaves[name] for name in wanted}
+
+
+def _explained(error: Exception, folder: epath.Path) -> Exception:
+    """Name the metadata file that is to blame, which an error of the JSON parser does not."""
+    for path in (*folder.glob("_*"), *folder.glob("array_metadatas/*")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            return ValueError(f"{path.relative_to(folder.parent)} is damaged")
+    reason = error.__cause__ or error
+    return ValueError(f"{folder.name}/ is damaged: {type(reason).__name__}: {one_line(reason)}")
+
+
+@functools.cache
+def _hush_abandoned_reads() -> None:
+    """Keep stderr clean of what adds nothing to a failure that has been raised.
+
+    When one read fails, orbax closes the event loop under the others, and Python reports each of
+    them as it ends.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        of_orbax = code is not None and "orbax" in code.co_filename
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _restore_args(a: Any) -> ocp.RestoreArgs:
@@ -239,8 +275,10 @@ def failures(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The reason, without the inner file names that tensorstore wraps around it."""
+    """The reason, without the specifications that tensorstore wraps around it."""
     text = " ".join(str(error).split()) or type(error).__name__
     if code := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(code[1]))
-    return text if len(text) <= 300 else f"{text[:180]} ... {text[-115:]}"
+    text = re.sub(r" \[(tensorstore_spec|source locations)[^=]*=.*", "", text)
+    text = re.sub(r'Error opening "\w+" driver: ', "", text)
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-195:]}"
