@@ -1,7 +1,6 @@
 """Notice SIGTERM, so that a run saves its state before the machine is taken away."""
 
 import logging
-import os
 import signal
 from types import FrameType
 from typing import Any
@@ -56,9 +55,5 @@ class Preemption:
         else:
             reached = self._noticed
         if reached:
-            logger.warning(
-                "SIGTERM: process %d saves at step %d and ends; a second one ends it at once",
-                os.getpid(),
-                step,
-            )
+            logger.warning("SIGTERM: saving at step %d, then ending", step)
         return reached
