@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from llama_jax.config import TrainConfig, load_experiment
@@ -54,14 +55,16 @@ class Tiny:
         """The experiment with command-line overrides."""
         return load_experiment([str(self.file), *overrides])
 
-    def start(self, *overrides: str, devices: int = 1) -> subprocess.Popen:
+    def start(
+        self, *overrides: str, devices: int = 1, program: Sequence[str] = ("-m", "llama_jax.cli")
+    ) -> subprocess.Popen:
         """`llama-jax train` in a process of its own."""
         env = dict(
             os.environ,
             JAX_PLATFORMS="cpu",
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )
-        command = [sys.executable, "-m", "llama_jax.cli", "train", str(self.file), *overrides]
+        command = [sys.executable, *program, "train", str(self.file), *overrides]
         return subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
