@@ -1,0 +1,1 @@
+"""Pallas kernels for TPU: flash attention, forward and backward, and decoding against a cache."""

@@ -1,0 +1,214 @@
+"""Backward flash attention for TPU: dq, dk and dv in one pass over the visible tiles.
+
+Five products a tile, all on transposed scores [keys, queries]:
+
+    S^T = K Q^T     dP^T = V dO^T     dV^T += dO^T P     dK^T += Q^T dS     dQ^T += K^T dS^T
+
+with P^T = exp2(S^T - lse) and dS^T = P^T * (dP^T - delta), delta the row sums of dO * O. lse and
+delta are row vectors, so nothing is reduced. In the last three P and dS are the stationary operand
+and the H rows of a transposed tensor stream past them: the matrix unit works at full width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from llama_jax.kernels.flash_attention import NN, NT, precision, visible
+
+LN2 = 0.6931471805599453
+
+
+def backward_kernel(
+    # Scalars, in SMEM.
+    bounds_ref,  # [B * query blocks * 4]: first, full_first, full_last, last key tile
+    # Inputs.
+    q_ref,  # [block_q, H]
+    do_ref,  # [block_q, H]
+    lse_ref,  # [1, block_q] base-2 log-sum-exp
+    delta_ref,  # [1, block_q]
+    k_ref,  # [chunk, H]
+    v_ref,  # [chunk, H]
+    lo_ref,  # [1, block_q] first key that each query sees, or None
+    hi_ref,  # [1, block_q] one past the last key, or None
+    # Outputs.
+    dq_ref,  # [block_q, H]
+    dk_ref,  # [chunk, H]
+    dv_ref,  # [chunk, H]
+    # Scratch.
+    scaled_ref,  # [block_q, H] scale * q
+    scaled_t_ref,  # [H, block_q]
+    do_t_ref,  # [H, block_q]
+    dq_acc,  # [H, block_q]
+    dk_acc,  # [H, chunk]
+    dv_acc,  # [H, chunk]
+    *,
+    block_kv: int,
+    sub: int,
+    scale: float,
+    diagonal: bool,
+):
+    """One step of the grid (B, K, key chunks, G, query blocks)."""
+    block_q = q_ref.shape[0]
+    chunk, member, i = pl.program_id(2), pl.program_id(3), pl.program_id(4)
+    members, blocks = pl.num_programs(3), pl.num_programs(4)
+    tiles = k_ref.shape[0] // block_kv
+    begin = chunk * tiles
+    row = 4 * (pl.program_id(0) * blocks + i)
+    first = jnp.maximum(bounds_ref[row], begin)
+    last = jnp.minimum(bounds_ref[row + 3], begin + tiles)
+    dot = functools.partial(
+        jax.lax.dot_general,
+        preferred_element_type=jnp.float32,
+        precision=precision(q_ref.dtype),
+    )
+    ragged = lo_ref is not None or (hi_ref is not None and not diagonal)
+
+    @pl.when(jnp.logical_and(member == 0, i == 0))
+    def _():
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
+
+    dq_acc[...] = jnp.zeros_like(dq_acc)
+    scaled_ref[...] = (q_ref[...].astype(jnp.float32) * scale).astype(q_ref.dtype)
+    scaled_t_ref[...] = scaled_ref[...].T
+    do_t_ref[...] = do_ref[...].T
+
+    def probabilities(tile, column, masked, triangle):
+        """P^T and dS^T of one column of queries."""
+        columns = pl.ds(column, sub)
+        keys = keys_of(tile, column, triangle)
+        s = dot(k_ref[keys, :], scaled_ref[columns, :], NT)
+        dp = dot(v_ref[keys, :], do_ref[columns, :], NT)
+        p = jnp.exp2(s - lse_ref[:, columns])
+        if masked:
+            lo = None if lo_ref is None else lo_ref[:, columns]
+            p = jnp.where(visible(tile * block_kv, lo, hi_ref[:, columns], s.shape), p, 0.0)
+        ds = p * (dp - delta_ref[:, columns])
+        return p.astype(do_ref.dtype), ds.astype(do_ref.dtype)
+
+    def accumulate(tile, column, triangle, p, ds):
+        columns = pl.ds(column, sub)
+        keys = keys_of(tile, column, triangle)
+        dv_acc[:, keys] += dot(do_t_ref[:, columns], p, NT)
+        dk_acc[:, keys] += dot(scaled_t_ref[:, columns], ds, NT)
+        dq_acc[:, columns] += dot(k_ref[keys, :].T, ds, NN)
+
+    def keys_of(tile, column, triangle):
+        size = column + sub if triangle else block_kv
+        return pl.ds(pl.multiple_of((tile - begin) * block_kv, block_kv), size)
+
+    def visit(tile, *, masked=False, triangle=False):
+        # One column ahead, so that the scores of a column overlap the updates of the one before.
+        waiting = probabilities(tile, 0, masked, triangle)
+        for column in range(sub, block_q, sub):
+            scored = probabilities(tile, column, masked, triangle)
+            accumulate(tile, column - sub, triangle, *waiting)
+            waiting = scored
+        accumulate(tile, block_q - sub, triangle, *waiting)
+
+    stop = last - 1 if diagonal else last
+    head, body = first, stop
+    if ragged:
+        head = jnp.clip(bounds_ref[row + 1], first, jnp.maximum(stop, first))
+        body = jnp.clip(bounds_ref[row + 2], head, jnp.maximum(stop, head))
+    if lo_ref is not None:
+        pl.loop(first, head)(functools.partial(visit, masked=True))
+    pl.loop(head, body)(visit)
+    if ragged:
+        pl.loop(body, stop)(functools.partial(visit, masked=True))
+    if diagonal:
+        visit(last - 1, masked=True, triangle=True)
+
+    dq_ref[...] = (dq_acc[...] * (scale * LN2)).T.astype(dq_ref.dtype)
+
+    @pl.when(jnp.logical_and(member == members - 1, i == blocks - 1))
+    def _():
+        dk_ref[...] = (dk_acc[...] * LN2).T.astype(dk_ref.dtype)
+        dv_ref[...] = dv_acc[...].T.astype(dv_ref.dtype)
+
+
+def backward(
+    q: Float[Array, "B N T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    do: Float[Array, "B N T H"],
+    lse: Float[Array, "B N 1 T"],
+    delta: Float[Array, "B N 1 T"],
+    lo: Int[Array, "B 1 T"] | None,
+    hi: Int[Array, "B 1 T"] | None,
+    bounds: Int[Array, " bounds"],
+    *,
+    scale: float,
+    block_q: int,
+    block_kv: int,
+    chunk: int,
+    sub: int,
+    diagonal: bool,
+    vmem_limit: int | None,
+    interpret: bool,
+) -> tuple[Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    """Gradients of the forward pass; arguments as there, `lse` in base 2, `delta` = sum(do * o)."""
+    B, N, T, H = q.shape
+    K, S = k.shape[1:3]
+    G, blocks, chunks = N // K, T // block_q, S // chunk
+
+    def queries(b, kv, c, g, i, _):
+        return b, kv * G + g, i, 0
+
+    def row(b, kv, c, g, i, _):
+        return b, kv * G + g, 0, i
+
+    query_spec = pl.BlockSpec((None, None, block_q, H), queries)
+    row_spec = pl.BlockSpec((None, None, 1, block_q), row)
+    key_spec = pl.BlockSpec((None, None, chunk, H), lambda b, kv, c, g, i, _: (b, kv, c, 0))
+    limit = pl.BlockSpec((None, 1, block_q), lambda b, kv, c, g, i, _: (b, 0, i))
+    # Query blocks are seen by several chunks: partial sums, added up below in a fixed order.
+    dq_dtype = q.dtype if chunks == 1 else jnp.float32
+    dq_spec = pl.BlockSpec(
+        (None, None, None, block_q, H), lambda b, kv, c, g, i, _: (c, b, kv * G + g, i, 0)
+    )
+    kernel = functools.partial(
+        backward_kernel, block_kv=block_kv, sub=sub, scale=scale, diagonal=diagonal
+    )
+    dq, dk, dv = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(B, K, chunks, G, blocks),
+            in_specs=[
+                query_spec,
+                query_spec,
+                row_spec,
+                row_spec,
+                key_spec,
+                key_spec,
+                None if lo is None else limit,
+                None if hi is None else limit,
+            ],
+            out_specs=[dq_spec, key_spec, key_spec],
+            scratch_shapes=[
+                pltpu.VMEM((block_q, H), q.dtype),
+                pltpu.VMEM((H, block_q), q.dtype),
+                pltpu.VMEM((H, block_q), q.dtype),
+                pltpu.VMEM((H, block_q), jnp.float32),
+                pltpu.VMEM((H, chunk), jnp.float32),
+                pltpu.VMEM((H, chunk), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((chunks, *q.shape), dq_dtype),
+            jax.ShapeDtypeStruct(k.shape, k.dtype),
+            jax.ShapeDtypeStruct(v.shape, v.dtype),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", *("arbitrary",) * 3),
+            vmem_limit_bytes=vmem_limit,
+        ),
+        name="flash_attention_backward",
+        interpret=interpret,
+    )(bounds, q, do, lse, delta, k, v, lo, hi)
+    return dq[0] if chunks == 1 else dq.sum(0).astype(q.dtype), dk, dv
