@@ -189,6 +189,25 @@ def resolve_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def train_tokenizer_on(inputs: Sequence[str], vocab_size: int, output: str) -> Tokenizer:
+    """Train on the train splits of corpora, files or folders; write DIR/tokenizer.model.
+
+    Raises InputError if an input cannot be read, the inputs do not support `vocab_size` pieces, or
+    the folder cannot be written.
+    """
+    sources = [source for spec in inputs for source, _ in resolve(spec)]
+    limit = MAX_TRAINING_BYTES // len(sources)
+    texts = (text for source in sources for text in _first_bytes(source, limit))
+    tokenizer = train_tokenizer(texts, vocab_size)
+    folder = as_path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+    except OSError as error:
+        raise InputError(f"--output {folder} cannot be written: {error.strerror}") from error
+    return tokenizer
+
+
 def _first_bytes(source: Source, limit: int):
     """Documents of the train split, spread over its chunks, until `limit` bytes."""
     chunks = source.chunks(TRAIN)
@@ -202,4 +221,12 @@ def _first_bytes(source: Source, limit: int):
                     return
 
 
-__all__ = ["TRAIN", "VALIDATION", "Mixture", "Prepared", "prepare", "resolve_tokenizer"]
+__all__ = [
+    "TRAIN",
+    "VALIDATION",
+    "Mixture",
+    "Prepared",
+    "prepare",
+    "resolve_tokenizer",
+    "train_tokenizer_on",
+]
