@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.ops.attention import dot_product_attention
+from llama_jax.ops.mlp import swiglu
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.rope import apply_rope, rope_frequencies
 from llama_jax.parallel.rules import constrain
@@ -81,9 +82,7 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig):
 def mlp_block(w, x, *, cfg: ModelConfig):
     """SwiGLU (Shazeer 2020): (silu(h gate) * (h up)) down."""
     h = rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps)
-    gate = jnp.einsum("BTD,DF->BTF", h, w["gate"])
-    up = jnp.einsum("BTD,DF->BTF", h, w["up"])
-    return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, w["down"])
+    return swiglu(h, w["gate"], w["up"], w["down"])
 
 
 def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"]) -> Cache:

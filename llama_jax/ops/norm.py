@@ -1,13 +1,42 @@
 """Root mean square normalisation (Zhang and Sennrich 2019; Llama 2, section 2.2)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], *, eps: float) -> Array:
-    """x / sqrt(mean(x^2) + eps) * scale, computed in float32, returned in x's dtype [..., D]."""
+    """x / sqrt(mean(x^2) + eps) * scale, computed in float32, returned in x's dtype [..., D].
+
+    The backward pass keeps x as it came and one float32 per row, no float32 copy of x.
+    """
+    return _rms_norm(x, scale, eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rms_norm(x, scale, eps):
+    return _forward(x, scale, eps)[0]
+
+
+def _forward(x, scale, eps):
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    scale = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
-    return (x32 * inverse * scale).astype(x.dtype)
+    return (x32 * inverse * _row(scale, x.ndim)).astype(x.dtype), (x, scale, inverse)
+
+
+def _backward(eps, residuals, g):
+    x, scale, inverse = residuals
+    normed, g32 = x.astype(jnp.float32) * inverse, g.astype(jnp.float32)
+    scaled = g32 * _row(scale, x.ndim)
+    d_x = inverse * (scaled - normed * jnp.mean(scaled * normed, axis=-1, keepdims=True))
+    d_scale = jnp.sum(g32 * normed, axis=tuple(range(x.ndim - 1)))
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+def _row(scale, ndim):
+    return jnp.expand_dims(scale.astype(jnp.float32), tuple(range(ndim - 1)))
+
+
+_rms_norm.defvjp(_forward, _backward)
