@@ -144,11 +144,11 @@ def test_tokenizer_is_trained_once_or_loaded(tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_processes_and_beam_write_the_same_records(tokenizer, tmp_path):
+def test_processes_and_beam_write_the_same_records(tokenizer, tmp_path, small_chunks):
     mixtures = []
     for name, workers, runner in (("1", 1, None), ("2", 2, None), ("beam", 1, "DirectRunner")):
-        config = DataConfig(dataset="tales:9000", cache_dir=str(tmp_path / name), workers=workers)
-        mixtures.append(prepare(config, tokenizer, seq_len=256, beam_runner=runner))
+        config = DataConfig(dataset="tales:120", cache_dir=str(tmp_path / name), workers=workers)
+        mixtures.append(prepare(config, tokenizer, seq_len=64, beam_runner=runner))
     for split in ("train", "validation"):
         one, two, beam = (m[split] for m in mixtures)
         assert one.fingerprint == two.fingerprint == beam.fingerprint
@@ -195,7 +195,7 @@ def test_killed_preparation_is_taken_up(tokenizer, tmp_path):
     while not list(cache.glob("*.parts/train-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     done = {p.name: p.stat().st_mtime_ns for p in cache.glob("*.parts/train-*")}
     assert done
     assert not list(cache.rglob("dataset_info.json"))
