@@ -1,0 +1,177 @@
+"""Arrows run downward only: which room may import which, and which libraries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "llama_jax").rglob("*.py"))
+
+# A room, or a file of it, and what of ours it may import besides itself; the longest name counts.
+CHECKPOINTS = {"checkpoint", "manifest", "preemption", "storage"}
+ARROWS = {
+    "config": set(),
+    "kernels": set(),
+    "ops": {"kernels"},
+    "parallel": {"config"},
+    "model": {"config", "ops", "parallel.rules"},
+    "data": {"config"},
+    "manifest": {"config"},
+    "preemption": {"config"},
+    "storage": {"config", "manifest"},
+    "checkpoint": {"config", *CHECKPOINTS},
+    "convert": {"config", "model", "data.tokenizer", *CHECKPOINTS},
+    "train": {"config", "model", "ops", "parallel", "data", *CHECKPOINTS},
+    "infer": {"config", "model", "ops", "parallel"},
+    "infer.api": {"config", "model", "data.tokenizer", *CHECKPOINTS},
+    "align": {"config", "train", "infer", "data", "model", "ops", "parallel", *CHECKPOINTS},
+    "serve": {"config", "infer", "data", *CHECKPOINTS},
+    "tpu": {"config", "train", "infer", "model", "parallel"},
+    "cli": {
+        "config", "serve", "align", "tpu", "convert", "train", "infer", "data", "parallel",
+        *CHECKPOINTS,
+    },
+    "__init__": {"infer.api"},
+}  # fmt: skip
+
+ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}
+DATA_LIBRARIES = {
+    "tensorflow_datasets", "grain", "sentencepiece", "array_record", "apache_beam", "datasets",
+}  # fmt: skip
+NOWHERE = {"tensorflow", "torch", "transformers", "vllm", "ray", "experiments", "tests"}
+FORBIDDEN_LIBRARIES = {
+    "data": ACCELERATED,
+    "config": ACCELERATED | DATA_LIBRARIES,
+    "kernels": DATA_LIBRARIES | {"flax", "optax", "orbax"},
+    "ops": DATA_LIBRARIES | {"flax", "optax", "orbax"},
+    "model": DATA_LIBRARIES,
+    "parallel": DATA_LIBRARIES,
+    "train.step": DATA_LIBRARIES,
+}
+LINEN = {"model.llama", "parallel.rules"}
+
+
+def name_of(path):
+    """`model.llama` for llama_jax/model/llama.py, `model` for its __init__.py."""
+    parts = path.relative_to(ROOT / "llama_jax").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path) for path in FILES}
+
+
+def within(name, room):
+    return name == room or name.startswith(room + ".")
+
+
+def imported(source):
+    """Every module that the source imports anywhere, functions included, as absolute names."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they point"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def violations(name, source):
+    """What module `name` imports and must not."""
+    room = max((r for r in ARROWS if within(name, r)), key=len, default=None)
+    assert room is not None, f"{name} is in no room of the table"
+    libraries = NOWHERE | {
+        library
+        for limited, forbidden in FORBIDDEN_LIBRARIES.items()
+        if within(name, limited)
+        for library in forbidden
+    }
+    for target in imported(source):
+        top, _, rest = target.partition(".")
+        if top == "llama_jax":
+            own = within(rest, room.split(".")[0])
+            package_itself = rest.startswith("__")
+            if not (own or package_itself or any(within(rest, to) for to in ARROWS[room])):
+                yield target
+        elif top in libraries or (target.startswith("flax.linen") and name not in LINEN):
+            yield target
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_arrow_is_allowed(path):
+    assert list(violations(name_of(path), path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("model.layer", "from llama_jax.train import loop"),
+        ("model.layer", "from llama_jax.parallel.mesh import make_mesh"),
+        ("ops.norm", "from llama_jax.config import ModelConfig"),
+        ("kernels.flash_attention", "import llama_jax.ops.attention"),
+        ("infer.generate", "from llama_jax import train"),
+        ("infer.generate", "from llama_jax.data.tokenizer import Tokenizer"),
+        ("train.loop", "def f():\n    from llama_jax.infer import generate"),
+        ("data.loader", "import jax.numpy as jnp"),
+        ("data.loader", "def f():\n    import jax"),
+        ("train.step", "import grain"),
+        ("model.weights", "import flax.linen as nn"),
+        ("model.weights", "from flax import linen"),
+        ("train.loop", "import tensorflow as tf"),
+        ("cli", "import experiments.quickstart"),
+        ("config", "from llama_jax.data import files"),
+    ],
+)
+def test_a_forbidden_arrow_is_found(name, source):
+    assert len(list(violations(name, source))) == 1
+
+
+def test_experiments_use_the_package_alone():
+    for path in (ROOT / "experiments").rglob("*.py"):
+        assert "tests" not in {name.split(".")[0] for name in imported(path.read_text())}, path
+
+
+BLOCK = """
+import sys
+class Blocked:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"{{name}} is blocked in this test", name=name)
+sys.meta_path.insert(0, Blocked)
+"""
+
+
+def run(code, *blocked):
+    """Run code in a fresh interpreter in which the blocked libraries are as if not installed."""
+    code = BLOCK.format(blocked=blocked) + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def imports(names):
+    dotted = ("llama_jax" if name == "__init__" else f"llama_jax.{name}" for name in sorted(names))
+    return "".join(f"import {name}\n" for name in dotted)
+
+
+def test_nothing_needs_tensorflow_or_torch():
+    run(imports(MODULES), "tensorflow", "torch", "transformers")
+
+
+def test_the_model_runs_where_only_jax_flax_and_optax_are():
+    alone = {
+        name
+        for name in MODULES
+        if name == "train.step"
+        or any(within(name, r) for r in ("kernels", "ops", "model", "parallel"))
+    }
+    assert {"train.step", "model.llama", "ops.loss"} <= alone
+    run(imports(alone), *DATA_LIBRARIES, *NOWHERE, "orbax", "tyro", "tensorboardX", "tqdm")
+
+
+def test_the_package_and_the_command_line_import_nothing_heavy():
+    heavy = run("import llama_jax, llama_jax.cli, sys; print(*sys.modules)")
+    assert "llama_jax.cli" in heavy
+    assert not {"jax", "flax", "numpy", "tyro", "grain", "tensorflow_datasets"} & set(heavy)
