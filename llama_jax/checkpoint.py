@@ -146,6 +146,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 for old in self._obsolete(step):
                     storage.discard(self._path(old))
+            self._writer.meet()
 
     def _obsolete(self, saved: int) -> list[int]:
         """Steps that go now that `saved` is durable. Later steps stay: damaged ones, say."""
@@ -187,6 +188,7 @@ def save_model(
     try:
         with storage.failures(f"saving model {path}"):
             writer.start(path, params, manifest, files)()
+            writer.meet()
     finally:
         writer.close()
 

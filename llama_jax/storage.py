@@ -32,6 +32,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_is_news)
+_meetings = itertools.count()
 
 
 class CheckpointError(OSError):
@@ -48,7 +49,6 @@ class Writer:
             ocp.PyTreeCheckpointHandler(use_compression=False),
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._count = itertools.count()
         self.close = self._orbax.close
 
     def start(
@@ -91,11 +91,14 @@ class Writer:
                     (folder / mf.FILENAME).write_text(done.to_json())
                     if folder != final:
                         _rename_durably(folder, final)
-            # Not a device collective: those must come from the main thread, in one order.
-            barrier = ocp.multihost.get_barrier_sync_fn()
-            barrier(key=f"checkpoint_{next(self._count)}", timeout_ms=600_000)
 
         return commit
+
+    def meet(self) -> None:
+        """Wait for the other hosts, so that none goes on before host 0 has committed."""
+        # Not a device collective: those must come from the main thread, in one order.
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        barrier(key=f"llama_jax_checkpoint_{next(_meetings)}", timeout_ms=600_000)
 
 
 @contextmanager

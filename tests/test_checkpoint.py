@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -522,9 +523,80 @@ def test_killed_at_random_moments_the_newest_durable_step_comes_back(tmp_path):
         first = process.stdout.readline()
         assert first.startswith("restored"), process.communicate()[1]
         assert int(first.split()[1]) >= durable
-        time.sleep(rng.uniform(0, 1.0))
+        lines = [process.stdout.readline() for _ in range(rng.randrange(4))]
+        time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
-        lines = process.communicate()[0].splitlines()
+        lines += process.communicate()[0].splitlines()
         durable = max([durable, *(int(line.split()[1]) for line in lines)])
     assert durable > 8
     assert all(report.ok for report in verify(tmp_path / "c"))
+
+
+# ---- Several hosts
+
+HOST = """
+import sys, logging, jax, jax.numpy as jnp, numpy as np
+logging.basicConfig(level=logging.WARNING)
+directory, address, index = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(index))
+from jax.sharding import NamedSharding, PartitionSpec as P
+from llama_jax.checkpoint import Checkpointer, CheckpointError
+mesh = jax.make_mesh((4,), ("a",))
+def layout(spec): return NamedSharding(mesh, spec)
+def state(step):
+    w = np.arange(8 * 4096, dtype=np.float32).reshape(8, 4096) * step
+    return {"w": jax.make_array_from_callback(w.shape, layout(P("a")), lambda i: w[i]),
+            "step": jax.make_array_from_callback((), layout(P()), lambda i: np.int32(step))}
+def struct(x): return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def equal(a, b): return (a["w"] == b["w"]).all() & (a["step"] == b["step"])
+with Checkpointer(directory, keep=2) as checkpoints:
+    start = 0
+    if checkpoints.steps():
+        start, tree, _ = checkpoints.restore(jax.tree.map(struct, state(0)))
+        assert jax.jit(equal)(tree, state(start))
+    print("restored", start)
+    for step in range(start + 1, start + 4):
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    assert checkpoints.steps() == sorted({start or step, step - 1, step})
+jax.distributed.shutdown()
+"""
+
+
+def on_two_hosts(directory: Path) -> list[str]:
+    """Run HOST as two processes of two devices each; returns what each printed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(directory), address, str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        )
+        for i in range(2)
+    ]
+    outputs = [host.communicate(timeout=300) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    return [out + err for out, err in outputs]
+
+
+@pytest.mark.slow
+def test_two_hosts_save_restore_and_fall_back_together(tmp_path):
+    directory = tmp_path / "c"
+    assert all("restored 0\n" in text for text in on_two_hosts(directory))
+    assert [r.ok for r in verify(directory)] == [True, True]
+    assert all("restored 3\n" in text for text in on_two_hosts(directory))
+    damaged = 0
+    row = (np.arange(5 * 4096, 6 * 4096, dtype=np.float32) * 6).tobytes()
+    for path in files(directory / "6/state"):
+        data = path.read_bytes()
+        if (at := data.find(row)) >= 0:
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            damaged += 1
+    assert damaged
+    for text in on_two_hosts(directory):
+        assert "restored 5\n" in text
+        assert "/6 cannot be used: array w is damaged" in text
