@@ -51,13 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command(
-        "train",
-        _train,
-        "pretrain, or resume: the same command goes on where the run folder stands",
-        add_help=False,
-    )
-    sub.add_argument("arguments", nargs=argparse.REMAINDER, metavar="EXPERIMENT.py [--option ...]")
+    commands.add_parser("train", help="pretrain, or resume: the same command goes on")
 
     sub = command(
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"
@@ -116,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_start()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments[:1] == ["train"]:  # its options are the experiment's, which argparse ignores
+            return _train(arguments[1:])
         args = _parser().parse_args(arguments)
         return args.run(args) or 0
     except InputError as error:
@@ -155,10 +151,10 @@ def _quiet_start() -> None:
             os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(arguments: Sequence[str]) -> int:
     from llama_jax.config import load_experiment
 
-    config = load_experiment(args.arguments)
+    config = load_experiment(arguments)
     from llama_jax.infer.api import Model, generate
     from llama_jax.parallel import distributed
     from llama_jax.train.loop import train

@@ -266,6 +266,13 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
 
     require(argv, f"{prog} needs an experiment file, such as experiments/python_docs_cpu.py")
     path, *overrides = argv
+    if path in ("-h", "--help"):
+        print(
+            f"usage: {prog} EXPERIMENT.py [--option value ...]\n\n"
+            "EXPERIMENT.py defines CONFIG = TrainConfig(...), such as experiments/quickstart.py;\n"
+            f"{prog} EXPERIMENT.py --help lists every option with its value there."
+        )
+        raise SystemExit(0)
     require(
         not path.startswith("-"),
         f"{prog} needs the experiment file first, then its options; got {path}",
@@ -311,7 +318,7 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_dict[C](cls: type[C], values: dict[str, Any], where: str = "config") -> C:
+def from_dict[C](cls: type[C], values: Any, where: str = "config") -> C:
     """The config dataclass `cls` from parsed JSON; InputError names unknown and missing keys."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -372,7 +379,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         require(isinstance(value, (list, tuple)), f"{where}={value!r} must be a list")
-        return tuple(value)
+        hints = args[:1] * len(value) if args[-1] is Ellipsis else args
+        require(len(value) == len(hints), f"{where}={value!r} must have {len(hints)} values")
+        return tuple(_convert(hints[i], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is Literal:
         require(value in args, f"{where}={value!r} must be one of {', '.join(map(str, args))}")
         return value

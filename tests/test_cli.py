@@ -1,0 +1,148 @@
+"""The command line: results on stdout, one line for bad input, exit statuses."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from llama_jax import cli
+from llama_jax.data.corpora.tales import story
+from llama_jax.train.loop import train
+from tests.train.tiny import Tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of two steps."""
+    tiny = Tiny(tmp_path_factory.mktemp("cli"))
+    train(tiny.config("--steps", "2", "--eval-every", "0"))
+    return tiny.folder / "run"
+
+
+def call(capsys, *argv):
+    """Status, stdout and stderr of one command in this process."""
+    status = cli.main(argv)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "COMMAND"),
+        (["genrate"], "invalid choice: 'genrate' (choose from 'train', 'generate'"),
+        (["train"], "needs an experiment file"),
+        (["train", "no.py"], "experiment no.py does not exist"),
+        (["train", "--steps", "3"], "needs the experiment file first"),
+        (["train", "experiments/quickstart.py", "--stepz", "3"], "did you mean --steps?"),
+        (["train", "experiments/quickstart.py", "--steps", "many"], "invalid literal for int()"),
+        (
+            ["train", "experiments/quickstart.py", "--model.num-kv-heads", "3"],
+            "must be divisible by model.num_kv_heads=3",
+        ),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere"),
+        (["generate", "nowhere"], "--prompt"),
+        (["eval", "nowhere"], "nowhere is no model folder and no run folder"),
+        (["verify", "nowhere"], "nowhere"),
+        (
+            ["tokenizer", "train", "--input", "gone.txt", "--vocab-size", "500", "--output", "x"],
+            "gone.txt",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, argv, message):
+    status, out, err = call(capsys, *argv)
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert err.startswith("llama-jax: error: ")
+    assert err.count("\n") == 1
+
+
+def test_help_of_every_command_is_worth_reading(capsys):
+    for argv in (["--help"], ["generate", "--help"], ["eval", "--help"], ["verify", "--help"],
+                 ["tokenizer", "train", "--help"]):  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            cli.main(argv)
+        assert end.value.code == 0
+        assert "usage: llama-jax" in capsys.readouterr().out
+
+
+def test_train_help_lists_settings_with_the_values_of_the_experiment(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "experiments/quickstart.py", "--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    for option in ("--workdir", "--model.remat", "--mesh.tensor", "--checkpoint.every"):
+        assert option in out
+    assert "tales" in out
+
+
+def test_generate_prints_prompt_and_continuation_and_repeats_itself(capsys, run):
+    argv = ("generate", str(run), "--prompt", "The", "--temperature", "0", "--max-new-tokens", "8")
+    first, second = call(capsys, *argv), call(capsys, *argv)
+    assert first == second
+    assert first[0] == 0
+    assert first[1].startswith("The")
+    assert len(first[1]) > len("The\n")
+    status, out, _ = call(capsys, *argv, "--json")
+    assert status == 0
+    assert json.loads(out) == {"prompt": "The", "text": first[1].removesuffix("\n")}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--prompt", "a " * 200], r"context"),
+        (["--prompt", "bad \ud800"], r"surrogate"),
+        (["--prompt", "a", "--temperature", "-1"], r"temperature"),
+        (["--prompt", "a", "--top-p", "2"], r"top.p"),
+        (["--prompt", "a", "--max-new-tokens", "0"], r"max.new.tokens"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_do(capsys, run, argv, message):
+    status, out, err = call(capsys, "generate", str(run), *argv)
+    assert (status, out) == (2, "")
+    assert re.search(message, err)
+    assert err.count("\n") == 1
+
+
+def test_eval_agrees_with_its_json(capsys, run):
+    status, out, _ = call(capsys, "eval", str(run))
+    assert status == 0
+    status, text, _ = call(capsys, "eval", str(run), "--json")
+    values = json.loads(text)
+    assert f"{values['bits_per_byte']:.4f}" in out
+    assert values["targets"] > 100
+
+
+def test_verify_names_what_is_damaged(capsys, run):
+    status, out, _ = call(capsys, "verify", str(run))
+    assert (status, "all digests agree" in out) == (0, True)
+    manifest = run / "checkpoints" / "2" / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"step": 2', '"step": 3'))
+    try:
+        status, out, _ = call(capsys, "verify", str(run), "--json")
+        assert status == 1
+        assert json.loads(out)["ok"] is False
+    finally:
+        manifest.write_text(whole)
+
+
+def test_tokenizer_train_writes_a_tokenizer(capsys, tmp_path):
+    text = tmp_path / "stories.txt"
+    text.write_text("\n\n".join(story(i) for i in range(60)))
+    argv = ("tokenizer", "train", "--input", str(text), "--vocab-size", "400")
+    status, out, _ = call(capsys, *argv, "--output", str(tmp_path / "tok"))
+    assert status == 0
+    assert (tmp_path / "tok" / "tokenizer.model").is_file()
+    assert out == f"400 pieces in {tmp_path / 'tok' / 'tokenizer.model'}\n"
+
+
+def test_importing_the_package_does_not_start_jax():
+    code = "import sys, llama_jax; print('jax' in sys.modules, llama_jax.__version__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.split()[0] == "False"
