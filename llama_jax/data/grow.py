@@ -103,17 +103,13 @@ def _learn(words: list[tuple[list[str], int]], known: set[str], num_new: int) ->
         c for c, n in sorted(characters.items(), key=lambda item: (-item[1], item[0])) if n > 1
     ]
     learnt = common[: max(1, num_new // 2)]
-    mergeable = known | set(learnt)
     corpus = _Corpus(words)
     while len(learnt) < num_new:
         piece = corpus.most_frequent()
         if piece is None:
             break
         learnt.append(piece)
-        mergeable.add(piece)
-        todo = {piece}
-        while todo:  # a merge may bring together what spells an older piece; that merges at once
-            todo = corpus.merge(min(todo)) & mergeable
+        corpus.merge(piece)
     return learnt
 
 
@@ -153,17 +149,19 @@ class _Corpus:
                 return text
         return None
 
-    def merge(self, piece: str) -> set[str]:
-        """Join adjacent symbols that spell the piece, from the left; what neighbours spell now."""
+    def merge(self, piece: str) -> None:
+        """Join adjacent symbols that spell the piece, from the left.
+
+        What neighbours spell then is never an older piece: between boundaries that no merge has
+        crossed, a text is encoded as it would be alone, and that is the older piece itself.
+        """
         changed: set[str] = set()
         for index in self._where.pop(piece, ()):
             changed.update(self._add(index, -1))
             self._words[index] = list(_merged(self._words[index], piece))
             changed.update(self._add(index, 1))
         self._total.pop(piece, None)
-        changed = {text for text in changed if self._total[text] > 0}
-        self._push(sorted(changed))
-        return changed
+        self._push(sorted(changed - {piece}))
 
 
 def _merged(symbols: list[str], piece: str) -> Iterator[str]:

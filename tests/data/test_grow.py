@@ -1,8 +1,13 @@
+import itertools
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llama_jax.config import InputError
 from llama_jax.data.corpora import tales
 from llama_jax.data.grow import grow
+from llama_jax.data.tokenizer import train_tokenizer
 
 KOREAN = "옛날 옛적에 작은 소녀가 살았습니다. 소녀는 공원에서 놀았습니다. " * 4
 RUSSIAN = "Жила-была маленькая девочка. Девочка любила играть в саду. Once девочка 123. " * 4
@@ -55,3 +60,34 @@ def test_too_many(tokenizer):
         grow(tokenizer, [KOREAN], 9999)
     with pytest.raises(InputError, match="must be positive"):
         grow(tokenizer, [KOREAN], 0)
+
+
+GERMAN = "Der Hund und die Katze laufen schnell durch den Garten und spielen mit dem Ball. " * 4
+
+
+def ends(tokenizer, text):
+    """Where in the bytes each token ends."""
+    return set(itertools.accumulate(tokenizer.byte_lengths[tokenizer.encode(text)].tolist()))
+
+
+def test_old_merges_come_first(tokenizer):
+    """In a script that both languages share, each token is made of whole old tokens."""
+    grown, _ = grow(tokenizer, [GERMAN], 40)
+    for text in [GERMAN, KOREAN, *[tales.story(i) for i in range(100)]]:
+        assert ends(grown, text) <= ends(tokenizer, text)
+    assert len(grown.encode(GERMAN)) < len(tokenizer.encode(GERMAN)) * 0.7
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text("abc", min_size=1, max_size=9), min_size=4, max_size=30))
+def test_learnt_pieces_are_reached_in_any_language(words):
+    old = train_tokenizer(["ab abc cab bca abcabc"] * 3, 268)
+    text = " ".join(words * 2)
+    try:
+        grown, _ = grow(old, [text], 3)
+    except InputError:
+        return  # too little text for three pieces
+    first = grow(old, [text], 1)[0]
+    assert 268 in first.encode(text)
+    assert ends(grown, text) <= ends(old, text)
+    assert 270 in grown.encode(text)  # the last one is swallowed by no other

@@ -98,6 +98,17 @@ def test_validation_has_every_record_once(prepared):
         hosts[0].batch(len(hosts[0]))
 
 
+def test_parts_follow_one_another_where_order_counts(mixture):
+    together = Loader(mixture, batch_size=1, seed=0, shuffle=False)
+    number = 0
+    for part in mixture.parts:
+        alone = Loader(Mixture((part,), (1.0,)), batch_size=1, seed=0, shuffle=False)
+        for step in range(len(alone)):
+            assert_equal(together.batch(number), alone.batch(step))
+            number += 1
+    assert number == len(together)
+
+
 def test_validation_iteration_ends_and_threads_stop(prepared):
     loader = Loader(prepared["validation"], batch_size=10, seed=0, shuffle=False)
     with loader.iterate(2) as batches:
