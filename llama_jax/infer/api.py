@@ -1,15 +1,15 @@
 """The Python interface: load a model folder or a run folder, compute logits, continue text."""
 
-import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from etils import epath
 
 from llama_jax.checkpoint import load_params
-from llama_jax.config import InputError, ModelConfig, TrainConfig, from_dict, require
+from llama_jax.config import ModelConfig, read_config, require
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.infer.generate import generate_tokens
+from llama_jax.infer.generate import generate_tokens, prepare
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 
@@ -24,6 +24,11 @@ class Model:
     params: dict[str, Any]
     tokenizer: Tokenizer
 
+    @cached_property
+    def prepared(self) -> dict[str, Any]:
+        """The parameters as generation reads them; kept, so that only the first call copies."""
+        return prepare(self.params, self.config)
+
 
 def load(path: epath.PathLike) -> Model:
     """Read a model folder, or a run folder: its newest checkpoint that verifies.
@@ -35,8 +40,8 @@ def load(path: epath.PathLike) -> Model:
         not fit each other.
       CheckpointError: no checkpoint verifies.
     """
-    folder = epath.Path(path)
-    config = read_config(folder)
+    folder = epath.Path(path).expanduser()
+    config, _ = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     require(
         tokenizer.vocab_size <= config.vocab_size,
@@ -44,21 +49,6 @@ def load(path: epath.PathLike) -> Model:
         f"{config.vocab_size} rows; the tokenizer is another model's",
     )
     return Model(config, load_params(folder, abstract_params(config)), tokenizer)
-
-
-def read_config(folder: epath.Path) -> ModelConfig:
-    """The model of a model folder's or a run folder's config.json; InputError if it has none."""
-    file = folder / "config.json"
-    require(file.exists(), f"{folder} is no model folder and no run folder: it has no config.json")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
-    if isinstance(values, dict) and "model" in values:
-        return from_dict(TrainConfig, values, where=str(file)).model
-    if isinstance(values, dict):
-        values.pop("format_version", None)
-    return from_dict(ModelConfig, values, where=str(file))
 
 
 def generate(
@@ -81,7 +71,7 @@ def generate(
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt, bos=True)
     (new,) = generate_tokens(
-        model.params,
+        model.prepared,
         [ids],
         config=model.config,
         max_new_tokens=max_new_tokens,

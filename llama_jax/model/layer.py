@@ -21,7 +21,7 @@ from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.rope import apply_rope, rope_frequencies
 from llama_jax.parallel.rules import constrain
 
-Cache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+Cache = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
 
 
 def decoder_layer(
@@ -64,7 +64,8 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig):
     offset = 0
     if kv is not None:
         offset = positions[:, 0]
-        k, v = kv = write_cache(kv, k, v, offset)
+        kv = write_cache(kv, k, v, offset)
+        k, v = (c.swapaxes(1, 2) for c in kv)
     out = dot_product_attention(
         q,
         k,
@@ -86,10 +87,16 @@ def mlp_block(w, x, *, cfg: ModelConfig):
 
 
 def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"]) -> Cache:
-    """Row b's new keys and values [T,K,H] at positions start[b] onwards of its cache [S,K,H]."""
+    """Row b's new keys and values [T,K,H] at positions start[b] onwards of its cache [K,S,H].
+
+    The cache has the layout in which attention reads it, so that no step transposes all of it, and
+    rows are written one by one: XLA's CPU backend makes a slow loop of a batched update.
+    """
 
     def write(cache, new):
-        place = jax.vmap(lambda c, n, s: jax.lax.dynamic_update_slice_in_dim(c, n, s, axis=0))
-        return place(cache, new.astype(cache.dtype), start)
+        new = new.swapaxes(1, 2).astype(cache.dtype)
+        for b in range(cache.shape[0]):
+            cache = jax.lax.dynamic_update_slice(cache, new[b : b + 1], (b, 0, start[b], 0))
+        return cache
 
     return write(kv[0], k), write(kv[1], v)

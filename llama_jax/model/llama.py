@@ -14,7 +14,7 @@ from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.rules import constrain
 
-Caches = tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]
+Caches = tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]]
 
 _policies = jax.checkpoint_policies
 _NAMES = ("q", "k", "v", "out")

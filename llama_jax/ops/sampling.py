@@ -21,28 +21,41 @@ def sample(
 
     Temperature 0 takes the largest logit (the first of equals). Otherwise the logits are divided by
     it, the `top_k` largest are kept (0 for all), then the fewest of those whose probability reaches
-    `top_p` (1 for all; Holtzman et al. 2020), and one is drawn in proportion.
+    `top_p` (1 for all; Holtzman et al. 2020), and one is drawn in proportion. Of equal logits those
+    with the lower ids count as larger. Work that no row asks for is not done.
     """
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    warm = jnp.where(temperature > 0, temperature, 1.0)
-    kept = truncate(logits / warm[:, None], top_k=top_k, top_p=top_p)
-    drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
-    return jnp.where(temperature > 0, drawn, greedy)
+
+    def draw():
+        warm = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+        kept = jax.lax.cond(
+            jnp.any(jnp.logical_or(top_k > 0, top_p < 1)),
+            lambda: truncate(warm, top_k=top_k, top_p=top_p),
+            lambda: warm,
+        )
+        drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+        return jnp.where(temperature > 0, drawn, greedy)
+
+    return jax.lax.cond(jnp.any(temperature > 0), draw, lambda: greedy)
 
 
 def truncate(
     logits: Float[Array, "B V"], *, top_k: Int[Array, " B"], top_p: Float[Array, " B"]
 ) -> Float[Array, "B V"]:
     """The logits with everything outside top-k and top-p at -inf; the largest always stays."""
-    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
-    sorted_logits = jnp.take_along_axis(logits, order, axis=-1)
-    rank = jnp.arange(logits.shape[-1])[None]
-    limit = jnp.where(top_k > 0, top_k, logits.shape[-1])[:, None]
-    sorted_logits = jnp.where(rank < limit, sorted_logits, -jnp.inf)
-    probability = jax.nn.softmax(sorted_logits, axis=-1)
+    V = logits.shape[-1]
+    # How many stay is read off the sorted values; sorting indices along would cost several times
+    # as much. Which stay is then a comparison with the smallest of them.
+    descending = jnp.sort(logits, axis=-1, descending=True)
+    limit = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)[:, None]
+    inside = jnp.arange(V)[None] < limit
+    probability = jax.nn.softmax(jnp.where(inside, descending, -jnp.inf), axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    inside = jnp.logical_or(before < top_p[:, None], rank == 0)
     # top_p = 1 keeps everything: rounding of the running sum must not drop the tail.
-    inside = jnp.logical_or(inside, top_p[:, None] >= 1)
-    kept = jnp.where(inside, sorted_logits, -jnp.inf)
-    return jnp.put_along_axis(jnp.empty_like(logits), order, kept, axis=-1, inplace=False)
+    wanted = jnp.logical_or(before < top_p[:, None], top_p[:, None] >= 1)
+    count = jnp.maximum(jnp.sum(jnp.logical_and(inside, wanted), axis=-1, keepdims=True), 1)
+    smallest = jnp.take_along_axis(descending, count - 1, axis=-1)
+    above, equal = logits > smallest, logits == smallest
+    ties = count - jnp.sum(above, axis=-1, keepdims=True)
+    first = jnp.logical_and(equal, jnp.cumsum(equal, axis=-1) <= ties)
+    return jnp.where(jnp.logical_or(above, first), logits, -jnp.inf)

@@ -63,7 +63,7 @@ def test_a_cache_continues_the_layer(starts):
     assert none is None
 
     # A cache full of what an earlier, longer prompt left: none of it may be seen.
-    shape = (B, S, SMALL.num_kv_heads, SMALL.head_dim)
+    shape = (B, SMALL.num_kv_heads, S, SMALL.head_dim)
     kv = tuple(jnp.asarray(100 * rng.standard_normal(shape), jnp.float32) for _ in range(2))
     before = np.asarray(starts)
     if before.any():
@@ -85,11 +85,11 @@ def test_a_bfloat16_stream_stays_bfloat16():
 
 
 def test_the_shell_returns_the_stack_of_caches():
-    shape = (SMALL.num_layers, 2, 12, SMALL.num_kv_heads, SMALL.head_dim)
+    shape = (SMALL.num_layers, 2, SMALL.num_kv_heads, 12, SMALL.head_dim)
     kv = (jnp.zeros(shape), jnp.zeros(shape))
     tokens = tokens_of(SMALL, 2, 5)
     x, _, (k, v) = Llama(SMALL).apply({"params": PARAMS}, tokens, None, None, kv)
     assert k.shape == v.shape == shape
-    written = np.asarray(jnp.any(k != 0, axis=(1, 3, 4)))  # [L,S]
+    written = np.asarray(jnp.any(k != 0, axis=(1, 2, 4)))  # [L,S]
     np.testing.assert_array_equal(written, np.tile(np.arange(12) < 5, (2, 1)))
     assert_close(x, hidden(PARAMS, tokens, config=SMALL)[0], 1e-5)

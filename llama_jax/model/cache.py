@@ -1,0 +1,63 @@
+"""The key/value cache, and the decoder over it: the layers one by one, each with its own weights.
+
+A scan over stacked layers would copy every layer's weights and cache out of the stack at every
+token, which is as much traffic as the work itself. So generation takes the stack apart once.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from llama_jax.config import ModelConfig
+from llama_jax.model.layer import Cache, decoder_layer
+from llama_jax.ops.norm import rms_norm
+
+
+def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
+    """One (keys, values) pair for each layer, zeros [B,K,S,H] in the compute type."""
+    shape = (B, config.num_kv_heads, S, config.head_dim)
+    return [
+        (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        for _ in range(config.num_layers)
+    ]
+
+
+def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The parameter tree with a list of L layers for "layers", matrices in the compute type."""
+
+    def cast(w):
+        return w.astype(config.dtype) if w.ndim > 1 else w
+
+    stacked = params["layers"]
+    layers = [{k: cast(w[i]) for k, w in stacked.items()} for i in range(config.num_layers)]
+    return {k: layers if k == "layers" else cast(w) for k, w in params.items()}
+
+
+def decode(
+    w: dict[str, Any],
+    tokens: Int[Array, "B T"],
+    cache: list[Cache],
+    start: Int[Array, " B"],
+    *,
+    config: ModelConfig,
+) -> tuple[Float[Array, "B T D"], list[Cache]]:
+    """Normed residual stream of T further tokens a row, and the cache that holds them.
+
+    Row b's tokens stand at positions start[b] onwards; earlier positions must be in the cache.
+    `w` is what `unstack` returns.
+    """
+    positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
+    x = w["embed"][tokens]
+    written = []
+    for layer, kv in zip(w["layers"], cache, strict=True):
+        x, kv = decoder_layer(layer, x, kv, positions, None, cfg=config)
+        written.append(kv)
+    return rms_norm(x, w["norm"], eps=config.norm_eps), written
+
+
+def logits_of(w: dict[str, Any], x: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    """The head, tied or not: float32 logits of one position a row."""
+    if "head" in w:
+        return jnp.einsum("BD,DV->BV", x, w["head"], preferred_element_type=jnp.float32)
+    return jnp.einsum("BD,VD->BV", x, w["embed"], preferred_element_type=jnp.float32)
