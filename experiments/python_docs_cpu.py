@@ -12,13 +12,22 @@ from llama_jax.model.presets import STORIES_260K
 
 CONFIG = TrainConfig(
     workdir="runs/python_docs",
-    steps=600,
-    batch_size=16,
+    steps=1500,
+    batch_size=8,
     seq_len=256,
-    eval_every=200,
+    eval_every=500,
     sample_prompts=("The", "Return the"),
-    model=replace(STORIES_260K, vocab_size=2048, d_model=192, num_layers=5, head_dim=24, d_ff=512),
-    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
+    model=replace(
+        STORIES_260K,
+        vocab_size=2048,
+        d_model=192,
+        num_layers=4,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=32,
+        d_ff=512,
+    ),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100),
     data=DataConfig(dataset="python_docs"),
-    checkpoint=CheckpointConfig(every=200, keep=2),
+    checkpoint=CheckpointConfig(every=500, keep=2),
 )

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -171,22 +172,32 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _print_summary(s: Any) -> None:
-    run = os.path.relpath(s.workdir) if "://" not in s.workdir else s.workdir
+    run = s.workdir if "://" in s.workdir else os.path.relpath(s.workdir)
     run = s.workdir if run.startswith("..") else run
     state = "complete" if s.step == s.steps else "stopped early; the same command resumes"
     if s.resumed_from == s.steps:
         state = "was complete already; a larger --steps takes it further"
+    if s.samples:
+        from etils import epath
+
+        print(epath.Path(s.samples).read_text())
     print(f"step {s.step} of {s.steps}: {state}")
     if s.loss is not None:
-        print(f"training loss    {s.loss:.4f} nats per token")
+        print(f"  training loss    {s.loss:.4f} nats per token")
     if s.evaluation is not None:
         e = s.evaluation
-        print(f"validation loss  {e.loss:.4f}, perplexity {e.perplexity:.2f}, "
-              f"{e.bits_per_byte:.4f} bits per byte")  # fmt: skip
-    print(f"goodput          {100 * s.goodput:.0f} % of {sum(s.seconds.values()):.0f} s in steps")
+        print(f"  validation loss  {e.loss:.4f}, {e.bits_per_byte:.4f} bits per byte of text")
+    print(f"  time             {sum(s.seconds.values()):.0f} s, {100 * s.goodput:.0f} % in steps")
+    print(f"  run folder       {run}: checkpoints, metrics, tensorboard")
+    if s.samples:
+        print(f"  samples          {os.path.join(run, 'samples', os.path.basename(s.samples))}")
     if s.picture:
-        print(f"loss curve       {os.path.join(run, 'loss.svg')}")
-    print(f"run folder       {run}")
+        print(f"  loss curve       {os.path.join(run, 'loss.svg')} (open it in a browser)")
+    program = "llama-jax" if shutil.which("llama-jax") else os.path.relpath(sys.argv[0])
+    print("next:")
+    print(f'  {program} generate {run} --prompt "Once upon a time" --temperature 0.7')
+    print(f"  {program} eval {run}")
+    print(f"  {program} train --help")
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -209,6 +209,8 @@ class TrainConfig:
     """T: tokens in a row."""
     seed: int = 0
     """Seeds the initial weights and the order of the data."""
+    init_from: str | None = None
+    """Model folder or run folder whose parameters a new run starts from; None for fresh ones."""
     accumulate: int = 1
     """Micro-batches whose gradients are summed before one update."""
     z_loss: float = 0.0

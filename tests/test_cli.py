@@ -99,7 +99,7 @@ def test_generate_prints_prompt_and_continuation_and_repeats_itself(capsys, run)
         (["--prompt", "bad \ud800"], r"surrogate"),
         (["--prompt", "a", "--temperature", "-1"], r"temperature"),
         (["--prompt", "a", "--top-p", "2"], r"top.p"),
-        (["--prompt", "a", "--max-new-tokens", "0"], r"max.new.tokens"),
+        (["--prompt", "a", "--max-new-tokens", "-3"], r"max.new.tokens"),
     ],
 )
 def test_generate_refuses_what_it_cannot_do(capsys, run, argv, message):

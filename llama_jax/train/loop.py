@@ -7,6 +7,7 @@ verifies, so a run that was killed and one that was not write the same bytes.
 """
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from llama_jax.checkpoint import Checkpointer
+from llama_jax.checkpoint import Checkpointer, load_params
 from llama_jax.config import InputError, TrainConfig
 from llama_jax.data.loader import Loader
 from llama_jax.data.prepare import Mixture, prepare, resolve_tokenizer
@@ -59,6 +60,8 @@ class Summary:
     """Share of it that was spent on training steps."""
     picture: str | None
     """The loss curve."""
+    samples: str | None
+    """The newest samples."""
 
 
 def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
@@ -103,6 +106,9 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
             state, start = _restore(checkpoints, abstract, identity, workdir)
             if state is None:
                 state = sharded_init(config.seed, config.model, tx, abstract)
+                if config.init_from is not None:
+                    params = load_params(config.init_from, abstract.params)
+                    state = dataclasses.replace(state, params=params)
 
         # ---- Compile
         with clock("compile"):
@@ -139,7 +145,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
                 break
         with report.aside("checkpoint"):
             checkpoints.wait()
-        picture = workdir / "loss.svg"
+        picture, samples = workdir / "loss.svg", sorted((workdir / "samples").glob("*.txt"))
         return Summary(
             workdir=str(workdir),
             step=done,
@@ -150,6 +156,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
             seconds=dict(clock.seconds),
             goodput=clock.goodput(),
             picture=str(picture) if picture.exists() else None,
+            samples=str(samples[-1]) if samples else None,
         )
 
 
@@ -249,11 +256,14 @@ def write_samples(workdir: epath.Path, step: int, texts: Sequence[str]) -> None:
 
 
 def _tokenizer(config: TrainConfig, workdir: epath.Path) -> Tokenizer:
-    """The run's own copy if it has one, else the experiment's, which is then copied."""
+    """The run's own copy if it has one, else the one to start from, which is then copied."""
     copy = workdir / MODEL_FILE
     if copy.exists():
         return Tokenizer.load(copy)
-    tokenizer = resolve_tokenizer(config.data, config.model.vocab_size)
+    data = config.data
+    if config.init_from is not None and data.tokenizer is None:
+        data = dataclasses.replace(data, tokenizer=config.init_from)
+    tokenizer = resolve_tokenizer(data, config.model.vocab_size)
     if jax.process_index() == 0:
         tokenizer.save(copy)
     return tokenizer

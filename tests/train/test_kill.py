@@ -53,9 +53,7 @@ def test_killed_at_twenty_random_moments_and_resumed_gives_the_same_bytes(
         runs += 1
         run = tmp_path / f"run{runs}"
         while kills < KILLS and not (run / "checkpoints" / str(STEPS) / "manifest.json").exists():
-            kills += kill_at_a_random_moment(
-                tiny.start(*OPTIONS, "--workdir", str(run)), run, draw
-            )
+            kills += kill_at_a_random_moment(tiny.start(*OPTIONS, "--workdir", str(run)), run, draw)
         status, _, err = tiny.run(*OPTIONS, "--workdir", str(run))
         assert status == 0, err
         assert digests(run, STEPS) == digests(reference, STEPS)

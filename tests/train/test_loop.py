@@ -44,7 +44,9 @@ def test_a_run_folder_holds_what_it_promises(finished):
     assert 0 < summary.goodput < 1
 
 
-def test_stopping_by_sigterm_and_resuming_gives_the_same_bytes(tiny, tmp_path, finished, monkeypatch):
+def test_stopping_by_sigterm_and_resuming_gives_the_same_bytes(
+    tiny, tmp_path, finished, monkeypatch
+):
     config = tiny.config("--workdir", str(tmp_path / "run"), "--checkpoint.every", "5")
     calls = []
     place = loop.shard_batch
@@ -121,3 +123,16 @@ def test_a_batch_for_other_devices_is_refused_before_anything_is_written(tiny, t
     with pytest.raises(InputError, match="not divisible by the 8 devices"):
         train(tiny.config("--workdir", str(tmp_path / "run"), "--batch-size", "12"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_start_from_the_parameters_of_another(tiny, tmp_path, finished):
+    config = tiny.config(
+        "--workdir", str(tmp_path / "run"), "--init-from", str(finished[0]), "--steps", "2",
+        "--eval-every", "1",
+    )  # fmt: skip
+    train(config)
+    started = [m["train/loss"] for m in facts(tmp_path / "run") if "train/loss" in m]
+    scratch = [m["train/loss"] for m in facts(finished[0]) if "train/loss" in m]
+    assert started[0] < scratch[6]
+    copied = (tmp_path / "run" / "tokenizer.model").read_bytes()
+    assert copied == (finished[0] / "tokenizer.model").read_bytes()

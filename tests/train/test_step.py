@@ -153,7 +153,7 @@ def test_every_mesh_takes_the_same_steps(axes):
 
 
 def test_parameters_and_moments_are_born_sharded():
-    mesh, _, abstract, state = make_state(CONFIG, make_mesh(MeshConfig(fsdp=8)))
+    _, _, abstract, state = make_state(CONFIG, make_mesh(MeshConfig(fsdp=8)))
     gate = state.params["layers"]["gate"]
     assert {s.data.shape for s in gate.addressable_shards} == {(2, 32 // 8, 64)}
     moments = state.opt_state[1].mu["layers"]["gate"]
