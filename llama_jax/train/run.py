@@ -14,7 +14,8 @@ CONFIG_FILE = "config.json"
 # stretches the schedule of the learning rate and is how a finished run is taken further.
 MAY_CHANGE = {
     "workdir", "steps", "log_every", "eval_every", "eval_batches", "sample_prompts",
-    "profile_steps", "max_skipped", "init_from", "watchdog_seconds", "compilation_cache", "mesh", "checkpoint",
+    "profile_steps", "max_skipped", "init_from",
+    "watchdog_seconds", "compilation_cache", "mesh", "checkpoint",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",
 }  # fmt: skip
 

@@ -61,9 +61,11 @@ def test_updates_agree_with_numpy_and_norms_are_not_decayed():
     tx = make_optimizer(CONFIG, TINY, 20)
     rng = np.random.default_rng(0)
     # The second gradient is small, so that one is clipped and one is not.
-    draws = [
-        jax.tree.map(lambda p: s * rng.standard_normal(p.shape), params) for s in (1.0, 1e-4, 0.1)
-    ]
+
+    def draw(size):
+        return jax.tree.map(lambda p: size * rng.standard_normal(p.shape), params)
+
+    draws = [draw(1.0), draw(1e-4), draw(0.1)]
     norms = [math.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(d))) for d in draws]
     assert norms[1] < CONFIG.clip_norm < norms[0]
     state, new = tx.init(params), params
@@ -75,12 +77,12 @@ def test_updates_agree_with_numpy_and_norms_are_not_decayed():
     for path, decayed in {
         ("layers", "q"): True, ("layers", "attn_norm"): False, ("norm",): False, ("embed",): True,
     }.items():  # fmt: skip
-        pick = lambda tree: np.asarray(_at(tree, path), np.float64)  # noqa: E731
-        expected = numpy_adamw(pick(params), [pick(d) for d in draws], decayed, 20, CONFIG, norms)
-        np.testing.assert_allclose(pick(new), expected, rtol=2e-5, atol=2e-7, err_msg=str(path))
+        before, after, *grads = (_at(tree, path) for tree in (params, new, *draws))
+        expected = numpy_adamw(before, grads, decayed, 20, CONFIG, norms)
+        np.testing.assert_allclose(after, expected, rtol=2e-5, atol=2e-7, err_msg=str(path))
 
 
 def _at(tree, path):
     for key in path:
         tree = tree[key]
-    return tree
+    return np.asarray(tree, np.float64)
