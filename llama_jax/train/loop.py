@@ -30,7 +30,7 @@ from llama_jax.train.evaluate import Evaluation, evaluate
 from llama_jax.train.metrics import Clock, read_metrics
 from llama_jax.train.optimizer import learning_rate, make_optimizer
 from llama_jax.train.report import Reporter
-from llama_jax.train.run import open_run
+from llama_jax.train.run import check_run, open_run
 from llama_jax.train.state import TrainState, abstract_state, sharded_init
 from llama_jax.train.step import abstract_batch, jit_eval_step, jit_train_step
 
@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
     abstract = abstract_state(config.model, tx, mesh)
 
     # ---- Folder
-    workdir = open_run(config)
+    workdir = check_run(config)
     if config.compilation_cache:
         cache = epath.Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -92,6 +92,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
         with clock("data"):
             tokenizer = _tokenizer(config, workdir)
             data = prepare(config.data, tokenizer, seq_len=config.seq_len)
+            open_run(config, workdir, tokenizer)  # not before: bad input leaves no folder behind
             loader = _loader(config, data["train"], stack, shuffle=True)
             held_out = data.get("validation")
             validation = _loader(config, held_out, stack, shuffle=False) if held_out else None
@@ -256,17 +257,13 @@ def write_samples(workdir: epath.Path, step: int, texts: Sequence[str]) -> None:
 
 
 def _tokenizer(config: TrainConfig, workdir: epath.Path) -> Tokenizer:
-    """The run's own copy if it has one, else the one to start from, which is then copied."""
-    copy = workdir / MODEL_FILE
-    if copy.exists():
-        return Tokenizer.load(copy)
+    """The run's own copy if it has one, else that of the model to start from, or of the data."""
+    if (workdir / MODEL_FILE).exists():
+        return Tokenizer.load(workdir)
     data = config.data
     if config.init_from is not None and data.tokenizer is None:
         data = dataclasses.replace(data, tokenizer=config.init_from)
-    tokenizer = resolve_tokenizer(data, config.model.vocab_size)
-    if jax.process_index() == 0:
-        tokenizer.save(copy)
-    return tokenizer
+    return resolve_tokenizer(data, config.model.vocab_size)
 
 
 def _loader(

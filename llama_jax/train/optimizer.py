@@ -4,22 +4,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llama_jax.config import InputError, ModelConfig, OptimizerConfig
+from llama_jax.config import ModelConfig, OptimizerConfig
 from llama_jax.model.weights import map_weights
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Linear from 0 over warmup_steps, then a cosine to final_ratio of the peak, or constant.
 
-    Raises:
-      InputError: the warm-up is longer than the run.
+    A run shorter than its warm-up follows the same line and never reaches the peak.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
-    if warmup > steps:
-        raise InputError(
-            f"optimizer.warmup_steps={warmup} exceeds steps={steps}: the peak learning rate would "
-            "never be reached"
-        )
     rise = optax.schedules.linear_schedule(0.0, peak, max(warmup, 1))
     if config.schedule == "constant":
         after = optax.schedules.constant_schedule(peak)

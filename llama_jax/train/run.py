@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from llama_jax.config import InputError, TrainConfig, read_config, to_json
+from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
 CONFIG_FILE = "config.json"
 # Settings that may differ when a run goes on: they change no number of it, but for `steps`, which
@@ -20,18 +21,16 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
-def open_run(config: TrainConfig) -> epath.Path:
-    """The run's folder with the resolved configuration saved; new, or one of the same experiment.
+def check_run(config: TrainConfig) -> epath.Path:
+    """The run's folder, which is new, empty, or holds a run of the same experiment.
 
-    Raises:
-      InputError: the folder cannot be written, holds something else than a run, or a run with
-        other settings; the message lists them.
+    Nothing is written. Raises InputError if it holds something else, or a run with other settings;
+    the message lists them.
     """
     path = epath.Path(config.workdir).expanduser()
     path = path if "://" in config.workdir else epath.Path(os.path.abspath(path))
-    file = path / CONFIG_FILE
     try:
-        if file.exists():
+        if (path / CONFIG_FILE).exists():
             before = read_config(path)[1]
             if before is None:
                 raise InputError(f"workdir {path} is a model folder, not a run: choose another")
@@ -41,14 +40,27 @@ def open_run(config: TrainConfig) -> epath.Path:
                 f"workdir {path} is not empty and holds no run (no {CONFIG_FILE}): choose another "
                 "--workdir or empty it"
             )
-        if jax.process_index() == 0:
-            path.mkdir(parents=True, exist_ok=True)
-            temporary = path / (CONFIG_FILE + ".tmp")
-            temporary.write_text(to_json(config))
-            temporary.replace(file)
     except OSError as error:
-        raise InputError(f"workdir {path} cannot be written: {error}") from error
+        raise InputError(f"workdir {path} cannot be used: {error.strerror}") from error
     return path
+
+
+def open_run(config: TrainConfig, path: epath.Path, tokenizer: Tokenizer) -> None:
+    """Make the folder and write config.json and tokenizer.model, on host 0.
+
+    Raises InputError if it cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / MODEL_FILE).exists():
+            tokenizer.save(path / MODEL_FILE)
+        temporary = path / (CONFIG_FILE + ".tmp")
+        temporary.write_text(to_json(config))
+        temporary.replace(path / CONFIG_FILE)
+    except OSError as error:
+        raise InputError(f"workdir {path} cannot be written: {error.strerror}") from error
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
