@@ -143,8 +143,12 @@ def _fail(reason: object, status: int) -> int:
 def _quiet_start() -> None:
     """Logs to stderr; jax is not asked to look for a TPU where only its library is installed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("absl", "jax", "orbax", "grain", "tensorboardX"):
+    for name in ("jax", "grain", "tensorboardX"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Orbax (through absl) and the threads that it writes with print the stacks of failures that
+    # reach us as exceptions too, which are told in one line.
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
         chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
         gpus = any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13))
