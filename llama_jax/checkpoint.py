@@ -62,8 +62,8 @@ class Report:
 class Checkpointer:
     """Checkpoints of one run, in `directory` (RUN/checkpoints). Every host makes all calls.
 
-    The newest `keep` saves are kept, each at a multiple of `keep_every`, and the one that was
-    restored. A save goes only when a later one is durable. One that only restores writes nothing.
+    The newest `keep` saves stay, each at a multiple of `keep_every`, and the one that was restored.
+    A save goes only when a later one is durable. What only restores writes and deletes nothing.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, keep_every: int = 0):
@@ -87,10 +87,10 @@ class Checkpointer:
         self.wait()
         final = self._path(step)
         manifest = Manifest(folder="state", step=step, arrays={}, extra=dict(extra or {}))
-        if not self._cleaned and jax.process_index() == 0:
-            self._clean()
-        self._cleaned = True
         with storage.failures(f"saving checkpoint {final}"):
+            if not self._cleaned and jax.process_index() == 0:
+                self._clean()
+            self._cleaned = True
             commit = self._writer.start(final, tree, manifest, files={})
         self._pending = self._thread.submit(self._finish, commit, step)
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import logging
+import operator
 import os
 import re
 import sys
@@ -186,13 +187,10 @@ def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
                 restored = orbax.restore(folder, args=request)
+            for name in stored:
+                leaves[name] = functools.reduce(operator.getitem, name.split("/"), restored)
         except Exception as error:
             raise _explained(error, folder) from error
-        for name in stored:
-            leaf = restored
-            for part in name.split("/"):
-                leaf = leaf[part]
-            leaves[name] = leaf
     for name, a in wanted.items():
         if not a.size:  # orbax has no empty arrays
             leaves[name] = _zeros(a)
