@@ -81,20 +81,62 @@ def flash_attention_with_lse(
 
     A query that sees nothing has a log-sum-exp below -1e29, finite so that merging stays finite.
     """
-    validate(q, k, v, segment_ids, kv_segment_ids)
+    masks = dict(
+        causal=causal, segment_ids=segment_ids, kv_segment_ids=kv_segment_ids, q_offset=q_offset
+    )
+    config, lo, hi = prepare(q, k, v, masks, scale, block_sizes, interpret)
+    out, lse = attend(config, *(x.transpose(0, 2, 1, 3) for x in (q, k, v)), lo, hi)
+    return out.transpose(0, 2, 1, 3), lse * LN2
+
+
+def flash_attention_gradients(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    do: Float[Array, "B T N H"],
+    lse: Float[Array, "B N T"],
+    delta: Float[Array, "B N T"],
+    *,
+    causal: bool = True,
+    segment_ids: Int[Array, "B T"] | None = None,
+    kv_segment_ids: Int[Array, "B S"] | None = None,
+    q_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
+    scale: float | None = None,
+    block_sizes: tuple[BlockSizes, BlockSizes] | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    """What these keys contribute to dq, and dk and dv, when they are a part of all keys.
+
+    For ring attention, which merges parts: `lse` (natural) and `delta` = sum(do * out) over H are
+    those of the merged attention. Raises ValueError as `flash_attention`.
+    """
+    masks = dict(
+        causal=causal, segment_ids=segment_ids, kv_segment_ids=kv_segment_ids, q_offset=q_offset
+    )
+    config, lo, hi = prepare(q, k, v, masks, scale, block_sizes, interpret)
+    q, k, v, do = (x.transpose(0, 2, 1, 3) for x in (q, k, v, do))
+    gradients = gradients_of(config, q, k, v, do, lse * LOG2E, delta, lo, hi)
+    dq, dk, dv = (x.transpose(0, 2, 1, 3) for x in gradients)
+    return dq, dk, dv
+
+
+def prepare(q, k, v, masks, scale, block_sizes, interpret):
+    """The static choices of a call and the interval of keys that each query sees."""
+    validate(q, k, v, masks["segment_ids"], masks["kv_segment_ids"])
     B, T, _, H = q.shape
-    S = k.shape[1]
+    S, q_offset = k.shape[1], masks["q_offset"]
     generation = sizes_of.generation()
     if block_sizes is None:
-        block_sizes = sizes_of.choose(T, S, q.dtype, segment_ids is not None, generation)
-    aligned = isinstance(q_offset, int) and causal and kv_segment_ids is None
+        segmented = masks["segment_ids"] is not None
+        block_sizes = sizes_of.choose(T, S, q.dtype, segmented, generation)
+    # Where every query sees itself last, the last tile of a block of queries is a triangle.
+    own = masks["causal"] and masks["kv_segment_ids"] is None and isinstance(q_offset, int)
     plan = functools.partial(
         make_plan,
-        T=T,
         S=S,
         H=H,
         itemsize=q.dtype.itemsize,
-        offset=q_offset if aligned and q_offset >= 0 and q_offset + T <= S else None,
+        offset=q_offset if own and q_offset >= 0 and q_offset + T <= S else None,
         limit=sizes_of.VMEM[generation or "v4"],
     )
     config = Config(
@@ -103,18 +145,7 @@ def flash_attention_with_lse(
         scale=(H**-0.5 if scale is None else scale) * LOG2E,
         interpret=interpret,
     )
-    lo, hi = intervals(
-        B,
-        T,
-        S,
-        causal=causal,
-        segment_ids=segment_ids,
-        kv_segment_ids=kv_segment_ids,
-        q_offset=q_offset,
-    )
-    heads_first = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    out, lse = attend(config, *heads_first, lo, hi)
-    return out.transpose(0, 2, 1, 3), lse * LN2
+    return config, *intervals(B, T, S, **masks)
 
 
 def validate(q, k, v, segment_ids, kv_segment_ids):
@@ -165,7 +196,6 @@ class Plan:
 def make_plan(
     sizes: BlockSizes,
     *,
-    T: int,
     S: int,
     H: int,
     itemsize: int,

@@ -1,0 +1,1 @@
+"""What a TPU would do, found out without one."""

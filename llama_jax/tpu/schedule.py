@@ -1,0 +1,209 @@
+"""How good a TPU kernel is, read from the compiler's final schedule, without a TPU.
+
+libtpu compiles a Pallas kernel on any x86-64 Linux machine, down to bundles: very long instruction
+words, one a cycle when nothing stalls. This module has it dump them, cuts the program where control
+flow does, and multiplies each region by how often the kernel visits it.
+
+What it cannot see: waits for memory (the bytes are set against the bandwidth beside it), stalls
+when a queue is full, and trip counts, which whoever describes the kernel must supply.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SLOTS = (
+    *("matmul", "matpush", "xlu", "valu", "vpop", "eup"),
+    *("vload", "fill", "vstore", "spill", "salu"),
+)
+# Regions with less vector work than this are the scalar bookkeeping around a grid step.
+VECTOR_WORK = 64
+# A branch takes effect after four more bundles.
+DELAY_SLOTS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One TPU generation; figures are per chip unless said otherwise."""
+
+    topology: str
+    """Smallest slice that libtpu knows."""
+    cores: int
+    """TensorCores; a kernel's parallel grid axes are split over them."""
+    macs_per_cycle: int
+    """Multiply-adds of all matrix units of one core."""
+    bf16_flops: float
+    """Peak, per second."""
+    hbm_bytes_per_second: float
+
+    @property
+    def clock(self) -> float:
+        """Cycles per second."""
+        return self.bf16_flops / (2 * self.cores * self.macs_per_cycle)
+
+
+# Peak and bandwidth: cloud.google.com/tpu/docs/system-architecture-tpu-vm, pages v4, v5e, v5p and
+# v6e. Matrix units: four of 128 x 128 a core up to v5p, on v6e two of 256 x 256 that take two rows
+# a cycle (jax/_src/tpu_info.py, and the busy slots of the schedules).
+CHIPS = {
+    "v4": Chip("v4:2x2x1", 2, 4 * 128 * 128, 275e12, 1228e9),
+    "v5e": Chip("v5e:2x2", 1, 4 * 128 * 128, 197e12, 819e9),
+    "v5p": Chip("v5p:2x2x1", 2, 4 * 128 * 128, 459e12, 2765e9),
+    "v6e": Chip("v6e:2x2", 1, 2 * 2 * 256 * 256, 918e12, 1640e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """Straight-line code between two places where control flow may turn."""
+
+    start: int
+    bundles: int
+    slots: dict[str, int]
+    """Slots used, by unit."""
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is work on vectors rather than bookkeeping."""
+        return sum(self.slots[n] for n in ("matmul", "valu", "vload", "vstore")) >= VECTOR_WORK
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The compiled form of one kernel."""
+
+    name: str
+    capacity: dict[str, int]
+    """Slots of one bundle, by unit."""
+    regions: tuple[Region, ...]
+    vmem_bytes: int
+    """Blocks, scratch and spills."""
+
+    def total(self, slot: str) -> int:
+        """Slots used in the whole text of the kernel, each region once."""
+        return sum(region.slots[slot] for region in self.regions)
+
+    @property
+    def bundles(self) -> int:
+        """Length of the text."""
+        return sum(region.bundles for region in self.regions)
+
+    def share(self, slot: str) -> float:
+        """Share of the text's slots of one unit that are used."""
+        return self.total(slot) / (self.capacity[slot] * self.bundles)
+
+    def cycles(self, visits: Sequence[int], steps: int) -> float:
+        """Bundles executed when the vector regions, in order, run `visits` times in `steps` steps.
+
+        Raises ValueError if the kernel has another number of vector regions.
+        """
+        vector = [region for region in self.regions if region.is_vector]
+        if len(vector) != len(visits):
+            found = [(region.start, region.bundles) for region in vector]
+            raise ValueError(
+                f"{self.name} has {len(vector)} vector regions, not {visits=}: {found}"
+            )
+        scalar = sum(region.bundles for region in self.regions if not region.is_vector)
+        return steps * scalar + sum(r.bundles * n for r, n in zip(vector, visits, strict=True))
+
+    def busy(self, slot: str, visits: Sequence[int], steps: int) -> float:
+        """Share of the executed bundles' slots of one unit that are used."""
+        vector = [region for region in self.regions if region.is_vector]
+        used = sum(r.slots[slot] * n for r, n in zip(vector, visits, strict=True))
+        return used / (self.capacity[slot] * self.cycles(visits, steps))
+
+
+def parse(folder: Path) -> list[Schedule]:
+    """The kernels in a folder of dumps; what XLA itself compiled is left out."""
+    vmem = {}
+    for report in folder.glob("*vmem_report.html"):
+        text = report.read_text()
+        data = text[text.index("const DATA =") + len("const DATA =") :].lstrip()
+        for name, entry in json.JSONDecoder().raw_decode(data)[0]["hlo_breakdowns"].items():
+            vmem[name] = int(entry["total_size"])
+    schedules = []
+    for bundles in sorted(folder.glob("*-final_bundles.txt")):
+        match = re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", bundles.name)
+        if match is None or "<" in match[1] or match[1] == "TLP" or "schedule" in match[1]:
+            continue
+        name = match[1]
+        if vmem.get(name, 0) == 0:
+            continue
+        stem = bundles.name.split(f"-{name}-")[0]
+        (usage,) = folder.glob(f"{stem}-{name}-*per-bundle-utilization.txt")
+        schedules.append(_schedule(name, bundles.read_text(), usage.read_text(), vmem[name]))
+    return schedules
+
+
+def _schedule(name: str, bundles: str, usage: str, vmem: int) -> Schedule:
+    lines = usage.splitlines()
+    capacity = dict(zip(SLOTS, map(int, lines[2].split()), strict=True))
+    rows = [tuple(map(int, line.split())) for line in lines[4:] if line.strip()]
+    cuts = {0, len(rows)}
+    address = 0
+    for line in bundles.splitlines():
+        match = re.match(r"\s*(0x[0-9a-f]+|0)\s+(LB|PB|PF|CT|LH|LE)?\s*:", line)
+        if match:
+            address = int(match[1], 16)
+            if match[2]:
+                cuts.add(address)
+        if "sbr.rel" in line:
+            cuts.add(min(address + DELAY_SLOTS + 1, len(rows)))
+    edges = sorted(cuts)
+    regions = []
+    for start, stop in itertools.pairwise(edges):
+        slots = dict(zip(SLOTS, map(sum, zip(*rows[start:stop], strict=True)), strict=True))
+        regions.append(Region(start, stop - start, slots))
+    return Schedule(name, capacity, tuple(regions), vmem)
+
+
+def compile_in_subprocess(
+    generation: str, module: str, arguments: dict, *, python: str = sys.executable
+) -> list[Schedule]:
+    """Schedules of what `module` compiles when run with `arguments` as JSON for one generation.
+
+    libtpu reads its flags when it is loaded, so each compilation has a process of its own.
+    Raises RuntimeError with the end of its output if that fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        flags = (
+            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
+            "--xla_jf_dump_llo_pass_label_regex=final"
+        )
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "LIBTPU_INIT_ARGS": flags,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        command = [python, "-m", module, generation, json.dumps(arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{module} {arguments} on {generation}: {done.stderr[-2000:]}")
+        return parse(Path(folder))
+
+
+def compile_for(generation: str, function, *shapes):
+    """Compile `function` of arrays like `shapes` for one chip of a generation; needs libtpu."""
+    import jax
+    from jax.experimental import topologies
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    chip = CHIPS[generation]
+    topology = topologies.get_topology_desc(topology_name=chip.topology, platform="tpu")
+    mesh = Mesh(topology.devices[:1], ("chip",))
+    whole = NamedSharding(mesh, PartitionSpec())
+    shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole) for s in shapes]
+    # Block sizes are chosen by the generation of the mesh in scope.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
+        return lowered.compile()
