@@ -33,7 +33,7 @@ def unpack(records):
     return documents
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(DOCUMENTS, st.integers(2, 40))
 def test_invertible(documents, seq_len):
     records = list(pack(documents, seq_len))
@@ -44,7 +44,7 @@ def test_invertible(documents, seq_len):
     assert (np.diff(padding.astype(int)) >= 0).all()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(DOCUMENTS, st.integers(2, 40))
 def test_every_token_but_bos_is_a_target_once_after_its_predecessor(documents, seq_len):
     pairs = []
@@ -59,7 +59,7 @@ def test_every_token_but_bos_is_a_target_once_after_its_predecessor(documents, s
     assert pairs == expected
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(DOCUMENTS, st.integers(2, 40))
 def test_positions_restart(documents, seq_len):
     for r in pack(documents, seq_len):
@@ -71,7 +71,7 @@ def test_positions_restart(documents, seq_len):
         np.testing.assert_array_equal(positions_of(r["segment_ids"][None])[0], r["positions"])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.tuples(st.integers(3, 99), st.booleans()), min_size=2, max_size=20),
                 min_size=1, max_size=8), st.integers(2, 24))  # fmt: skip
 def test_masks_travel_with_their_tokens(rows, seq_len):
