@@ -1,7 +1,7 @@
 """Llama 2 7B from a context of 4k to 32k with YaRN, on documents as long as that.
 
-Differs from pretraining by: starts from a trained model (`--init-from`), YaRN frequencies, T=32768, a
-constant small learning rate for 400 steps of 2M tokens (Peng et al. 2023, section 4.1), full
+Differs from pretraining by: starts from a trained model (`--init-from`), YaRN frequencies, T=32768,
+a constant small learning rate for 400 steps of 2M tokens (Peng et al. 2023, section 4.1), full
 rematerialisation. The same recipe takes any model of `presets` from its context to a longer one.
 
 Command   llama-jax train experiments/llama2_7b_32k.py --init-from models/llama2-7b \\
