@@ -321,12 +321,12 @@ def test_restored_steps_stay_and_damaged_ones_do_not_count(run, caplog):
         checkpoints.save(2, make_state(2))  # replaces the damaged one
         checkpoints.wait()
         assert checkpoints.restore(abstract(make_state())).step == 2
-    (directory / "2/manifest.json").write_text("{}")
-    with Checkpointer(directory, keep=1) as checkpoints:
+    (directory / "2").rename(directory / "6")  # a later step, damaged
+    with Checkpointer(directory, keep=2) as checkpoints:
         assert checkpoints.restore(abstract(make_state())).step == 1
-        checkpoints.save(3, make_state(3))
-        checkpoints.save(4, make_state(4))
-    assert sorted(os.listdir(directory)) == ["1", "4"]
+        for step in (3, 4, 5):
+            checkpoints.save(step, make_state(step))
+    assert sorted(os.listdir(directory)) == ["1", "4", "5", "6"]
 
 
 def test_a_step_that_is_saved_again_is_replaced(run, caplog):
