@@ -367,7 +367,15 @@ def test_without_renaming_the_manifest_comes_last(tmp_path, monkeypatch, caplog)
         checkpoints.save(4, make_state(4))
         checkpoints.wait()
         assert sorted(os.listdir(directory)) == ["2", "4"]
+        write, complete = checkpoints._writer._orbax.save, []
+
+        def watched(folder, **kwargs):
+            complete.append((directory / "4/manifest.json").exists())
+            write(folder, **kwargs)
+
+        monkeypatch.setattr(checkpoints._writer._orbax, "save", watched)
         checkpoints.save(4, make_state(5))
+        assert complete == [False]  # half of the new one must not pass for the old one
     assert_same(load_params(run, abstract(make_state().params)), make_state(5).params)
 
 
