@@ -9,7 +9,7 @@ import pytest
 
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
-from tests.comparison import random_params
+from tests.comparison import quick_jit, random_params
 from tests.model.small import MULTI_HEAD, SMALL, packed
 
 
@@ -29,7 +29,7 @@ def influence(cfg, T, segment_ids=None, positions=None):
         # One random reading of each position's logits: zero for certain only if all of them are.
         return out[0] @ jnp.asarray(np.random.default_rng(1).standard_normal(cfg.vocab_size))
 
-    rows = jax.jit(jax.jacrev(logits))(params["embed"])  # [T,V,D]
+    rows = quick_jit(jax.jacrev(logits))(params["embed"])  # [T,V,D]
     return np.abs(np.asarray(rows)).max(axis=-1)[:, :T]
 
 

@@ -9,7 +9,7 @@ from llama_jax.model.layer import decoder_layer
 from llama_jax.model.llama import Llama, hidden
 from llama_jax.model.weights import abstract_params
 from llama_jax.ops.norm import rms_norm
-from tests.comparison import assert_close, assert_trees_close, random_params
+from tests.comparison import assert_close, assert_trees_close, quick_jit, random_params
 from tests.model.small import SMALL, packed, tokens_of
 
 PARAMS = random_params(abstract_params(SMALL))
@@ -23,7 +23,7 @@ def test_the_scan_is_a_loop_over_the_layer():
     tokens = tokens_of(SMALL, 2, 16)
     segment_ids, positions = packed((9, 7), (2, 14))
 
-    @jax.jit
+    @quick_jit
     def loop(params):
         x = params["embed"][tokens]
         for index in range(SMALL.num_layers):
@@ -31,24 +31,23 @@ def test_the_scan_is_a_loop_over_the_layer():
             x, _ = decoder_layer(w, x, None, positions, segment_ids, cfg=SMALL)
         return rms_norm(x, params["norm"], eps=SMALL.norm_eps)
 
-    scan = jax.jit(
+    scan = quick_jit(
         lambda p: hidden(p, tokens, config=SMALL, positions=positions, segment_ids=segment_ids)[0]
     )
     assert_close(scan(PARAMS), loop(PARAMS), 1e-6)
     weights = jnp.cos(jnp.arange(2 * 16 * SMALL.d_model, dtype=jnp.float32))
 
     def gradient(f):
-        return jax.jit(jax.grad(lambda params: f(params).ravel() @ weights))(PARAMS)
+        return quick_jit(jax.grad(lambda params: f(params).ravel() @ weights))(PARAMS)
 
     assert_trees_close(gradient(scan), gradient(loop), 1e-5)
 
 
 def test_the_layers_differ_and_stand_in_order():
     tokens = tokens_of(SMALL, 1, 8)
-    forward, _ = hidden(PARAMS, tokens, config=SMALL)
+    run = quick_jit(lambda params: hidden(params, tokens, config=SMALL)[0])
     swapped = {**PARAMS, "layers": jax.tree.map(lambda a: a[::-1], PARAMS["layers"])}
-    backward, _ = hidden(swapped, tokens, config=SMALL)
-    assert float(jnp.abs(forward - backward).max()) > 0.1
+    assert float(jnp.abs(run(PARAMS) - run(swapped)).max()) > 0.1
 
 
 @pytest.mark.parametrize("starts", [(0, 0), (4, 1)], ids=["fresh", "ragged"])
@@ -57,7 +56,7 @@ def test_a_cache_continues_the_layer(starts):
     B, S, T = 2, 12, 8
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((B, T, SMALL.d_model)), jnp.float32)
-    run = jax.jit(partial(decoder_layer, cfg=SMALL))
+    run = quick_jit(partial(decoder_layer, cfg=SMALL))
     positions = jnp.tile(jnp.arange(T)[None], (B, 1))
     whole, none = run(layer_of(0), x, None, positions, None)
     assert none is None

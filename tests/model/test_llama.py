@@ -11,7 +11,7 @@ from llama_jax.model.llama import apply, hidden
 from llama_jax.model.weights import abstract_params
 from llama_jax.ops.loss import cross_entropy, next_token_targets
 from tests import oracle
-from tests.comparison import assert_close, epsilon, random_params
+from tests.comparison import assert_close, epsilon, quick_jit, random_params
 from tests.model.small import MULTI_HEAD, SMALL, packed, tokens_of
 
 
@@ -79,7 +79,7 @@ def test_gradients_of_every_tensor_agree_with_float64(name):
     segment_ids, positions = packed((7, 5), (1, 9))
     targets, mask = next_token_targets(tokens, segment_ids)
 
-    @jax.jit
+    @quick_jit
     @jax.grad
     def gradient(params):
         x, head = hidden(params, tokens, config=cfg, positions=positions, segment_ids=segment_ids)

@@ -12,11 +12,9 @@ from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from llama_jax.ops.loss import next_token_targets
 from llama_jax.train.step import mean_loss_and_gradient
-from tests.comparison import assert_trees_close, random_params
+from tests.comparison import assert_trees_close, quick_jit, random_params
 from tests.model.small import SMALL, packed, tokens_of
 
-# Machine code as it comes: the plan of the memory is the same and the compilation takes half.
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 POLICIES = ("none", "full", "dots", "qkvo", "offload")
 
 
@@ -35,7 +33,7 @@ def ours(cfg):
     def loss_and_gradient(params, batch):
         return mean_loss_and_gradient(params, batch, cfg=cfg, accumulate=1, z_loss=0.0)
 
-    return jax.jit(loss_and_gradient)
+    return quick_jit(loss_and_gradient)
 
 
 def naive(cfg):
@@ -53,7 +51,7 @@ def naive(cfg):
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
         return -jnp.sum(picked[..., 0] * mask) / mask.sum()
 
-    return jax.jit(jax.value_and_grad(loss))
+    return quick_jit(jax.value_and_grad(loss))
 
 
 def as_large_as_logits(hlo, positions, V):
@@ -70,7 +68,7 @@ def test_no_float32_logits_of_all_positions_are_ever_kept(dtype, tied):
     params = abstract_params(cfg)
 
     def offenders(make):
-        compiled = make(cfg).lower(params, batch).compile(UNOPTIMIZED)
+        compiled = make(cfg).lower(params, batch).compile()
         return as_large_as_logits(compiled.as_text(), B * T, V)
 
     assert not offenders(ours)
@@ -86,7 +84,7 @@ def by_policy():
         cfg = replace(SMALL, remat=policy, num_layers=3)
         params, batch = random_params(abstract_params(cfg)), batch_of(cfg, (40, 24), (64,))
         traced = ours(cfg).trace(params, batch)
-        compiled = traced.lower().compile(UNOPTIMIZED)
+        compiled = traced.lower().compile()
         results[policy] = traced, compiled, compiled(params, batch)
     return results
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llama_jax.ops.attention import dot_product_attention
 from tests import oracle
-from tests.comparison import assert_close, epsilon
+from tests.comparison import assert_close, epsilon, quick_jit
 
 # Those that compute float32 on a CPU; an implementation for other hardware joins on that hardware.
 IMPLEMENTATIONS = ("xla",)
@@ -91,7 +91,7 @@ CASES = {
 def computed(case, arrays, implementation):
     """Output and gradients of ours, compiled."""
 
-    @jax.jit
+    @quick_jit
     def run(q, k, v, cotangent):
         attend = partial(dot_product_attention, implementation=implementation, **case.options())
         out, pullback = jax.vjp(attend, q, k, v)
@@ -171,7 +171,7 @@ def test_offsets_agree_however_they_are_given(implementation, T):
         partial(dot_product_attention, implementation=implementation), static_argnames="q_offset"
     )
     static = attend(*arrays, q_offset=7)
-    traced = jax.jit(
+    traced = quick_jit(
         lambda offset: dot_product_attention(
             *arrays, q_offset=offset, implementation=implementation
         )
@@ -205,7 +205,7 @@ def test_what_is_not_seen_changes_no_bit(seed, T, implementation):
 def attend_segments(implementation, cache={}):  # noqa: B006
     """One compiled function for all examples of the property above."""
     if implementation not in cache:
-        cache[implementation] = jax.jit(
+        cache[implementation] = quick_jit(
             lambda q, k, v, segment_ids: dot_product_attention(
                 q, k, v, segment_ids=segment_ids, implementation=implementation
             )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
 from tests import oracle
-from tests.comparison import assert_close, epsilon
+from tests.comparison import assert_close, epsilon, quick_jit
 
 B, T, D, V = 3, 12, 8, 40
 
@@ -27,7 +27,7 @@ def draw(dtype=jnp.float32, seed=0):
 def value_and_gradients(z_loss, chunk):
     """Compiled: (x, head, targets, mask) -> (loss, targets counted), (d_x, d_head)."""
     loss = partial(cross_entropy, z_loss=z_loss, chunk=chunk)
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
 
 def exact(x, head, targets, mask, z_loss):
@@ -60,7 +60,7 @@ def test_value_and_gradients_agree_with_float64(z_loss, dtype):
 def test_the_value_alone_is_the_value_with_its_gradient():
     arrays = draw()
     (loss, _), _ = value_and_gradients(0.1, 4)(*arrays)
-    alone, _ = jax.jit(partial(cross_entropy, z_loss=0.1, chunk=4))(*arrays)
+    alone, _ = quick_jit(partial(cross_entropy, z_loss=0.1, chunk=4))(*arrays)
     assert float(alone) == pytest.approx(float(loss), rel=1e-6)
 
 
