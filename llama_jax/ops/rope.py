@@ -41,8 +41,9 @@ def rope_frequencies(
         base = theta * factor ** (head_dim / (head_dim - 2))
         return (base**-exponents).astype(np.float32), 1.0
     if scaling == "yarn":
-        # The paper's ramp is linear in the plane's index between the two thresholds, which is
-        # how its authors' code and Hugging Face read it; they round the ends outwards.
+        # The paper's ramp is linear in a plane's number of turns. Its authors' code, which made the
+        # published models, and Hugging Face's take it linear in the plane's index between the two
+        # thresholds, with the ends rounded outwards; so does this.
         fast, slow = (
             head_dim * math.log(pretrained_len / (2 * math.pi * n)) / (2 * math.log(theta))
             for n in (YARN_FAST, YARN_SLOW)
