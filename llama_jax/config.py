@@ -64,7 +64,7 @@ class ModelConfig:
     """Compute type of the matrix products; norms, softmax, rotary angles and loss are float32."""
     param_dtype: Dtype = "float32"
     """Type in which the parameters are kept."""
-    attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     """Attention implementation; auto picks by platform, a named one is used or raises."""
     remat: Literal["none", "full", "dots", "qkvo", "offload"] = "none"
     """What the backward pass recomputes: nothing, the whole layer, all but the outputs of matrix

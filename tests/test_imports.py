@@ -29,7 +29,7 @@ ARROWS = {
     "infer.api": {"config", "model", "data.tokenizer", *CHECKPOINTS},
     "align": {"config", "train", "infer", "data", "model", "ops", "parallel", *CHECKPOINTS},
     "serve": {"config", "infer", "data", *CHECKPOINTS},
-    "tpu": {"config", "train", "infer", "model", "parallel"},
+    "tpu": {"config", "train", "infer", "model", "parallel", "kernels"},
     "cli": {
         "config", "serve", "align", "tpu", "convert", "train", "infer", "data", "parallel",
         *CHECKPOINTS,
