@@ -99,7 +99,7 @@ class Schedule:
         """Share of the text's slots of one unit that are used."""
         return self.total(slot) / (self.capacity[slot] * self.bundles)
 
-    def cycles(self, visits: Sequence[int], steps: int) -> float:
+    def cycles(self, visits: Sequence[int], steps: int) -> int:
         """Bundles executed when the vector regions, in order, run `visits` times in `steps` steps.
 
         Raises ValueError if the kernel has another number of vector regions.

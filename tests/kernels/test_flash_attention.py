@@ -14,6 +14,9 @@ from llama_jax.kernels.block_sizes import BlockSizes
 from llama_jax.kernels.flash_attention_vjp import flash_attention, flash_attention_with_lse
 from tests.kernels import oracle
 
+# The interpreted kernels run for milliseconds and compile for seconds: skip LLVM's optimizations.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 SMALL = (BlockSizes(128, 128, 128), BlockSizes(128, 128, 128))
 COLUMNS = (BlockSizes(256, 256, 128), BlockSizes(256, 256, 128))
 OBLONG = (BlockSizes(128, 256, 128), BlockSizes(256, 128, 128))
@@ -41,7 +44,7 @@ def run(q, k, v, do, *, blocks, **mask):
     def attend(q, k, v):
         return flash_attention_with_lse(q, k, v, block_sizes=blocks, interpret=True, **mask)
 
-    @jax.jit
+    @jit
     def everything(q, k, v, do):
         (out, lse), pull = jax.vjp(attend, q, k, v)
         return out, lse, *pull((do, jnp.zeros_like(lse)))
@@ -85,7 +88,7 @@ def test_matches_the_oracle(B, T, S, N, K, H, dtype, blocks, mask):
 def compiled(causal, crossed):
     """One compilation serves all examples: segments and offsets are known at run time only."""
 
-    @jax.jit
+    @jit
     def everything(q, k, v, do, segment_ids, kv_segment_ids, q_offset):
         def attend(q, k, v):
             return flash_attention(

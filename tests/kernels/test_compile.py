@@ -1,0 +1,128 @@
+"""Every kernel goes through the TPU compiler for four generations, at the sizes of 7B and 70B."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llama_jax.kernels.decode_attention import decode_attention
+from llama_jax.kernels.flash_attention_vjp import flash_attention
+from llama_jax.ops.ring_attention import ring_attention
+from llama_jax.tpu.kernel_cases import MODELS
+from llama_jax.tpu.schedule import CHIPS
+
+pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
+pytestmark = pytest.mark.slow
+
+
+@functools.cache
+def devices(generation):
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    name = CHIPS[generation].topology
+    return topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+
+
+def lower(generation, axes, function, *shapes):
+    """HLO text of `function(mesh, *arrays)` compiled for two by two chips."""
+    shape = (2, 2) if len(axes) == 2 else (4,)
+    mesh = Mesh(np.array(devices(generation)[:4]).reshape(shape), axes)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in shapes
+    ]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        traced = jax.jit(functools.partial(function, mesh)).trace(*arrays)
+        return traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("generation", CHIPS)
+def test_training(generation, model):
+    """Gradient of scanned, rematerialised layers under shard_map: rows and heads are split."""
+    N, K = MODELS[model]
+    spec = PartitionSpec("data", None, "tensor")
+
+    def loss(mesh, q, k, v):
+        attend = jax.shard_map(
+            flash_attention, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+        )
+
+        @jax.checkpoint
+        def layer(x, _):
+            return attend(x, k, v), None
+
+        out, _ = jax.lax.scan(layer, q, None, length=2)
+        return jnp.sum(out.astype(jnp.float32))
+
+    def gradients(mesh, q, k, v):
+        return jax.grad(functools.partial(loss, mesh), (0, 1, 2))(q, k, v)
+
+    shapes = [((2, 4096, heads, 128), jnp.bfloat16, spec) for heads in (N, K, K)]
+    text = lower(generation, ("data", "tensor"), gradients, *shapes)
+    assert "flash_attention_backward" in text
+    # K and V are never repeated to the heads of the queries.
+    if N != K:
+        assert f"bf16[1,{N // 2},4096,128]" in text
+        assert f"bf16[1,{K // 2},{N // K},4096,128]" not in text
+
+
+@pytest.mark.parametrize("generation", CHIPS)
+@pytest.mark.parametrize(
+    ("dtype", "H", "T", "S", "masks"),
+    [
+        ("float32", 64, 1000, 1000, "segments"),
+        ("bfloat16", 128, 512, 16384, "offset"),
+    ],
+    ids=["f32-packed", "chunked-prefill"],
+)
+def test_other_shapes(generation, dtype, H, T, S, masks):
+    whole = PartitionSpec()
+
+    def gradients(mesh, q, k, v, numbers):
+        mask = {"segment_ids": numbers} if masks == "segments" else {"q_offset": numbers[0, 0]}
+        out, pull = jax.vjp(lambda q, k, v: flash_attention(q, k, v, **mask), q, k, v)
+        return out, *pull(out)
+
+    shapes = [((1, n, heads, H), dtype, whole) for n, heads in ((T, 4), (S, 2), (S, 2))]
+    text = lower(generation, ("chip",), gradients, *shapes, ((1, T), jnp.int32, whole))
+    assert "flash_attention" in text
+
+
+@pytest.mark.parametrize("generation", CHIPS)
+@pytest.mark.parametrize(
+    ("N", "K", "dtype"), [(32, 32, "bfloat16"), (64, 8, "int8"), (8, 1, "bfloat16")]
+)
+def test_decode(generation, N, K, dtype):
+    whole = PartitionSpec()
+
+    def step(mesh, q, k, v, lengths, *scales):
+        names = ("k_scale", "v_scale")
+        return decode_attention(q, k, v, lengths, **dict(zip(names, scales, strict=False)))
+
+    shapes = [((4, 1, N, 128), jnp.bfloat16, whole)]
+    shapes += [((4, 4096, K, 128), dtype, whole)] * 2 + [((4,), jnp.int32, whole)]
+    if dtype == "int8":
+        shapes += [((4, K, 4096), jnp.float32, whole)] * 2
+    assert "decode_attention" in lower(generation, ("chip",), step, *shapes)
+
+
+def test_ring():
+    spec = PartitionSpec(None, "chip")
+
+    def step(mesh, q, k, v):
+        attend = functools.partial(ring_attention, axis_name="chip")
+        ring = jax.shard_map(
+            attend, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+        )
+        return jax.grad(lambda q: jnp.sum(ring(q, k, v).astype(jnp.float32)))(q)
+
+    shapes = [((1, 16384, heads, 128), jnp.bfloat16, spec) for heads in (8, 2, 2)]
+    text = lower("v5e", ("chip",), step, *shapes)
+    assert "collective-permute" in text
+    assert "all-gather" not in text

@@ -1,0 +1,132 @@
+"""Decoding against a ragged cache, interpreted, against the float64 oracle."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.kernels import decode_attention as module
+from llama_jax.kernels.decode_attention import decode_attention, paged_decode_attention
+from tests.kernels import oracle
+from tests.kernels.test_flash_attention import check, jit
+
+LENGTHS = np.array([0, 1, 130, 300], np.int32)
+
+
+def cache(T, S, N, K, H, dtype="float32", seed=0):
+    """Queries and a cache whose unused part is NaN: reading it would show."""
+    rng = np.random.default_rng(seed)
+    B = len(LENGTHS)
+    q = rng.standard_normal((B, T, N, H))
+    k, v = rng.standard_normal((2, B, S, K, H))
+    for row, length in enumerate(LENGTHS):
+        k[row, length:] = v[row, length:] = np.nan
+    return [jnp.asarray(x, dtype) for x in (q, k, v)]
+
+
+def expected(q, k, v):
+    """Row by row over its valid keys; queries at negative positions see nothing."""
+    out = np.zeros(q.shape)
+    for b, length in enumerate(LENGTHS):
+        T = q.shape[1]
+        seen = oracle.visible(T, length, q_offset=length - T)
+        if length:
+            rows = (np.asarray(x[b : b + 1], np.float64) for x in (q, k[:, :length], v[:, :length]))
+            out[b] = oracle.attention(*rows, seen)[0][0]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("T", "N", "K", "dtype", "splits"),
+    [
+        pytest.param(1, 16, 8, "float32", 1, id="gqa"),
+        pytest.param(3, 2, 1, "bfloat16", 1, id="mqa-three-tokens-bf16"),
+        pytest.param(1, 4, 4, "float32", 2, id="mha-split"),
+    ],
+)
+def test_ragged_cache(T, N, K, dtype, splits, monkeypatch):
+    monkeypatch.setattr(module, "STEP_BYTES", 1)
+    q, k, v = cache(T, 400, N, K, 64, dtype)
+    got = jit(functools.partial(decode_attention, splits=splits, interpret=True))(q, k, v, LENGTHS)
+    check(got, expected(q, k, v), dtype, "out")
+
+
+def quantized(x):
+    """int8 and scales [B,K,S]; what is unused stays NaN in the scales."""
+    x = np.asarray(x, np.float64)
+    scale = np.abs(x).max(-1) / 127
+    filled = np.where(np.isfinite(scale), scale, 1.0)
+    whole = np.round(np.nan_to_num(x / filled[..., None])).astype(np.int8)
+    return jnp.asarray(whole), jnp.asarray(scale.transpose(0, 2, 1), jnp.float32)
+
+
+def test_int8_cache(monkeypatch):
+    """Exactly the attention over the dequantised cache, not merely close to the original."""
+    monkeypatch.setattr(module, "STEP_BYTES", 1)
+    q, k, v = cache(1, 384, 16, 8, 64)
+    (k8, k_scale), (v8, v_scale) = quantized(k), quantized(v)
+    got = jit(functools.partial(decode_attention, interpret=True))(
+        q, k8, v8, LENGTHS, k_scale=k_scale, v_scale=v_scale
+    )
+    k, v = (
+        np.asarray(x, np.float64) * np.asarray(s, np.float64).transpose(0, 2, 1)[..., None]
+        for x, s in ((k8, k_scale), (v8, v_scale))
+    )
+    check(got, expected(np.asarray(q), k, v), "float32", "out")
+
+
+def test_page_table():
+    """Pages in any order and shared places give what the contiguous cache gives."""
+    q, k, v = cache(2, 384, 4, 2, 64)
+    page, order = 128, np.random.default_rng(3).permutation(12)
+    table = order.reshape(4, 3).astype(np.int32)
+    pools = []
+    for x in (k, v):
+        pool = np.full((14, page, 2, 64), np.nan, np.float32)
+        pool[order] = np.asarray(x).reshape(12, page, 2, 64)
+        pools.append(jnp.asarray(pool))
+    # Entries beyond a row's length may name any page.
+    table[1, 1:] = 13
+    got = jit(functools.partial(paged_decode_attention, interpret=True))(q, *pools, table, LENGTHS)
+    check(got, expected(q, k, v), "float32", "out")
+
+
+def test_errors_hold_the_values():
+    q, k, v = cache(1, 128, 4, 2, 64)
+    with pytest.raises(ValueError, match="N=3 must be a multiple of K=2"):
+        decode_attention(q[:, :, :3], k, v, jnp.asarray(LENGTHS))
+    with pytest.raises(ValueError, match="needs k_scale"):
+        decode_attention(q, k.astype(jnp.int8), v.astype(jnp.int8), jnp.asarray(LENGTHS))
+    with pytest.raises(ValueError, match="int8 or float32 as q, not bfloat16"):
+        decode_attention(q, k.astype(jnp.bfloat16), v.astype(jnp.bfloat16), jnp.asarray(LENGTHS))
+    with pytest.raises(ValueError, match="width H=32"):
+        decode_attention(q[..., :32], k[..., :32], v[..., :32], jnp.asarray(LENGTHS))
+
+
+def test_only_valid_blocks_are_named():
+    """The index maps of the grid touch the blocks of the valid keys and no other."""
+    q, k, v = (
+        jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 1, 8, 128), *[(1, 4096, 8, 128)] * 2)
+    )
+    jaxpr = jax.make_jaxpr(functools.partial(decode_attention, interpret=True))(
+        q, k, v, jax.ShapeDtypeStruct((1,), jnp.int32)
+    )
+    (call,) = [e for e in jaxpr.eqns if e.primitive.name == "pallas_call"]
+    mapping = call.params["grid_mapping"].block_mappings[1]
+    block = mapping.block_shape[1].block_size
+    named = set()
+    for j in range(4096 // block):
+        index = jax.core.eval_jaxpr(
+            mapping.index_map_jaxpr.jaxpr,
+            mapping.index_map_jaxpr.consts,
+            0,
+            0,
+            j,
+            jax.new_ref(jnp.array([1000], jnp.int32)),
+            jax.new_ref(jnp.zeros(1, jnp.int32)),
+        )
+        named.add(int(index[1]))
+    assert named == set(range(-(-1000 // block)))
+    assert len(named) * block <= 1.05 * 1000

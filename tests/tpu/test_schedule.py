@@ -1,0 +1,96 @@
+"""Reading schedules: regions, visits, shares, on a dump made here and on the compiler's own."""
+
+import json
+
+import pytest
+
+from llama_jax.tpu import kernel_cases
+from llama_jax.tpu.kernel_cases import Case, blocks_seen, kernel_report, macs, visits
+from llama_jax.tpu.schedule import CHIPS, parse
+
+CAPACITY = "    4     4     3     4     2     1     3     3     1     1     2"
+IDLE = "0 0 0 0 0 0 0 0 0 0 1"
+BUSY = "4 1 0 2 1 1 1 0 1 0 0"
+SPILLING = "2 0 0 4 0 0 0 1 1 1 0"
+
+
+def bundle(address, mark="", depth="", code="nop"):
+    return f"{address:#6x} {mark}  : {depth} {{ {code} }}"
+
+
+@pytest.fixture
+def dump(tmp_path):
+    """Ten scalar bundles, a loop of forty, a branch with its four delay slots, twenty more."""
+    rows = [IDLE] * 10 + [BUSY] * 40 + [IDLE] * 5 + [SPILLING] * 20 + [IDLE] * 5
+    lines = [bundle(a) for a in range(10)]
+    lines += [bundle(10, "LB", ">")] + [bundle(a, depth=">") for a in range(11, 50)]
+    lines += [bundle(50, code="%9 = sbr.rel (!%p1) target = $region2")]
+    lines += [bundle(a) for a in range(51, 75)] + [bundle(75, "PF")]
+    lines += [bundle(a) for a in range(76, 80)]
+    usage = "== CAPACTIY:\nMATMUL, ...\n" + CAPACITY + "\n== UTILIZATION:\n" + "\n".join(rows)
+    stem = f"{tmp_path}/17-kernel.1-0"
+    for number, suffix, text in (
+        (1, "final_hlo-static-per-bundle-utilization.txt", usage),
+        (2, "schedule-analysis_final_bundles.txt", "not read"),
+        (3, "final_bundles.txt", "\n".join(lines)),
+    ):
+        with open(f"{stem}{number}-{suffix}", "w") as file:
+            file.write(text)
+    report = {"hlo_breakdowns": {"kernel.1": {"total_size": 4096}}}
+    (tmp_path / "17-TLP-05-vmem_report.html").write_text(f"const DATA ={json.dumps(report)}; end")
+    return tmp_path
+
+
+def test_regions_and_visits(dump):
+    (schedule,) = parse(dump)
+    assert (schedule.name, schedule.vmem_bytes, schedule.bundles) == ("kernel.1", 4096, 80)
+    vector = [r for r in schedule.regions if r.is_vector]
+    assert [(r.start, r.bundles) for r in vector] == [(10, 45), (55, 20)]
+    assert (schedule.total("spill"), schedule.total("fill")) == (20, 20)
+    # Fifteen scalar bundles in each of two steps, the loop three times, the branch once.
+    cycles = 2 * 15 + 3 * 45 + 20
+    assert schedule.cycles([3, 1], 2) == cycles
+    assert schedule.busy("matmul", [3, 1], 2) == (3 * 160 + 40) / (4 * cycles)
+    assert schedule.share("matmul") == 200 / (4 * 80)
+
+
+def test_a_kernel_of_another_shape_is_refused(dump):
+    (schedule,) = parse(dump)
+    with pytest.raises(ValueError, match=r"2 vector regions, not visits=\[1\].*\(10, 45\)"):
+        schedule.cycles([1], 1)
+
+
+def test_clocks_follow_from_the_published_peaks():
+    """GHz: v4 1.05, v5e 1.5, v5p 1.75, v6e 1.75."""
+    clocks = [round(chip.clock / 1e9, 2) for chip in CHIPS.values()]
+    assert clocks == [1.05, 1.5, 1.75, 1.75]
+
+
+def test_counts_of_causal_blocks():
+    """T = 4096 drawn as 4 x 4 blocks: six below the diagonal, four on it."""
+    assert blocks_seen(1024, 1024) == (6, 4)
+    assert blocks_seen(1024, 2048) == (2, 4)
+    ((_, counts, steps),) = visits(Case("ours", "forward", "7B", 1024, 1024, 256))
+    # Scored tiles: one start a head, and as many accumulated ones as there are blocks.
+    assert steps == 32 * 4
+    assert counts == [32, 0, 32 * 3, 32 * 3, 32 * 3, 32]
+    assert macs(Case("ours", "forward", "70B", 1024, 1024, 256)) == 64 * 2 * 128 * 4096 * 4097 // 2
+
+
+def test_unknown_topology():
+    with pytest.raises(ValueError, match="topology 'v3' must be one of v4, v5e, v5p, v6e"):
+        kernel_report("v3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", CHIPS)
+def test_ours_is_ahead_of_splash(generation, monkeypatch):
+    """Compiled here and now: fewer cycles than splash attention in both directions and models."""
+    pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
+    monkeypatch.setattr(kernel_cases.importlib.util, "find_spec", lambda name: None)
+    rows = {(r["kernel"], r["direction"], r["model"]): r for r in kernel_report(generation)}
+    for direction in ("forward", "backward"):
+        for model in kernel_cases.MODELS:
+            ours, splash = (rows[kernel, direction, model] for kernel in ("ours", "splash"))
+            assert ours["cycles"] < splash["cycles"]
+            assert ours["vmem_bytes"] < splash["vmem_bytes"] * 3
