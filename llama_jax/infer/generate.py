@@ -146,10 +146,10 @@ def stream_tokens(
     read = [len(p) for p in prompts]
     for _ in range(0, max_new_tokens, block):
         state = advance(w, state, rows, np.int32(block), config=config)
-        tokens, length, limit = map(np.asarray, (state.tokens, state.length, state.limit))
+        tokens, length = np.asarray(state.tokens), np.asarray(state.length)
         yield [tokens[b, n : length[b]].tolist() for b, n in enumerate(read)]
         read = length[: len(prompts)].tolist()
-        if not np.any(length < limit):
+        if not np.any(np.less(length, state.limit)):
             return
 
 

@@ -49,7 +49,7 @@ def decode(
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     x = w["embed"][tokens]
-    written = []
+    written: list[Any] = []
     for layer, kv in zip(w["layers"], cache, strict=True):
         x, kv = decoder_layer(layer, x, kv, positions, None, cfg=config)
         written.append(kv)
