@@ -14,8 +14,6 @@ from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.rules import constrain
 
-Caches = tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]]
-
 _policies = jax.checkpoint_policies
 _NAMES = ("q", "k", "v", "out")
 REMAT_POLICIES = {
@@ -41,15 +39,15 @@ def declare(module: nn.Module, table: dict[str, Weight], cfg: ModelConfig) -> di
 
 
 class DecoderLayer(nn.Module):
-    """`decoder_layer` with declared weights."""
+    """`decoder_layer` with declared weights, the body of a scan; a cache goes by cache.py."""
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x, kv, positions, segment_ids):
+    def __call__(self, x, positions, segment_ids):
         """See `decoder_layer`."""
         w = declare(self, layer_weights(self.cfg), self.cfg)
-        return decoder_layer(w, x, kv, positions, segment_ids, cfg=self.cfg)
+        return decoder_layer(w, x, None, positions, segment_ids, cfg=self.cfg)
 
 
 class Llama(nn.Module):
@@ -63,9 +61,8 @@ class Llama(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        kv: Caches | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"], Caches | None]:
-        """Normed residual stream, the head, and the updated caches of all layers.
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"]]:
+        """Normed residual stream and the head.
 
         Logits are x @ head; they are left to the loss and to sampling, which take few positions at
         a time. Positions default to 0..T-1.
@@ -83,11 +80,11 @@ class Llama(nn.Module):
             length=cfg.num_layers,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
         )(cfg, name="layers")
-        x, kv = stack(x, kv, positions, segment_ids)
+        x, _ = stack(x, positions, segment_ids)
         x = rms_norm(x, w["norm"], eps=cfg.norm_eps)
-        return x, w["embed"].T if cfg.tie_embeddings else w["head"], kv
+        return x, w["embed"].T if cfg.tie_embeddings else w["head"]
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -101,7 +98,7 @@ def init_params(key: Array, cfg: ModelConfig) -> dict:
 def hidden(params: dict, tokens: Array, *, config: ModelConfig, positions=None, segment_ids=None):
     """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache."""
     out: Any = Llama(config).apply({"params": params}, tokens, positions, segment_ids)
-    return out[0], out[1]
+    return out
 
 
 def apply(

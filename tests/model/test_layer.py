@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama_jax.model.layer import decoder_layer
-from llama_jax.model.llama import Llama, hidden
+from llama_jax.model.llama import hidden
 from llama_jax.model.weights import abstract_params
 from llama_jax.ops.norm import rms_norm
 from tests.comparison import assert_close, assert_trees_close, quick_jit, random_params
@@ -23,7 +23,6 @@ def test_the_scan_is_a_loop_over_the_layer():
     tokens = tokens_of(SMALL, 2, 16)
     segment_ids, positions = packed((9, 7), (2, 14))
 
-    @quick_jit
     def loop(params):
         x = params["embed"][tokens]
         for index in range(SMALL.num_layers):
@@ -31,16 +30,21 @@ def test_the_scan_is_a_loop_over_the_layer():
             x, _ = decoder_layer(w, x, None, positions, segment_ids, cfg=SMALL)
         return rms_norm(x, params["norm"], eps=SMALL.norm_eps)
 
-    scan = quick_jit(
-        lambda p: hidden(p, tokens, config=SMALL, positions=positions, segment_ids=segment_ids)[0]
-    )
-    assert_close(scan(PARAMS), loop(PARAMS), 1e-6)
+    def scan(params):
+        layout = {"positions": positions, "segment_ids": segment_ids}
+        return hidden(params, tokens, config=SMALL, **layout)[0]
+
     weights = jnp.cos(jnp.arange(2 * 16 * SMALL.d_model, dtype=jnp.float32))
 
-    def gradient(f):
-        return quick_jit(jax.grad(lambda params: f(params).ravel() @ weights))(PARAMS)
+    def value_and_gradient(f):
+        def total(params):
+            x = f(params)
+            return x.ravel() @ weights, x
 
-    assert_trees_close(gradient(scan), gradient(loop), 1e-5)
+        gradient, x = quick_jit(jax.grad(total, has_aux=True))(PARAMS)
+        return {"residual stream": x, **gradient}
+
+    assert_trees_close(value_and_gradient(scan), value_and_gradient(loop), 1e-5)
 
 
 def test_the_layers_differ_and_stand_in_order():
@@ -81,14 +85,3 @@ def test_a_bfloat16_stream_stays_bfloat16():
     x = jnp.ones((1, 3, SMALL.d_model), jnp.bfloat16)
     out, _ = decoder_layer(w, x, None, jnp.arange(3)[None], None, cfg=SMALL)
     assert out.dtype == jnp.bfloat16
-
-
-def test_the_shell_returns_the_stack_of_caches():
-    shape = (SMALL.num_layers, 2, SMALL.num_kv_heads, 12, SMALL.head_dim)
-    kv = (jnp.zeros(shape), jnp.zeros(shape))
-    tokens = tokens_of(SMALL, 2, 5)
-    x, _, (k, v) = Llama(SMALL).apply({"params": PARAMS}, tokens, None, None, kv)
-    assert k.shape == v.shape == shape
-    written = np.asarray(jnp.any(k != 0, axis=(1, 2, 4)))  # [L,S]
-    np.testing.assert_array_equal(written, np.tile(np.arange(12) < 5, (2, 1)))
-    assert_close(x, hidden(PARAMS, tokens, config=SMALL)[0], 1e-5)

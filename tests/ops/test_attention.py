@@ -72,6 +72,8 @@ CASES = {
     "queries after a prefix": Case(T=4, q_offset=5),
     "queries before the last key": Case(T=4, q_offset=2),
     "queries after every key": Case(T=4, q_offset=50),
+    "queries before the first key": Case(q_offset=-4),
+    "several blocks before the first key": Case(B=1, T=300, S=300, N=2, K=1, H=4, q_offset=-150),
     "queries in one row's middle": Case(T=3, q_offset=(6, 2)),
     "decoding": Case(T=1, q_offset=(8, 3)),
     "decoding, documents": Case(

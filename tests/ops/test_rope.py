@@ -55,7 +55,10 @@ def test_yarn_keeps_what_turns_often_and_interpolates_what_turns_less_than_once(
     assert (ratio >= 1 / 8 - 1e-6).all()
     assert (ratio <= 1 + 1e-6).all()
     assert (np.diff(ratio) < 1e-6).all()
-    assert ((ratio > 0.2) & (ratio < 0.9)).sum() >= 5  # there is a ramp between
+    # Between the thresholds, but for the plane next to each, a frequency is neither.
+    between = (turns < 25) & (turns > 1.25)
+    assert (ratio[between] > 1 / 8 + 1e-3).all()
+    assert (ratio[between] < 1 - 1e-3).all()
     assert amplitude == pytest.approx(0.1 * math.log(8) + 1)
 
 
@@ -88,7 +91,7 @@ def test_agrees_with_rotation_matrices(scaling, factor):
 
 def test_bfloat16_is_rotated_in_float32():
     x = draw((1, 4, 2, 8)).astype(jnp.bfloat16)
-    positions = jnp.asarray([[0, 10, 255, 1000]])  # bfloat16 has no 255 + 1000 * 0.1
+    positions = jnp.asarray([[0, 257, 515, 1001]])  # none but 0 is a bfloat16
     out = apply_rope(x, positions, *frequencies_of(8))
     assert out.dtype == jnp.bfloat16
     expected = oracle.rope(x, np.asarray(positions), *oracle.rope_frequencies(8))
