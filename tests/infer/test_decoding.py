@@ -1,0 +1,131 @@
+"""Generation against the full forward pass; rows that do not know their neighbours."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_jax.config import InputError
+from llama_jax.infer import generate as module
+from llama_jax.infer.generate import generate_tokens
+from llama_jax.model.llama import apply, init_params
+from llama_jax.model.presets import TINY
+
+SMALL = replace(TINY, vocab_size=61, max_seq_len=48)
+CONFIGS = {
+    "GQA, untied": SMALL,
+    "MHA, tied": replace(SMALL, num_kv_heads=4, tie_embeddings=True),
+    "YaRN": replace(SMALL, rope_scaling="yarn", rope_factor=4.0),
+}
+GREEDY = {"temperature": 0.0, "eos_id": None}
+
+
+@cache
+def params_of(config):
+    # Wide logits: a greedy choice must not hang on the last bit.
+    return jax.tree.map(lambda p: 3 * p, init_params(jax.random.key(1), config))
+
+
+def run(prompts, config=SMALL, max_new_tokens=8, seeds=None, **options):
+    options = {**GREEDY, **options}
+    seeds = seeds if seeds is not None else range(len(prompts))
+    return generate_tokens(
+        params_of(config),
+        prompts,
+        config=config,
+        max_new_tokens=max_new_tokens,
+        seeds=list(seeds),
+        **options,
+    )
+
+
+def greedy_oracle(prompt, config, n):
+    """Append the argmax of the last position's logits, n times, with full forward passes."""
+    ids = list(prompt)
+    while len(ids) < min(len(prompt) + n, config.max_seq_len):
+        padded = jnp.asarray([ids + [0] * (config.max_seq_len - len(ids))])
+        logits = _full(params_of(config), padded, config)
+        ids.append(int(np.argmax(np.asarray(logits[0, len(ids) - 1]))))
+    return ids[len(prompt) :]
+
+
+@cache
+def _jitted(config):
+    return jax.jit(lambda params, tokens: apply(params, tokens, config=config))
+
+
+def _full(params, tokens, config):
+    return _jitted(config)(params, tokens)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_decoding_is_the_argmax_of_full_forward_passes(name):
+    config = CONFIGS[name]
+    prompts = [[1, 5, 9], [1], list(range(1, 20))]
+    expected = [greedy_oracle(p, config, 10) for p in prompts]
+    assert len({tuple(e) for e in expected}) == 3
+    assert run(prompts, config, 10) == expected
+
+
+def test_a_row_stops_before_eos_and_at_the_end_of_the_context():
+    free = run([[1, 5, 9]], max_new_tokens=8)[0]
+    eos = free[3]
+    assert run([[1, 5, 9]], eos_id=eos)[0] == free[: free.index(eos)]
+    long = list(range(1, 45))
+    assert len(run([long], max_new_tokens=20)[0]) == 48 - 44
+    assert run([[1, 2]], max_new_tokens=0) == [[]]
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=30), min_size=2, max_size=6),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(0.0, 0, 1.0), (1.0, 0, 1.0), (0.8, 5, 1.0), (1.3, 0, 0.7)]),
+)
+@settings(deadline=None, max_examples=15)
+def test_a_rows_tokens_depend_on_its_own_prompt_and_seed_alone(prompts, seed, setting):
+    temperature, top_k, top_p = setting
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": 6}
+    seeds = [(seed + 17 * b) % 2**32 for b in range(len(prompts))]
+    together = run(prompts, seeds=seeds, **options)
+    alone = [run([p], seeds=[s], **options)[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert together == alone
+
+
+def test_seeds_matter_only_when_something_is_drawn():
+    prompts = [[1, 5, 9]] * 4
+    assert len({tuple(r) for r in run(prompts, temperature=1.0)}) > 1
+    assert len({tuple(r) for r in run(prompts, temperature=1.0, seeds=[7] * 4)}) == 1
+    assert len({tuple(r) for r in run(prompts)}) == 1
+    assert run(prompts, temperature=1.0, top_k=1) == run(prompts)
+
+
+def test_prompts_of_one_bucket_share_a_program():
+    run([[1, 2, 3]], max_new_tokens=4)
+    before = module.prefill._cache_size(), module.advance._cache_size()
+    for n in range(1, 12):
+        run([list(range(1, n + 1))], max_new_tokens=4)
+    assert (module.prefill._cache_size(), module.advance._cache_size()) == before
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[]], {}, "prompt 0 is empty"),
+        ([[1], [1] * 49], {}, "prompt 1 has 49 tokens, more than the model's context of 48"),
+        ([[1, 61]], {}, "token id 61, outside the vocabulary of 61"),
+        ([[1, -1]], {}, "token id -1"),
+        ([[1]], {"seeds": [-1]}, "seed=-1"),
+        ([[1]], {"temperature": float("nan")}, "temperature=nan"),
+        ([[1]], {"top_p": 0.0}, "top_p=0.0"),
+        ([[1]], {"top_k": -2}, "top_k=-2"),
+        ([[1]], {"max_new_tokens": -1}, "max_new_tokens=-1"),
+    ],
+)
+def test_bad_requests_are_refused_with_their_values(prompts, options, message):
+    with pytest.raises(InputError, match=message):
+        run(prompts, **options)
