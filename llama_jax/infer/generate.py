@@ -2,11 +2,10 @@
 
 All rows of a batch advance together, yet a row's tokens depend on its own prompt, seed and settings
 alone: rows keep their own positions, each draw has a key of its own made from the row's seed and
-the position drawn for, and padding is masked. Rounding could still tell neighbours apart, since a
-matrix product may add in another order for another number of rows. XLA's CPU backend does so below
-four rows and from there on adds the same way for every row and any number of them (tested bit by
-bit), so there are always four at least. Elsewhere the library that multiplies picks its order
-by shape, and rows agree up to that rounding.
+the position drawn for, padding is masked, and the sums of a step are added in an order
+that does not depend on the number of rows (`ops.linear.project`; bit by bit on CPUs, where a test
+compares them; elsewhere the library that multiplies picks its order by shape, and rows agree up to
+that rounding).
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ from llama_jax.model.cache import decode, empty_cache, logits_of, unstack
 from llama_jax.model.layer import Cache
 from llama_jax.ops.sampling import sample
 
-MIN_ROWS = 4
 # Compiled programs are shared by all prompts whose buffers have one shape: rows a power of two,
 # positions a multiple of 64 (of an eighth of their number for long ones), prompts in chunks.
 MIN_POSITIONS = 64
@@ -98,7 +96,7 @@ def advance(
         token = jnp.take_along_axis(state.tokens, last[:, None], axis=1)
         x, cache = decode(w, token, state.cache, last, config=cfg)
         drawn = sample(
-            logits_of(w, x[:, 0]),
+            logits_of(w, x),
             jax.vmap(jax.random.fold_in)(base, state.length),
             temperature=rows.temperature,
             top_k=rows.top_k,
@@ -200,7 +198,7 @@ def generate_tokens(
 
 def _start(prompts, config, max_new_tokens, temperature, top_k, top_p, seeds, eos_id):
     """Buffers that many calls can share a compiled program for, and the chunk of the prefill."""
-    B = max(MIN_ROWS, _power_of_two(len(prompts)))
+    B = _power_of_two(len(prompts))
     lengths = np.array([len(p) for p in prompts])
     longest = int(lengths.max())
     chunk = next((c for c in CHUNKS if c >= longest - 1), CHUNKS[-1])

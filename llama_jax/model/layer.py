@@ -10,12 +10,12 @@ logits and softmax are float32.
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.ops.attention import dot_product_attention
+from llama_jax.ops.linear import project
 from llama_jax.ops.mlp import swiglu
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.rope import apply_rope, rope_frequencies
@@ -58,9 +58,9 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig):
         pretrained_len=cfg.pretrained_seq_len,
     )
     h = rms_norm(x, w["attn_norm"], eps=cfg.norm_eps)
-    q = checkpoint_name(apply_rope(jnp.einsum("BTD,DNH->BTNH", h, w["q"]), positions, *rotary), "q")
-    k = checkpoint_name(apply_rope(jnp.einsum("BTD,DKH->BTKH", h, w["k"]), positions, *rotary), "k")
-    v = checkpoint_name(jnp.einsum("BTD,DKH->BTKH", h, w["v"]), "v")
+    q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
+    k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
+    v = checkpoint_name(project(h, w["v"]), "v")
     offset = 0
     if kv is not None:
         offset = positions[:, 0]
@@ -76,7 +76,7 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig):
         implementation=None if cfg.attention == "auto" else cfg.attention,
     )
     out = checkpoint_name(out, "out")
-    return jnp.einsum("BTNH,NHD->BTD", out, w["o"]), kv
+    return project(out, w["o"], inputs=2), kv
 
 
 @jax.named_scope("mlp")
