@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from llama_jax.ops.linear import project
+
 
 @jax.custom_vjp
 def swiglu(
@@ -23,10 +25,10 @@ def swiglu(
 
 
 def _forward(x, gate, up, down):
-    g = jnp.einsum("BTD,DF->BTF", x, gate)
-    u = jnp.einsum("BTD,DF->BTF", x, up)
+    g = project(x, gate)
+    u = project(x, up)
     g32, u32 = g.astype(jnp.float32), u.astype(jnp.float32)
-    out = jnp.einsum("BTF,FD->BTD", (jax.nn.silu(g32) * u32).astype(x.dtype), down)
+    out = project((jax.nn.silu(g32) * u32).astype(x.dtype), down)
     return out, (x, gate, up, down, g, u)
 
 
