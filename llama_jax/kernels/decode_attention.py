@@ -128,8 +128,8 @@ def decode_kernel(
     table_ref,  # page table, for the index maps
     # Inputs.
     q_ref,  # [C, H] queries of all heads and tokens, scaled to base 2
-    k_ref,  # [block, K, H]
-    v_ref,  # [block, K, H]
+    k_ref,  # [block * K, H] tokens, the heads of each together
+    v_ref,  # [block * K, H]
     k_scale_ref,  # [K, block] or None
     v_scale_ref,  # [K, block] or None
     # Outputs.
@@ -142,21 +142,66 @@ def decode_kernel(
     *,
     tokens: int,
     heads: int,
+    kv_heads: int,
 ):
     """One step of the grid (splits, B, blocks of a split)."""
     del table_ref
-    block, K, H = k_ref.shape
-    C = q_ref.shape[0]
+    C, K = q_ref.shape[0], kv_heads
+    block = k_ref.shape[0] // K
     row, j, steps = pl.program_id(1), pl.program_id(2), pl.num_programs(2)
     start = (pl.program_id(0) * steps + j) * block
     length = lengths_ref[row]
     dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     full = precision(q_ref.dtype)
+    column = jax.lax.broadcasted_iota(jnp.int32, (K, C), 1)
+    head = jax.lax.broadcasted_iota(jnp.int32, (K, C), 0)
+    own = head == column % heads // (heads // K)
 
-    def expand(scale_ref, own):
-        """Scales [K, block] as a factor [block, C] of the queries of each head."""
-        exact = jax.lax.Precision.HIGHEST
-        return dot(scale_ref[...], own.astype(jnp.float32), TN, precision=exact)
+    def own_heads(s):
+        """[block * K, C] -> [block, C]: the score of every query against its own head."""
+        return s if K == 1 else jnp.sum(jnp.where(own[None], s.reshape(block, K, C), 0.0), axis=1)
+
+    def all_heads(p):
+        """[block, C] -> [block * K, C]: zero for the heads that are not a query's own."""
+        return p if K == 1 else jnp.where(own[None], p[:, None, :], 0.0).reshape(block * K, C)
+
+    def expand(scale_ref):
+        """Scales [K, block] as a factor [block, C] of the queries of each head.
+
+        Three bfloat16 parts hold a float32 in full, so one pass of the matrix unit is exact.
+        """
+        rest, parts = scale_ref[...], []
+        for _ in range(3):
+            parts.append(rest.astype(jnp.bfloat16).astype(jnp.float32))
+            rest = rest - parts[-1]
+        chosen = jnp.concatenate([own.astype(jnp.float32)] * 3).astype(jnp.bfloat16)
+        return dot(jnp.concatenate(parts).astype(jnp.bfloat16), chosen, TN)
+
+    def visit(masked):
+        s = own_heads(dot(k_ref[...].astype(q_ref.dtype), q_ref[...], NT, precision=full))
+        if k_scale_ref is not None:
+            s *= expand(k_scale_ref)
+        v = v_ref[...]
+        seen = None
+        if masked:
+            key = start + jax.lax.broadcasted_iota(jnp.int32, (block, C), 0)
+            token = jax.lax.broadcasted_iota(jnp.int32, (block, C), 1) // heads
+            seen = key <= length - tokens + token
+            s = jnp.where(seen, s, -jnp.inf)
+            # What lies beyond the valid keys may be anything, and 0 * NaN is NaN.
+            line = start * K + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0)
+            v = jnp.where(line < length * K, v.astype(jnp.float32), 0.0)
+        v = v.astype(q_ref.dtype)
+        m = jnp.maximum(m_ref[...], jnp.max(s, axis=0, keepdims=True))
+        p = jnp.exp2(s - m)
+        shrink = jnp.exp2(m_ref[...] - m)
+        m_ref[...] = m
+        l_ref[...] = shrink * l_ref[...] + jnp.sum(p, axis=0, keepdims=True)
+        if v_scale_ref is not None:
+            p *= expand(v_scale_ref)
+            p = p if seen is None else jnp.where(seen, p, 0.0)
+        spread = all_heads(p).astype(v.dtype)
+        acc_ref[...] = shrink * acc_ref[...] + dot(v.T, spread, NN, precision=full)
 
     @pl.when(j == 0)
     def _():
@@ -164,35 +209,10 @@ def decode_kernel(
         l_ref[...] = jnp.zeros_like(l_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
 
-    @pl.when(start < length)
-    def _():
-        column = jax.lax.broadcasted_iota(jnp.int32, (K, C), 1)
-        head = jax.lax.broadcasted_iota(jnp.int32, (K, C), 0)
-        own = head == column % heads // (heads // K)
-        # [block, K, C]: every query against every head; then its own head only.
-        k = k_ref[...].reshape(block * K, H).astype(q_ref.dtype)
-        s = dot(k, q_ref[...], NT, precision=full).reshape(block, K, C)
-        s = jnp.sum(jnp.where(own[None], s, 0.0), axis=1)
-        if k_scale_ref is not None:
-            s *= expand(k_scale_ref, own)
-        key = start + jax.lax.broadcasted_iota(jnp.int32, (block, C), 0)
-        token = jax.lax.broadcasted_iota(jnp.int32, (block, C), 1) // heads
-        seen = key <= length - tokens + token
-        s = jnp.where(seen, s, -jnp.inf)
-
-        m = jnp.maximum(m_ref[...], jnp.max(s, axis=0, keepdims=True))
-        p = jnp.exp2(s - m)
-        shrink = jnp.exp2(m_ref[...] - m)
-        m_ref[...] = m
-        l_ref[...] = shrink * l_ref[...] + jnp.sum(p, axis=0, keepdims=True)
-        # What lies beyond the valid keys may be anything, and 0 * NaN is NaN.
-        valid = start + jax.lax.broadcasted_iota(jnp.int32, (block, K, H), 0) < length
-        v = jnp.where(valid, v_ref[...].astype(jnp.float32), 0.0).astype(q_ref.dtype)
-        if v_scale_ref is not None:
-            p = jnp.where(seen, p * expand(v_scale_ref, own), 0.0)
-        spread = jnp.where(own[None], p[:, None, :], 0.0).astype(v.dtype).reshape(block * K, C)
-        v = v.reshape(block * K, H)
-        acc_ref[...] = shrink * acc_ref[...] + dot(v.T, spread, NN, precision=full)
+    # The first token sees the keys up to length - tokens.
+    whole = start + block <= length - tokens + 1
+    pl.when(whole)(lambda: visit(False))
+    pl.when(jnp.logical_and(jnp.logical_not(whole), start < length))(lambda: visit(True))
 
     @pl.when(j == steps - 1)
     def _():
@@ -219,7 +239,7 @@ def _decode(
         return place(b, jnp.minimum(jnp.minimum(split * steps + j, last), blocks - 1), table_ref)
 
     def keys(*indices):
-        return *at(*indices), 0, 0
+        return *at(*indices), 0
 
     def scales(*indices):
         first, second = at(*indices)
@@ -231,10 +251,12 @@ def _decode(
     def partial(split, b, j, *_):
         return split, b, 0, 0
 
-    key_spec = pl.BlockSpec((None, block, K, H), keys)
+    # The heads of a token lie together: rows of one matrix, whatever K is.
+    k, v = (x.reshape(x.shape[0], x.shape[1] * K, H) for x in (k, v))
+    key_spec = pl.BlockSpec((None, block * K, H), keys)
     scale_spec = None if k_scale is None else pl.BlockSpec((None, K, block), scales)
     out, lse = pl.pallas_call(
-        functools.partial(decode_kernel, tokens=T, heads=N),
+        functools.partial(decode_kernel, tokens=T, heads=N, kv_heads=K),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(splits, B, steps),

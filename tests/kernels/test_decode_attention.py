@@ -115,7 +115,7 @@ def test_only_valid_blocks_are_named():
     )
     (call,) = [e for e in jaxpr.eqns if e.primitive.name == "pallas_call"]
     mapping = call.params["grid_mapping"].block_mappings[1]
-    block = mapping.block_shape[1].block_size
+    block = mapping.block_shape[1].block_size // 8
     named = set()
     for j in range(4096 // block):
         index = jax.core.eval_jaxpr(
