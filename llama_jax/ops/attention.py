@@ -156,13 +156,14 @@ def _attend_backward(causal, q_offset, scale, residuals, d_out):
         logits = scale * jnp.einsum(
             "BKSH,BKGTH->BKSGT", k_seen, q_block, preferred_element_type=f32
         )
-        weights = jnp.exp(logits - partition[:, :, None, :, start:stop])
         mask = _block_mask(block, causal, q_offset, masks)
         if mask is not None:
-            weights = jnp.where(mask.swapaxes(1, 2)[:, None, :, None], weights, 0)
+            logits = jnp.where(mask.swapaxes(1, 2)[:, None, :, None], logits, -jnp.inf)
+        # Rounded before its second use too: one array is kept for both.
+        weights = jnp.exp(logits - partition[:, :, None, :, start:stop]).astype(q.dtype)
         d_weights = jnp.einsum("BKSH,BKGTH->BKSGT", v_seen, d_block, preferred_element_type=f32)
-        d_logits = scale * weights * (d_weights - delta[:, :, None, :, start:stop])
-        d_logits, weights = d_logits.astype(q.dtype), weights.astype(q.dtype)
+        d_logits = weights * (d_weights - delta[:, :, None, :, start:stop]) * scale
+        d_logits = d_logits.astype(q.dtype)
         unseen = ((0, 0), (0, 0), (0, k.shape[2] - seen), (0, 0))
         into_v = jnp.einsum("BKSGT,BKGTH->BKSH", weights, d_block, preferred_element_type=f32)
         into_k = jnp.einsum("BKSGT,BKGTH->BKSH", d_logits, q_block, preferred_element_type=f32)

@@ -41,11 +41,14 @@ def _backward(residuals, d_out):
     d_g = (d_act * u32 * (sigmoid + silu * (1 - sigmoid))).astype(x.dtype)
     d_u = (d_act * silu).astype(x.dtype)
     d_x = jnp.einsum("BTF,DF->BTD", d_g, gate) + jnp.einsum("BTF,DF->BTD", d_u, up)
+    # As [D,F], which needs a transposed d_out and not a transposed, longer activation; the barrier
+    # keeps XLA from turning it around again.
+    d_down = jnp.einsum("BTD,BTF->DF", d_out, (silu * u32).astype(x.dtype))
     return (
         d_x,
         jnp.einsum("BTD,BTF->DF", x, d_g),
         jnp.einsum("BTD,BTF->DF", x, d_u),
-        jnp.einsum("BTF,BTD->FD", (silu * u32).astype(x.dtype), d_out),
+        jax.lax.optimization_barrier(d_down).T,
     )
 
 
