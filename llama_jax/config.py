@@ -62,8 +62,8 @@ class ModelConfig:
     """Extended context over pretrained context: 8 takes a 4k model to 32k."""
     dtype: Dtype = "bfloat16"
     """Compute type of the matrix products; norms, softmax, rotary angles and loss are float32."""
-    param_dtype: Dtype = "float32"
-    """Type in which the parameters are kept."""
+    param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type in which the parameters are kept; float16 as converted, not for training."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     """Attention implementation; auto picks by platform, a named one is used or raises."""
     remat: Literal["none", "full", "dots", "qkvo", "offload"] = "none"
@@ -252,6 +252,10 @@ class TrainConfig:
         require(
             self.batch_size % self.accumulate == 0,
             f"batch_size={self.batch_size} must be divisible by accumulate={self.accumulate}",
+        )
+        require(
+            self.model.param_dtype != "float16",
+            "model.param_dtype=float16 holds no small updates: train in float32 or bfloat16",
         )
 
 

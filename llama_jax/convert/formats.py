@@ -1,0 +1,58 @@
+"""The table of formats: how each is recognised, read and written. A new format is one row.
+
+To add one, write a module with
+
+- `is_format(path)`: whether the files at `path` are of this format. It reads names and first bytes
+  only, and raises nothing.
+- `read(path) -> Source`: checks every name, size, offset, type and shape against the configuration
+  before anything is allocated, raises InputError (one line) for whatever does not fit, and maps the
+  tensors (see source.py). Nothing of the file is trusted, and nothing is ever unpickled.
+- `write(source, folder, name, variant)`: puts all files of the result into `folder`, which is
+  new, empty and temporary. It asks `source` for tensors in the order that suits the format, one at
+  a time, so that no more than a tensor is in memory; `source` has the type to write already. What
+  the format cannot express is an InputError, before the first byte is written. `name` is the name
+  of the result: that of the main file if the format is a file, else of nothing.
+
+and add its row below. Progress, casts, digests, the proof, and the renaming that makes a result
+appear whole or not at all are the business of api.py, the same for every format.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from llama_jax.config import InputError
+from llama_jax.convert.source import Source
+
+
+class Format(NamedTuple):
+    """One row: a format that weights come in, leave in, or both."""
+
+    title: str
+    """As people call it."""
+    is_format: Callable[[Path], bool]
+    read: Callable[[Path], Source]
+    write: Callable[[Source, Path, str, str], None]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    """Types that tensors can be written in."""
+    variants: tuple[str, ...] = ("",)
+    """What may follow the name, as in `--to llama2c:2`; the first is the default."""
+    is_file: bool = False
+    """Whether the result is a file (others may lie beside it) and not a folder."""
+
+
+FORMATS: dict[str, Format] = {}
+
+
+def detect(path: Path) -> str:
+    """Name of the format of what lies at `path`; the first row that recognises it.
+
+    Raises InputError if there is nothing, or nothing known.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    for name, row in FORMATS.items():
+        if row.is_format(path):
+            return name
+    known = ", ".join(row.title for row in FORMATS.values())
+    raise InputError(f"{path} is in no format that is known: {known}")

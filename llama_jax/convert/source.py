@@ -1,0 +1,166 @@
+"""What every format is read as: one model whose tensors come one at a time, when asked for.
+
+A `Source` gives any tensor of any layer under our name and in our layout (model/weights.py), out of
+a memory map, so that nothing is read before it is needed and no more than is needed: what
+`Source.tensor` returns has a shape and a dtype, and reads when it is indexed.
+
+Llama's other programs keep matrices as rows [out, in]; `from_rows` and `to_rows` go between that
+and our layout, where heads have an axis of their own. Meta, llama2.c and GGUF besides pair
+neighbouring rotary dimensions (interleaved: 2j and 2j+1 turn together) where we, like Hugging
+Face, pair j and j + H/2 (half-split).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from llama_jax.config import InputError, ModelConfig
+from llama_jax.model.weights import Weight, layer_weights, outer_weights
+
+
+class Lazy(Protocol):
+    """An array that is read when indexed with slices of step 1; NumPy arrays and maps are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As NumPy's."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """As NumPy's; bfloat16 is that of ml_dtypes."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The part as a NumPy array."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that lies on a disk in some format."""
+
+    format: str
+    """Name in `formats.FORMATS`."""
+    path: Path
+    config: ModelConfig
+    """`param_dtype` is the type that its matrices are kept in (float32 for quantised ones)."""
+    tokenizer: bytes | None
+    """A serialised sentencepiece model, if the format or its folder holds one."""
+    tensor: Callable[[str, int | None], Lazy]
+    """Our tensor `name` of a layer; layer None for embed, norm and head."""
+    notes: tuple[str, ...] = ()
+    """What reading changes: permuted, dequantised, tied. Sentences for the report."""
+    origin: Any = None
+    """Where the weights come from, as the format tells it: JSON values."""
+
+    def read(self, name: str, layer: int | None = None) -> np.ndarray:
+        """All of one tensor."""
+        return np.asarray(self.tensor(name, layer)[...])
+
+
+def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Weight]]:
+    """Every tensor of a model, layer by layer in the order of the computation."""
+    outer = outer_weights(config)
+    yield "embed", None, outer["embed"]
+    table = layer_weights(config)
+    for layer in range(config.num_layers):
+        for name, weight in table.items():
+            yield name, layer, weight
+    for name in ("norm", "head"):
+        if name in outer:
+            yield name, None, outer[name]
+
+
+def rows_shape(name: str, config: ModelConfig) -> tuple[int, ...]:
+    """Shape of one of our tensors as the other programs keep it: [out, in], or [D] for norms."""
+    shape = {**layer_weights(config), **outer_weights(config)}[name].shape
+    if len(shape) == 1 or name == "embed":
+        return shape
+    inputs = 2 if name == "o" else 1
+    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+
+
+@dataclass(frozen=True)
+class FromRows:
+    """One of our tensors, cut from a matrix [out, in] when indexed: device slices read no more."""
+
+    name: str
+    rows: Lazy
+    shape: tuple[int, ...]
+    interleaved: bool
+
+    @property
+    def dtype(self) -> Any:
+        """That of the rows."""
+        return self.rows.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if index is Ellipsis:
+            index = ()
+        index = index if isinstance(index, tuple) else (index,)
+        full = [*index, *(slice(None),) * (len(self.shape) - len(index))]
+        bounds = [i.indices(n)[:2] for i, n in zip(full, self.shape, strict=True)]
+        cuts = [slice(a, max(a, b)) for a, b in bounds]
+        if len(self.shape) == 1 or self.name == "embed":
+            return np.asarray(self.rows[tuple(cuts)])
+        if len(self.shape) == 2:
+            return np.asarray(self.rows[cuts[1], cuts[0]]).T
+        if self.name == "o":  # rows [D, N H] -> [N, H, D]
+            heads, inner, width = cuts
+            part = np.asarray(self.rows[width, self._rows_of(heads)])
+            return part.reshape(len(part), -1, self.shape[1]).transpose(1, 2, 0)[:, inner]
+        width, heads, inner = cuts  # rows [heads H, D] -> [D, heads, H]
+        part = np.asarray(self.rows[self._rows_of(heads), width])
+        part = part.reshape(-1, self.shape[2], part.shape[-1])
+        return (half_split(part) if self._turns else part).transpose(2, 0, 1)[:, :, inner]
+
+    @property
+    def _turns(self) -> bool:
+        return self.interleaved and self.name in ("q", "k")
+
+    def _rows_of(self, heads: slice) -> slice:
+        H = self.shape[1] if self.name == "o" else self.shape[2]
+        return slice(heads.start * H, heads.stop * H)
+
+
+def from_rows(name: str, rows: Lazy, config: ModelConfig, *, interleaved: bool) -> FromRows:
+    """Our tensor `name` out of rows [out, in] (or [D]) of another program.
+
+    Raises InputError if the rows have another shape than `rows_shape`.
+    """
+    expected = rows_shape(name, config)
+    if tuple(rows.shape) != expected:
+        raise InputError(f"{name} is {list(rows.shape)}, not {list(expected)}")
+    shape = {**layer_weights(config), **outer_weights(config)}[name].shape
+    return FromRows(name, rows, shape, interleaved)
+
+
+def to_rows(name: str, array: np.ndarray, *, interleaved: bool) -> np.ndarray:
+    """Rows [out, in] of our tensor `name`: the inverse of `from_rows`. A view where it can be."""
+    if array.ndim == 1 or name == "embed":
+        return array
+    if array.ndim == 2:
+        return array.T
+    if name == "o":
+        return array.transpose(2, 0, 1).reshape(array.shape[2], -1)
+    rows = array.transpose(1, 2, 0)
+    if interleaved and name in ("q", "k"):
+        rows = interleave(rows)
+    return rows.reshape(-1, array.shape[0])
+
+
+def half_split(rows: np.ndarray) -> np.ndarray:
+    """Rotary rows [heads, H, in] with planes (2j, 2j+1) -> planes (j, j + H/2)."""
+    heads, H, width = rows.shape
+    return rows.reshape(heads, H // 2, 2, width).swapaxes(1, 2).reshape(heads, H, width)
+
+
+def interleave(rows: np.ndarray) -> np.ndarray:
+    """The inverse of `half_split`."""
+    heads, H, width = rows.shape
+    return rows.reshape(heads, 2, H // 2, width).swapaxes(1, 2).reshape(heads, H, width)
