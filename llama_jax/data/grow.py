@@ -14,12 +14,11 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from llama_jax.config import require
+from llama_jax.data.pieces import KIND_NUMBERS, SPACE, ModelProto
 from llama_jax.data.tokenizer import Tokenizer, check_unicode
 
-SPACE = "\u2581"
 _MAX_CHARS = 16  # of a piece, as sentencepiece's own limit
 _MAX_WORD = 64  # characters of unspaced text taken together
-_NORMAL, _BYTE = 1, 6  # piece types of sentencepiece_model.proto
 
 
 def grow(
@@ -33,7 +32,7 @@ def grow(
     Raises InputError if the texts support fewer new pieces, or if they hold lone surrogates.
     """
     require(num_new > 0, f"number of new pieces {num_new} must be positive")
-    model = _ModelProto.FromString(tokenizer.model_bytes)
+    model = ModelProto.FromString(tokenizer.model_bytes)
     known = {piece.piece for piece in model.pieces}
     bare = _without_dummy_prefix(model)
     words = [
@@ -48,7 +47,7 @@ def grow(
     )
     lowest = min(piece.score for piece in model.pieces)
     for rank, piece in enumerate(pieces):
-        model.pieces.add(piece=piece, score=lowest - 1 - rank, type=_NORMAL)
+        model.pieces.add(piece=piece, score=lowest - 1 - rank, type=KIND_NUMBERS["normal"])
     model.trainer_spec.vocab_size = len(model.pieces)
     spelled = bare.encode_batch([piece.replace(SPACE, " ") for piece in pieces])
     return Tokenizer.from_bytes(model.SerializeToString()), spelled
@@ -87,8 +86,8 @@ def _symbols(bare: Tokenizer, word: str) -> list[str]:
 @cache
 def _pieces(tokenizer: Tokenizer) -> list[str | None]:
     """Pieces by id; None for bytes."""
-    model = _ModelProto.FromString(tokenizer.model_bytes)
-    return [None if piece.type == _BYTE else piece.piece for piece in model.pieces]
+    model = ModelProto.FromString(tokenizer.model_bytes)
+    return [None if piece.type == KIND_NUMBERS["byte"] else piece.piece for piece in model.pieces]
 
 
 def _learn(words: list[tuple[list[str], int]], known: set[str], num_new: int) -> list[str]:
@@ -177,48 +176,6 @@ def _merged(symbols: list[str], piece: str) -> Iterator[str]:
 
 def _without_dummy_prefix(model: Any) -> Tokenizer:
     """The old tokenizer for parts of words."""
-    bare = _ModelProto.FromString(model.SerializeToString())
+    bare = ModelProto.FromString(model.SerializeToString())
     bare.normalizer_spec.add_dummy_prefix = False
     return Tokenizer.from_bytes(bare.SerializeToString())
-
-
-def _model_proto() -> Any:
-    """The message class of a model file.
-
-    Only the fields that change are declared; protobuf keeps the others. The module that comes with
-    sentencepiece demands a newer protobuf than TFDS allows.
-    """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="llama_jax/tokenizer_model.proto", package="llama_jax", syntax="proto2"
-    )
-    layout = {
-        "Piece": [("piece", 1, "STRING"), ("score", 2, "FLOAT"), ("type", 3, "INT32")],
-        "TrainerSpec": [("vocab_size", 4, "INT32")],
-        "NormalizerSpec": [("add_dummy_prefix", 3, "BOOL")],
-        "Model": [
-            ("pieces", 1, "Piece"),
-            ("trainer_spec", 2, "TrainerSpec"),
-            ("normalizer_spec", 3, "NormalizerSpec"),
-        ],
-    }
-    for message, fields in layout.items():
-        declared = file.message_type.add(name=message)
-        for name, number, kind in fields:
-            label = field.LABEL_REPEATED if name == "pieces" else field.LABEL_OPTIONAL
-            if kind in layout:
-                declared.field.add(
-                    name=name, number=number, label=label, type=field.TYPE_MESSAGE,
-                    type_name=f".llama_jax.{kind}",
-                )  # fmt: skip
-            else:
-                scalar = getattr(field, f"TYPE_{kind}")
-                declared.field.add(name=name, number=number, label=label, type=scalar)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("llama_jax.Model"))
-
-
-_ModelProto = _model_proto()

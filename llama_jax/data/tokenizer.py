@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from llama_jax.config import InputError, require
 from llama_jax.data.files import PathLike, as_path, read_bytes, write_atomic
+from llama_jax.data.pieces import Vocabulary
 
 MODEL_FILE = "tokenizer.model"
 VERSION = 1
@@ -72,6 +73,15 @@ class Tokenizer:
         )
         return tokenizer
 
+    @staticmethod
+    def from_vocabulary(vocabulary: Vocabulary, where: str = "tokenizer") -> "Tokenizer":
+        """The tokenizer of pieces that another program's file lists in the order of their ids.
+
+        Raises InputError if they are no byte-pair vocabulary like Llama's, naming the difference.
+        """
+        vocabulary.require_llama(where)
+        return Tokenizer.from_bytes(vocabulary.to_bytes(), where)
+
     def save(self, path: PathLike) -> None:
         """Write the model to a file, or to tokenizer.model when `path` is a folder."""
         target = as_path(path)
@@ -81,6 +91,11 @@ class Tokenizer:
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
         sentencepiece.SetMinLogLevel(_ERRORS_ONLY)
         return sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The pieces with scores and kinds, and the rules, for files of other programs."""
+        return Vocabulary.from_bytes(self.model_bytes)
 
     @cached_property
     def fingerprint(self) -> str:
