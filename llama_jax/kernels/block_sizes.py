@@ -17,7 +17,7 @@ MiB = 1 << 20
 # (jax/_src/tpu_info.py); the rest is left to what XLA prefetches for its neighbours.
 VMEM = {"v4": 16 * MiB, "v5e": 64 * MiB, "v5p": 40 * MiB, "v6e": 64 * MiB}
 # Register spills and compiler temporaries, as a share of what a kernel asks for itself.
-HEADROOM = 1.4
+HEADROOM = 1.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +66,20 @@ def generation() -> str:
     return name if name in VMEM else ""
 
 
-def forward_bytes(sizes: BlockSizes, chunk: int, H: int, itemsize: int) -> int:
-    """VMEM that the forward kernel asks for: double-buffered blocks and scratch."""
+def forward_bytes(sizes: BlockSizes, chunk: int, H: int, itemsize: int, buffers: int) -> int:
+    """VMEM that the forward kernel asks for: blocks and scratch; K and V have `buffers` each."""
     H = max(H, LANES)
     queries, keys = sizes.block_q * H, chunk * H
-    blocks = 2 * itemsize * (3 * queries + 2 * keys) + 2 * 4 * 5 * 8 * sizes.block_q
+    blocks = itemsize * (6 * queries + 2 * buffers * keys) + 2 * 4 * 5 * 8 * sizes.block_q
     scratch = itemsize * queries + 4 * (sizes.block_kv * sizes.block_q + queries)
     return blocks + scratch + 4 * 3 * 8 * sizes.block_q
 
 
-def backward_bytes(sizes: BlockSizes, chunk: int, H: int, itemsize: int) -> int:
-    """VMEM that the backward kernel asks for; dq may be float32."""
+def backward_bytes(sizes: BlockSizes, chunk: int, H: int, itemsize: int, buffers: int) -> int:
+    """VMEM that the backward kernel asks for; dk and dv have `buffers` each. dq may be float32."""
     H = max(H, LANES)
     queries, keys = sizes.block_q * H, chunk * H
-    blocks = 2 * itemsize * (2 * queries + 4 * keys) + 2 * 4 * queries
+    blocks = itemsize * (4 * queries + (4 + 2 * buffers) * keys) + 2 * 4 * queries
     scratch = 3 * itemsize * queries + 4 * (queries + 2 * keys)
     tile = sizes.block_kv * sizes.sub * (4 + 2 * itemsize)
     return blocks + scratch + tile + 2 * 4 * 4 * 8 * sizes.block_q
@@ -108,22 +108,30 @@ def _clip(sizes: BlockSizes, T: int, S: int) -> BlockSizes:
     return BlockSizes(block_q, fit(sizes.block_kv, S), sub)
 
 
-def chunk_of(sizes: BlockSizes, S: int, H: int, itemsize: int, bytes_of, limit: int) -> int:
-    """Keys held in VMEM at a time: all of S if they fit, else the fewest equal chunks that do.
+def chunk_of(
+    sizes: BlockSizes, S: int, H: int, itemsize: int, bytes_of, limit: int
+) -> tuple[int, int]:
+    """Keys held in VMEM at a time, and buffers of what spans them.
 
-    Raises ValueError if not even one tile fits.
+    All of S if they fit, were it with one buffer, whose copies once a head nothing hides; else the
+    fewest equal chunks that fit with two. Raises ValueError if not even one tile fits.
     """
+
+    def fits(sizes, chunk, buffers):
+        return bytes_of(sizes, chunk, H, itemsize, buffers) * HEADROOM <= limit
+
     tiles = -(-S // sizes.block_kv)
     for chunks in range(1, tiles + 1):
         chunk = -(-tiles // chunks) * sizes.block_kv
-        if bytes_of(sizes, chunk, H, itemsize) * HEADROOM <= limit:
-            return chunk
-    needed = bytes_of(sizes, sizes.block_kv, H, itemsize) * HEADROOM
+        for buffers in (2, 1) if chunks == 1 else (2,):
+            if fits(sizes, chunk, buffers):
+                return chunk, buffers
+    needed = bytes_of(sizes, sizes.block_kv, H, itemsize, 2) * HEADROOM
     near = sizes
     while near.block_q > LANES or near.block_kv > LANES:
         q, kv = (max(LANES, block // 2 // LANES * LANES) for block in (near.block_q, near.block_kv))
         near = BlockSizes(q, kv, LANES)
-        if bytes_of(near, near.block_kv, H, itemsize) * HEADROOM <= limit:
+        if fits(near, near.block_kv, 2):
             break
     raise ValueError(
         f"{sizes} at {H=} needs {needed / MiB:.1f} MiB of VMEM, more than {limit / MiB:.1f}; "

@@ -225,6 +225,7 @@ def forward(
     block_q: int,
     block_kv: int,
     chunk: int,
+    buffers: int,
     sub: int,
     diagonal: bool,
     vmem_limit: int | None,
@@ -237,6 +238,7 @@ def forward(
       bounds: for each row and query block the first, full_first, full_last and last key tile: tiles
         outside [first, last) are skipped, those in [full_first, full_last) need no mask.
       scale: of the logits, log2(e) included.
+      buffers: of K and V in VMEM.
       diagonal: the last tile of every query block is the causal triangle, block_q == block_kv.
     """
     B, N, T, H = q.shape
@@ -266,7 +268,9 @@ def forward(
         spec = pl.BlockSpec((None, 1, block_q), lambda b, n, i, c, _: (b, 0, which(i)))
         return None if array is None else spec
 
-    kv_spec = pl.BlockSpec((None, None, chunk, H), keys)
+    kv_spec = pl.BlockSpec(
+        (None, None, chunk, H), keys, pipeline_mode=pl.Buffered(buffer_count=buffers)
+    )
     kernel = functools.partial(
         forward_kernel, block_kv=block_kv, sub=sub, scale=scale, diagonal=diagonal, chunks=chunks
     )

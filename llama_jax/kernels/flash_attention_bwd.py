@@ -146,12 +146,16 @@ def backward(
     block_q: int,
     block_kv: int,
     chunk: int,
+    buffers: int,
     sub: int,
     diagonal: bool,
     vmem_limit: int | None,
     interpret: bool,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Gradients of the forward pass; arguments as there, `lse` in base 2, `delta` = sum(do * o)."""
+    """Gradients of the forward pass; `lse` in base 2, `delta` = sum(do * o).
+
+    Other arguments as in `forward`, but for `buffers`, which are those of dk and dv.
+    """
     B, N, T, H = q.shape
     K, S = k.shape[1:3]
     G, blocks, chunks = N // K, T // block_q, S // chunk
@@ -164,7 +168,14 @@ def backward(
 
     query_spec = pl.BlockSpec((None, None, block_q, H), queries)
     row_spec = pl.BlockSpec((None, None, 1, block_q), row)
-    key_spec = pl.BlockSpec((None, None, chunk, H), lambda b, kv, c, g, i, _: (b, kv, c, 0))
+
+    def keys(b, kv, c, g, i, _):
+        return b, kv, c, 0
+
+    key_spec = pl.BlockSpec((None, None, chunk, H), keys)
+    sums_spec = pl.BlockSpec(
+        (None, None, chunk, H), keys, pipeline_mode=pl.Buffered(buffer_count=buffers)
+    )
     limit = pl.BlockSpec((None, 1, block_q), lambda b, kv, c, g, i, _: (b, 0, i))
     # Query blocks are seen by several chunks: partial sums, added up below in a fixed order.
     dq_dtype = q.dtype if chunks == 1 else jnp.float32
@@ -189,7 +200,7 @@ def backward(
                 None if lo is None else limit,
                 None if hi is None else limit,
             ],
-            out_specs=[dq_spec, key_spec, key_spec],
+            out_specs=[dq_spec, sums_spec, sums_spec],
             scratch_shapes=[
                 pltpu.VMEM((block_q, H), q.dtype),
                 pltpu.VMEM((H, block_q), q.dtype),

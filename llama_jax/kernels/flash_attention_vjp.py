@@ -177,6 +177,7 @@ class Plan:
 
     sizes: BlockSizes
     chunk: int
+    buffers: int
     diagonal: bool
     vmem_limit: int
 
@@ -188,6 +189,7 @@ class Plan:
             block_kv=self.sizes.block_kv,
             sub=self.sizes.sub,
             chunk=self.chunk,
+            buffers=self.buffers,
             diagonal=self.diagonal,
             vmem_limit=self.vmem_limit,
         )
@@ -204,14 +206,14 @@ def make_plan(
     bytes_of,
 ) -> Plan:
     """`offset`: the static position of the first query where the mask is causal, else None."""
-    chunk = sizes_of.chunk_of(sizes, S, H, itemsize, bytes_of, limit)
+    chunk, buffers = sizes_of.chunk_of(sizes, S, H, itemsize, bytes_of, limit)
     diagonal = (
         offset is not None
         and chunk >= S
         and sizes.block_q == sizes.block_kv
         and offset % sizes.block_kv == 0
     )
-    return Plan(sizes, chunk, diagonal, limit)
+    return Plan(sizes, chunk, buffers, diagonal, limit)
 
 
 @dataclasses.dataclass(frozen=True)

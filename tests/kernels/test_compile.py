@@ -14,7 +14,7 @@ from llama_jax.kernels.decode_attention import decode_attention
 from llama_jax.kernels.flash_attention_vjp import flash_attention
 from llama_jax.ops.ring_attention import ring_attention
 from llama_jax.tpu.kernel_cases import MODELS
-from llama_jax.tpu.schedule import CHIPS
+from llama_jax.tpu.schedule import CHIPS, compile_for
 
 pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def devices(generation):
 
 
 def lower(generation, axes, function, *shapes):
-    """HLO text of `function(mesh, *arrays)` compiled for two by two chips."""
+    """HLO text of `function(mesh, *arrays)` compiled for four chips, two by two with two axes."""
     shape = (2, 2) if len(axes) == 2 else (4,)
     mesh = Mesh(np.array(devices(generation)[:4]).reshape(shape), axes)
     arrays = [
@@ -82,16 +82,14 @@ def test_training(generation, model):
     ids=["f32-packed", "chunked-prefill"],
 )
 def test_other_shapes(generation, dtype, H, T, S, masks):
-    whole = PartitionSpec()
-
-    def gradients(mesh, q, k, v, numbers):
+    def gradients(q, k, v, numbers):
         mask = {"segment_ids": numbers} if masks == "segments" else {"q_offset": numbers[0, 0]}
         out, pull = jax.vjp(lambda q, k, v: flash_attention(q, k, v, **mask), q, k, v)
         return out, *pull(out)
 
-    shapes = [((1, n, heads, H), dtype, whole) for n, heads in ((T, 4), (S, 2), (S, 2))]
-    text = lower(generation, ("chip",), gradients, *shapes, ((1, T), jnp.int32, whole))
-    assert "flash_attention" in text
+    shapes = [jax.ShapeDtypeStruct((1, n, h, H), dtype) for n, h in ((T, 4), (S, 2), (S, 2))]
+    numbers = jax.ShapeDtypeStruct((1, T), jnp.int32)
+    assert "flash_attention" in compile_for(generation, gradients, *shapes, numbers).as_text()
 
 
 @pytest.mark.parametrize("generation", CHIPS)
@@ -99,17 +97,16 @@ def test_other_shapes(generation, dtype, H, T, S, masks):
     ("N", "K", "dtype"), [(32, 32, "bfloat16"), (64, 8, "int8"), (8, 1, "bfloat16")]
 )
 def test_decode(generation, N, K, dtype):
-    whole = PartitionSpec()
-
-    def step(mesh, q, k, v, lengths, *scales):
+    def step(q, k, v, lengths, *scales):
         names = ("k_scale", "v_scale")
         return decode_attention(q, k, v, lengths, **dict(zip(names, scales, strict=False)))
 
-    shapes = [((4, 1, N, 128), jnp.bfloat16, whole)]
-    shapes += [((4, 4096, K, 128), dtype, whole)] * 2 + [((4,), jnp.int32, whole)]
+    cache = jax.ShapeDtypeStruct((4, 4096, K, 128), dtype)
+    shapes = [jax.ShapeDtypeStruct((4, 1, N, 128), jnp.bfloat16), cache, cache]
+    shapes += [jax.ShapeDtypeStruct((4,), jnp.int32)]
     if dtype == "int8":
-        shapes += [((4, K, 4096), jnp.float32, whole)] * 2
-    assert "decode_attention" in lower(generation, ("chip",), step, *shapes)
+        shapes += [jax.ShapeDtypeStruct((4, K, 4096), jnp.float32)] * 2
+    assert "decode_attention" in compile_for(generation, step, *shapes).as_text()
 
 
 def test_ring():

@@ -151,7 +151,7 @@ def test_keys_in_several_chunks(monkeypatch):
     """With VMEM for a few tiles only, state is carried from chunk to chunk and dq is added up."""
     arrays = inputs(1, 256, 640, 2, 1, 64)
     whole = run(*arrays, blocks=SMALL, q_offset=300)
-    limit = block_sizes.HEADROOM * block_sizes.backward_bytes(SMALL[1], 128, 64, 4)
+    limit = block_sizes.HEADROOM * block_sizes.backward_bytes(SMALL[1], 128, 64, 4, 2)
     monkeypatch.setitem(block_sizes.VMEM, "v4", int(limit) + 1)
     parts = run(*arrays, blocks=SMALL, q_offset=300)
     for a, b in zip(whole, parts, strict=True):
@@ -232,6 +232,6 @@ def test_chosen_blocks_fit(generation, dtype, H):
             pair = block_sizes.choose(length, length, dtype, segmented, generation)
             for sizes, bytes_of in zip(pair, of_pass, strict=True):
                 item = jnp.dtype(dtype).itemsize
-                chunk = block_sizes.chunk_of(sizes, length, H, item, bytes_of, limit)
+                chunk, buffers = block_sizes.chunk_of(sizes, length, H, item, bytes_of, limit)
                 assert chunk % sizes.block_kv == 0
-                assert bytes_of(sizes, chunk, H, item) <= limit
+                assert bytes_of(sizes, chunk, H, item, buffers) <= limit
