@@ -207,6 +207,21 @@ def load_params(path: epath.PathLike, abstract: Any) -> Any:
         return storage.restore(path, None, abstract, "")[0]
 
 
+def newest_sound(path: epath.PathLike) -> epath.Path:
+    """Folder of the newest checkpoint of a run folder whose digests agree.
+
+    Raises InputError if nothing was saved, CheckpointError if no checkpoint verifies.
+    """
+    directory = _absolute(path) / "checkpoints"
+    steps = _steps(directory)
+    require(steps, f"{directory} holds no checkpoint")
+    for step in reversed(steps):
+        if (report := _verify(directory / str(step), step)).ok:
+            return report.path
+        logger.warning("checkpoint %s cannot be used; `llama-jax verify` says why", report.path)
+    raise CheckpointError(f"no checkpoint in {directory} can be used")
+
+
 def verify(path: epath.PathLike) -> list[Report]:
     """Check every digest of a run folder (all its steps), one checkpoint, or a model folder.
 

@@ -26,6 +26,7 @@ examples:
   llama-jax generate runs/docs --prompt "The" --temperature 0
   llama-jax eval runs/docs
   llama-jax verify runs/docs
+  llama-jax convert Llama-2-7b-hf/ models/llama2-7b   from Hugging Face and others
   llama-jax tokenizer train --input books/ --vocab-size 8000 --output tokenizer/
 """
 
@@ -77,10 +78,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seq-len", type=int, metavar="T", help="tokens in a row (the run's own)")
     _add_json(sub)
 
-    sub = command(
-        "verify", _verify, "check every digest of a run folder, checkpoint or model folder"
-    )
+    sub = command("verify", _verify, "check every digest; repeat the proof of a converted model")
     sub.add_argument("path", metavar="PATH")
+    _add_json(sub)
+
+    sub = command("convert", _convert, "weights from one format into another, with a proof")
+    sub.add_argument("source", metavar="SRC", help="a model in any format, which is recognised")
+    sub.add_argument("target", metavar="DST", help="a new folder or file")
+    sub.add_argument(
+        "--to",
+        default="native",
+        metavar="FORMAT",
+        help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native)",
+    )
+    sub.add_argument("--tokenizer", metavar="PATH", help="a sentencepiece model (the source's own)")
+    sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(the source's)")
     _add_json(sub)
 
     sub = command("tokenizer", _tokenizer, "train a sentencepiece tokenizer as the paper did")
@@ -242,9 +254,23 @@ def _eval(args: argparse.Namespace) -> None:
     print(f"on             {result.targets:,} tokens, {result.bytes:,} bytes of text")
 
 
+def _convert(args: argparse.Namespace) -> None:
+    from llama_jax.convert.api import convert, describe
+
+    report = convert(
+        args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
+    )
+    print(json.dumps(report) if args.json else describe(report))
+
+
 def _verify(args: argparse.Namespace) -> int:
     from llama_jax.checkpoint import verify
+    from llama_jax.convert import api as convert
 
+    proof = convert.verify(args.path)
+    if proof is not None and proof["format"] != "native":
+        print(json.dumps(proof) if args.json else convert.describe_verification(proof))
+        return 0 if proof["ok"] else 1
     reports = verify(args.path)
     if args.json:
         rows = [
@@ -252,7 +278,7 @@ def _verify(args: argparse.Namespace) -> int:
              "arrays": r.arrays}
             for r in reports
         ]  # fmt: skip
-        print(json.dumps({"ok": all(r.ok for r in reports), "checked": rows}))
+        print(json.dumps({"ok": all(r.ok for r in reports), "checked": rows, "proof": proof}))
     else:
         for r in reports:
             if r.problem:
@@ -262,7 +288,9 @@ def _verify(args: argparse.Namespace) -> int:
                     print(f"{r.path}: {name}: {problem}")
             if r.ok:
                 print(f"{r.path}: {len(r.arrays)} arrays, all digests agree")
-    return 0 if all(r.ok for r in reports) else 1
+        if proof is not None:
+            print(convert.describe_verification(proof))
+    return 0 if all(r.ok for r in reports) and (proof is None or proof["ok"]) else 1
 
 
 def _tokenizer(args: argparse.Namespace) -> None:

@@ -173,19 +173,22 @@ def flatten(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def digest(array: Any) -> Any:
+def digest(array: Any, start: int = 0) -> Any:
     """Start to compute the digest of one array; `as_text` waits for it.
 
-    A jax array is digested on its devices (every host must call), a NumPy array at once.
+    A jax array is digested on its devices (every host must call), a NumPy array at once. For whole
+    rows of a larger array, `start` is the linear index of their first element there: the digests
+    of all parts add up to that of the whole.
     """
     if isinstance(array, jax.Array):
-        return _device_digest(array)
-    return _host_digest(np.asarray(array))
+        row = start // max(array.shape[-1] if array.ndim else 1, 1)
+        return _device_digest(array, np.uint32(start % 2**32), np.uint32(row % 2**32))
+    return _host_digest(np.asarray(array), start)
 
 
-def as_text(lanes: Any) -> str:
-    """16 hexadecimal digits from what `digest` returned."""
-    first, second = (int(lane) for lane in lanes)
+def as_text(*parts: Any) -> str:
+    """16 hexadecimal digits from what `digest` returned for an array, or for all its parts."""
+    first, second = (sum(map(int, lane)) % 2**32 for lane in zip(*parts, strict=True))
     return f"{first:08x}{second:08x}"
 
 
@@ -196,14 +199,14 @@ def _mix(h: Any) -> Any:
 
 
 @jax.jit
-def _device_digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _device_digest(x: jax.Array, index: Any, row: Any) -> tuple[jax.Array, jax.Array]:
     if x.dtype == jnp.bool_:
         bits = x.astype(jnp.uint32)
     else:
         unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
         bits = lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
     # A sum of one iota per axis, so that every device makes just its own part of the indices.
-    index = row = jnp.zeros_like(bits)
+    index, row = jnp.full_like(bits, index), jnp.full_like(bits, row)
     stride = 1
     for axis in reversed(range(x.ndim)):
         i = lax.broadcasted_iota(jnp.uint32, x.shape, axis)
@@ -221,17 +224,18 @@ def _device_digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return lax.reduce((first, second), (np.uint32(0),) * 2, add, tuple(range(x.ndim)))
 
 
-def _host_digest(x: np.ndarray) -> tuple[int, int]:
+def _host_digest(x: np.ndarray, base: int) -> tuple[int, int]:
     columns = max(x.shape[-1] if x.ndim else 1, 1)
     flat = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
 
     def lanes(start: int) -> tuple[int, int]:
         bits = flat[start : start + _CHUNK].astype(np.uint32)
         offset = np.arange(bits.size, dtype=np.uint32)
-        first = _mix(bits + (offset + np.uint32(start % 2**32)) * _A)
+        index = base + start
+        first = _mix(bits + (offset + np.uint32(index % 2**32)) * _A)
         # 32-bit division is several times faster than 64-bit; columns stay below 2^32 - _CHUNK.
-        row = (offset + np.uint32(start % columns)) // np.uint32(columns)
-        row += np.uint32(start // columns % 2**32)
+        row = (offset + np.uint32(index % columns)) // np.uint32(columns)
+        row += np.uint32(index // columns % 2**32)
         second = _mix(first ^ (row * _B + _C))
         return int(first.sum(dtype=np.uint64)), int(second.sum(dtype=np.uint64))
 

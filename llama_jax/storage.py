@@ -91,7 +91,7 @@ class Writer:
                         (folder / name).write_bytes(data)
                     (folder / mf.FILENAME).write_text(done.to_json())
                     if folder != final:
-                        _rename_durably(folder, final)
+                        rename_durably(folder, final)
 
         return commit
 
@@ -114,8 +114,11 @@ def _all_or_nothing(folder: epath.Path) -> Iterator[None]:
         raise
 
 
-def _rename_durably(folder: epath.Path, final: epath.Path) -> None:
-    """Make `folder` appear as `final` once all of it is on the disk; replace what was there."""
+def rename_durably(folder: epath.Path, final: epath.Path) -> None:
+    """Make a folder, or a file, appear as `final` once all of it is on the disk; replace what was
+    there."""
+    if not folder.is_dir():
+        _sync(os.fspath(folder))
     for path, _, names in os.walk(folder):
         for name in (*names, "."):
             _sync(os.path.join(path, name))

@@ -53,14 +53,14 @@ def test_arrays_may_be_donated_while_they_are_written(tmp_path):
 
 
 def test_a_save_is_listed_only_when_it_is_durable(tmp_path, monkeypatch):
-    rename, order = storage._rename_durably, []
+    rename, order = storage.rename_durably, []
     with Checkpointer(tmp_path / "c", keep=9) as checkpoints:
 
         def watched(folder, final):
             order.append((sorted(os.listdir(folder)), checkpoints.steps()))
             rename(folder, final)
 
-        monkeypatch.setattr(storage, "_rename_durably", watched)
+        monkeypatch.setattr(storage, "rename_durably", watched)
         checkpoints.save(7, make_state())
         checkpoints.wait()
         assert order == [(["manifest.json", "state"], [])]
@@ -111,7 +111,7 @@ def test_nothing_goes_before_a_newer_save_is_durable(tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_rename_durably", fails)
+    monkeypatch.setattr(storage, "rename_durably", fails)
     with Checkpointer(tmp_path / "c", keep=1) as checkpoints:
         checkpoints.save(2, make_state(2))
         with pytest.raises(CheckpointError, match=r"c/2 failed: .*No space left on device"):
@@ -205,7 +205,7 @@ def test_an_error_in_the_block_is_not_hidden_by_a_failed_save(tmp_path, monkeypa
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_rename_durably", fails)
+    monkeypatch.setattr(storage, "rename_durably", fails)
 
     def interrupted():
         with Checkpointer(tmp_path / "c", keep=1) as checkpoints:

@@ -23,7 +23,7 @@ ARROWS = {
     "preemption": {"config"},
     "storage": {"config", "manifest"},
     "checkpoint": {"config", *CHECKPOINTS},
-    "convert": {"config", "model", "data.tokenizer", *CHECKPOINTS},
+    "convert": {"config", "model", "ops", "data.tokenizer", "data.pieces", *CHECKPOINTS},
     "train": {"config", "model", "ops", "parallel", "data", *CHECKPOINTS},
     "infer": {"config", "model", "ops", "parallel"},
     "infer.api": {"config", "model", "data.tokenizer", *CHECKPOINTS},

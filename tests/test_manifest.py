@@ -55,6 +55,15 @@ def text(array):
     return as_text(digest(array))
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("shape", [(5, 7), (3, 4, 9000), (4, 3)])
+def test_the_digests_of_parts_add_up_to_that_of_the_whole(shape, on_device):
+    array = random_array(shape, "float32")
+    size = array[0].size
+    parts = (jnp.asarray(part) if on_device else part for part in array)
+    assert as_text(*(digest(part, i * size) for i, part in enumerate(parts))) == text(array)
+
+
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_host_device_and_definition_agree(shape, dtype):
     array = random_array(shape, dtype)

@@ -17,11 +17,12 @@ and add its row below. Progress, casts, digests, the proof, and the renaming tha
 appear whole or not at all are the business of api.py, the same for every format.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama_jax.config import InputError
+from llama_jax.convert import hf, native
 from llama_jax.convert.source import Source
 
 
@@ -39,9 +40,14 @@ class Format(NamedTuple):
     """What may follow the name, as in `--to llama2c:2`; the first is the default."""
     is_file: bool = False
     """Whether the result is a file (others may lie beside it) and not a folder."""
+    card: Callable[[Source, Path, Mapping[str, Any]], None] | None = None
+    """Describes the result to people, in its folder: called with the report, when it is proven."""
 
 
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, Format] = {
+    "native": Format("a model folder or run folder", native.is_format, native.read, native.write),
+    "hf": Format("a Hugging Face folder", hf.is_format, hf.read, hf.write),
+}
 
 
 def detect(path: Path) -> str:

@@ -11,11 +11,13 @@ Face, pair j and j + H/2 (half-split).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from llama_jax.config import InputError, ModelConfig
@@ -57,23 +59,52 @@ class Source:
     """What reading changes: permuted, dequantised, tied. Sentences for the report."""
     origin: Any = None
     """Where the weights come from, as the format tells it: JSON values."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Digest (manifest.py) of each of our tensors, all layers: where a format stores them, and of
+    what has been read where a conversion records it."""
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:
         """All of one tensor."""
         return np.asarray(self.tensor(name, layer)[...])
 
+    def stream(
+        self, order: Iterable[tuple[str, int | None]] | None = None
+    ) -> Iterator[tuple[str, int | None, np.ndarray]]:
+        """Every tensor in the order given, or that of `tensors`; the next is read meanwhile."""
+        wanted = [(n, i) for n, i, _ in tensors(self.config)] if order is None else list(order)
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.read, *wanted[0])
+            for here, after in zip(wanted, [*wanted[1:], None], strict=True):
+                array = ahead.result()
+                if after is not None:
+                    ahead = pool.submit(self.read, *after)
+                yield *here, array
+
 
 def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Weight]]:
-    """Every tensor of a model, layer by layer in the order of the computation."""
-    outer = outer_weights(config)
-    yield "embed", None, outer["embed"]
-    table = layer_weights(config)
-    for layer in range(config.num_layers):
-        for name, weight in table.items():
+    """Every tensor of a model: name, layer (None outside the layers), and its table row.
+
+    All layers of one name come one after the other, as model folders keep them stacked.
+    """
+    layered = layer_weights(config)
+    for name, weight in outer_weights(config).items():
+        yield name, None, weight
+    for name, weight in layered.items():
+        for layer in range(config.num_layers):
             yield name, layer, weight
-    for name in ("norm", "head"):
-        if name in outer:
-            yield name, None, outer[name]
+
+
+def on_host(array: np.ndarray) -> jax.Array:
+    """The array in C order as jax has it on the CPU, whatever the default device.
+
+    XLA copies transposed matrices two to four times faster than NumPy does.
+    """
+    return jax.device_put(array, jax.local_devices(backend="cpu")[0])
+
+
+def dense(array: np.ndarray) -> np.ndarray:
+    """A copy in C order: what to write to a file."""
+    return np.asarray(on_host(array))
 
 
 def rows_shape(name: str, config: ModelConfig) -> tuple[int, ...]:

@@ -1,0 +1,167 @@
+"""Our own model folders, and run folders: read through tensorstore, written one layer at a time.
+
+A training run writes all arrays at once from its devices (storage.py). A conversion has them one
+layer at a time, and so writes the same folder in another way: orbax first saves a tree of the same
+names that holds nothing, and each stacked array is then put in its place in plain Zarr, one chunk a
+layer, which is one file. Orbax restores it like any other, and devices read their layers alone.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from llama_jax import checkpoint
+from llama_jax import manifest as mf
+from llama_jax.config import InputError, model_json, read_config
+from llama_jax.convert.source import Lazy, Source
+from llama_jax.data.tokenizer import MODEL_FILE
+from llama_jax.manifest import ArrayRecord, Manifest
+from llama_jax.model.weights import abstract_params
+
+_CACHE_BYTES = 1 << 29  # arrays of older folders are one chunk, which serves all their layers
+
+
+def is_format(path: Path) -> bool:
+    """Whether `path` is a model folder or a run folder of ours."""
+    if (path / "checkpoints").is_dir() or (path / "params").is_dir():
+        return True
+    try:
+        return "format_version" in json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def read(path: Path) -> Source:
+    """A model folder, or the newest checkpoint of a run folder whose digests agree.
+
+    Raises InputError if config.json and the arrays do not fit, or nothing verifies.
+    """
+    config, experiment = read_config(path)
+    prefix = ""
+    if experiment is None:
+        folder = path
+    else:
+        folder, prefix = Path(checkpoint.newest_sound(path)), "params/"
+    try:
+        manifest = Manifest.read(epath.Path(folder))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{folder}: {error}") from error
+    wanted = {prefix + n: a for n, a in mf.flatten(abstract_params(config)).items()}
+    manifest.require_same(wanted, prefix, folder)
+    tokenizer = path / MODEL_FILE
+    origin: Any = manifest.extra.get("origin")
+    if experiment is not None:
+        origin = {"run": os.fspath(path), "step": manifest.step, "dataset": experiment.data.dataset}
+        origin["training"] = json.loads((path / "config.json").read_text())
+    return Source(
+        format="native",
+        path=path,
+        config=config,
+        tokenizer=tokenizer.read_bytes() if tokenizer.exists() else None,
+        tensor=_Arrays(folder / manifest.folder, prefix, manifest),
+        origin=origin,
+        digests={n.split("/")[-1]: manifest.arrays[n].digest for n in wanted},
+    )
+
+
+class _Arrays:
+    """The stacked arrays of an orbax folder, opened on first use."""
+
+    def __init__(self, folder: Path, prefix: str, manifest: Manifest):
+        self._folder, self._prefix, self._manifest = folder, prefix, manifest
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._open: dict[str, ts.TensorStore] = {}
+
+    def __call__(self, name: str, layer: int | None) -> Lazy:
+        path = f"{self._prefix}{name}" if layer is None else f"{self._prefix}layers/{name}"
+        if path not in self._open:
+            self._open[path] = self._opened(path)
+        store = self._open[path]
+        return _Part(store if layer is None else store[layer], f"{self._folder}: {path}")
+
+    def _opened(self, path: str) -> ts.TensorStore:
+        key = path.replace("/", ".") + "/"
+        base = f"file://{self._folder.absolute()}/"
+        kvstore: Any = {"driver": "ocdbt", "base": base, "path": key}
+        if not (self._folder / "manifest.ocdbt").exists():
+            kvstore = base + key
+        try:
+            spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+            store = ts.open(spec, context=self._context, read=True).result()
+        except ValueError as error:
+            raise InputError(f"{self._folder}: {path} cannot be read; see `verify`") from error
+        record = self._manifest.arrays[path]
+        found = tuple(store.shape), str(jnp.dtype(store.dtype.numpy_dtype))
+        if found != (record.shape, record.dtype):
+            raise InputError(f"{self._folder}: {path} is {found}, unlike its manifest")
+        return store
+
+
+class _Part:
+    """A tensorstore view that reads when indexed."""
+
+    def __init__(self, store: ts.TensorStore, what: str):
+        self._store, self._what = store, what
+        self.shape = tuple(store.shape)
+        self.dtype = store.dtype.numpy_dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            return np.asarray(self._store[index].read().result())
+        except ValueError as error:  # a chunk that is missing or short
+            raise InputError(
+                f"{self._what} cannot be read; `llama-jax verify` says more"
+            ) from error
+
+
+def write(source: Source, folder: Path, name: str, variant: str) -> None:
+    """A model folder: params/ in layers, config.json, the tokenizer, and the manifest last."""
+    config = source.config
+    stacked = mf.flatten(abstract_params(config))
+    params = folder / "params"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as orbax:
+        empty = jax.tree.map(lambda a: np.zeros(1, a.dtype), abstract_params(config))
+        orbax.save(params, args=ocp.args.PyTreeSave(empty))
+    for path, a in stacked.items():
+        _declare(params / path.replace("/", "."), a, layered=path.startswith("layers/"))
+    for tensor, layer, array in source.stream():
+        where = params / (tensor if layer is None else f"layers.{tensor}")
+        chunk = [0] * array.ndim if layer is None else [layer, *[0] * array.ndim]
+        with open(where / ".".join(map(str, chunk)), "wb") as file:
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    files = {"config.json": model_json(config).encode()}
+    if source.tokenizer is not None:
+        files[MODEL_FILE] = source.tokenizer
+    manifest = Manifest(
+        folder="params",
+        arrays={
+            path: ArrayRecord(
+                shape=a.shape, dtype=str(a.dtype), digest=source.digests[path.split("/")[-1]]
+            )
+            for path, a in stacked.items()
+        },
+        files={file: mf.sha256(content) for file, content in files.items()},
+        extra={"origin": source.origin},
+    )
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    (folder / mf.FILENAME).write_text(manifest.to_json())
+
+
+def _declare(folder: Path, a: Any, *, layered: bool) -> None:
+    """Zarr's description of one array, a chunk a layer, in place of the empty one."""
+    for old in folder.iterdir():
+        if old.name != ".zarray":
+            old.unlink()
+    zarray = json.loads((folder / ".zarray").read_text())
+    chunks = [1, *a.shape[1:]] if layered else list(a.shape)
+    zarray |= {"shape": list(a.shape), "chunks": chunks, "compressor": None, "order": "C"}
+    (folder / ".zarray").write_text(json.dumps(zarray))
