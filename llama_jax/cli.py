@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model folder, or a run folder")
+    parser.add_argument("model", metavar="MODEL", help="a model in any format, or a run folder")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -233,10 +233,11 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
+    from llama_jax.infer.api import load
     from llama_jax.train.evaluate import evaluate_model
 
     result = evaluate_model(
-        args.model, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len
+        args.model, load, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len
     )
     values = {
         "loss": result.loss,

@@ -44,7 +44,7 @@ def call(capsys, *argv):
         ),
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["generate", "nowhere"], "--prompt"),
-        (["eval", "nowhere"], "nowhere is no model folder and no run folder"),
+        (["eval", "nowhere"], "nowhere does not exist"),
         (["verify", "nowhere"], "nowhere"),
         (
             ["tokenizer", "train", "--input", "gone.txt", "--vocab-size", "500", "--output", "x"],

@@ -26,7 +26,10 @@ ARROWS = {
     "convert": {"config", "model", "ops", "data.tokenizer", "data.pieces", *CHECKPOINTS},
     "train": {"config", "model", "ops", "parallel", "data", *CHECKPOINTS},
     "infer": {"config", "model", "ops", "parallel"},
-    "infer.api": {"config", "model", "data.tokenizer", *CHECKPOINTS},
+    # The public Python interface: it loads every format, so it stands above `convert`.
+    "infer.api": {
+        "config", "model", "parallel.rules", "data.tokenizer", "convert", *CHECKPOINTS,
+    },
     "align": {"config", "train", "infer", "data", "model", "ops", "parallel", *CHECKPOINTS},
     "serve": {"config", "infer", "data", *CHECKPOINTS},
     "tpu": {"config", "train", "infer", "model", "parallel", "kernels"},

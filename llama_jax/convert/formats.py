@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_jax.config import InputError
-from llama_jax.convert import hf, native
+from llama_jax.convert import card, hf, meta, native
 from llama_jax.convert.source import Source
 
 
@@ -46,7 +46,8 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {
     "native": Format("a model folder or run folder", native.is_format, native.read, native.write),
-    "hf": Format("a Hugging Face folder", hf.is_format, hf.read, hf.write),
+    "hf": Format("a Hugging Face folder", hf.is_format, hf.read, hf.write, card=card.write),
+    "meta": Format("a Meta folder", meta.is_format, meta.read, meta.write),
 }
 
 

@@ -29,7 +29,7 @@ from llama_jax.model.weights import abstract_params
 _CACHE_BYTES = 1 << 29  # arrays of older folders are one chunk, which serves all their layers
 
 
-def is_format(path: Path) -> bool:
+def is_format(path: Path | epath.Path) -> bool:
     """Whether `path` is a model folder or a run folder of ours."""
     if (path / "checkpoints").is_dir() or (path / "params").is_dir():
         return True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from llama_jax.config import InputError, ModelConfig
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
 
 
+@runtime_checkable
 class Lazy(Protocol):
     """An array that is read when indexed with slices of step 1; NumPy arrays and maps are."""
 

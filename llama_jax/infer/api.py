@@ -1,17 +1,23 @@
-"""The Python interface: load a model folder or a run folder, compute logits, continue text."""
+"""The Python interface: load a model in any format, compute logits, continue text."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 from etils import epath
 
-from llama_jax.checkpoint import load_params
-from llama_jax.config import ModelConfig, read_config, require
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax import checkpoint
+from llama_jax.config import InputError, ModelConfig, read_config, require
+from llama_jax.convert import load as foreign
+from llama_jax.convert import native
+from llama_jax.convert.api import open_source
+from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.infer.generate import generate_tokens, prepare
 from llama_jax.model.llama import apply
-from llama_jax.model.weights import abstract_params
+from llama_jax.model.weights import abstract_params, map_weights
+from llama_jax.parallel.rules import named_sharding
 
 __all__ = ["Model", "apply", "generate", "load"]
 
@@ -22,7 +28,8 @@ class Model:
 
     config: ModelConfig
     params: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None where the folder has none: such a model computes logits, but no text."""
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
@@ -31,24 +38,47 @@ class Model:
 
 
 def load(path: epath.PathLike) -> Model:
-    """Read a model folder, or a run folder: its newest checkpoint that verifies.
+    """Read a model: our folders, a run folder (its newest checkpoint that verifies), a Hugging Face
+    or Meta folder, or any other format of `llama_jax.convert`, which needs no converting first.
 
-    Parameters are float32 or bfloat16 as the configuration says, on the default device.
+    Parameters have the type that they are stored in. With a mesh in context (`jax.set_mesh`) they
+    are split over its devices by the rules, and each device reads only its own part; otherwise
+    they are on the default device.
 
     Raises:
-      InputError: `path` is neither, its config.json or tokenizer.model cannot be used, or they do
-        not fit each other.
+      InputError: `path` is no model, its configuration or tokenizer cannot be used, or they do not
+        fit each other.
       CheckpointError: no checkpoint verifies.
     """
     folder = epath.Path(path).expanduser()
+    if not native.is_format(folder):
+        source = open_source(os.fspath(folder))
+        model = source.tokenizer
+        tokenizer = None if model is None else Tokenizer.from_bytes(model, where=str(folder))
+        return Model(
+            source.config, foreign.load_params(source, _shardings(source.config)), tokenizer
+        )
     config, _ = read_config(folder)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder) if (folder / MODEL_FILE).exists() else None
     require(
-        tokenizer.vocab_size <= config.vocab_size,
-        f"{folder}: tokenizer.model has {tokenizer.vocab_size} pieces and the model "
+        tokenizer is None or tokenizer.vocab_size <= config.vocab_size,
+        f"{folder}: tokenizer.model has {getattr(tokenizer, 'vocab_size', 0)} pieces and the model "
         f"{config.vocab_size} rows; the tokenizer is another model's",
     )
-    return Model(config, load_params(folder, abstract_params(config)), tokenizer)
+    abstract = abstract_params(config)
+    if (shardings := _shardings(config)) is not None:
+        abstract = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+        )
+    return Model(config, checkpoint.load_params(folder, abstract), tokenizer)
+
+
+def _shardings(config: ModelConfig) -> Any:
+    """How the mesh in context splits the parameters; None without one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.size == 1:
+        return None
+    return map_weights(lambda w: named_sharding(w.axes, mesh, w.shape), config)
 
 
 def generate(
@@ -65,10 +95,12 @@ def generate(
     end of the context. Temperature 0 is greedy; `""` starts from BOS alone.
 
     Raises:
-      InputError: the prompt is longer than the context or no valid text, or a sampling setting is
-        out of range.
+      InputError: the model has no tokenizer, the prompt is longer than the context or no valid
+        text, or a sampling setting is out of range.
     """
     tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")
     ids = tokenizer.encode(prompt, bos=True)
     (new,) = generate_tokens(
         model.prepared,

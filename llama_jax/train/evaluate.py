@@ -5,21 +5,20 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
-from llama_jax.checkpoint import load_params
 from llama_jax.config import DataConfig, InputError, MeshConfig, read_config, require
 from llama_jax.data.loader import Loader
 from llama_jax.data.packing import target_bytes
 from llama_jax.data.prepare import prepare
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.model.weights import abstract_params, map_weights
-from llama_jax.parallel.arrays import abstract_with, check_batch, shard_batch, to_host
+from llama_jax.parallel.arrays import check_batch, shard_batch, to_host
 from llama_jax.parallel.mesh import make_mesh
-from llama_jax.parallel.rules import named_sharding
 from llama_jax.train.step import jit_eval_step
 
 
@@ -74,22 +73,33 @@ def evaluate(
 
 
 def evaluate_model(
-    path: str, *, dataset: str | None = None, batch_size: int = 8, seq_len: int | None = None
+    path: str,
+    load: Callable[[str], Any],
+    *,
+    dataset: str | None = None,
+    batch_size: int = 8,
+    seq_len: int | None = None,
 ) -> Evaluation:
-    """Evaluate a model folder or a run folder on a data set's validation split.
+    """Evaluate a model, or a run folder's, on a data set's validation split.
 
-    dataset and seq_len default to those of the run. The parameters are split over all devices.
+    dataset and seq_len default to those of the run. The parameters are split over all devices:
+    `load` is `llama_jax.load`, which heeds the mesh in context; this room knows no formats.
 
     Raises:
-      InputError: the folder or the data set cannot be used, or has no validation split.
+      InputError: the model or the data set cannot be used, or has no validation split.
       CheckpointError: no checkpoint verifies.
     """
-    model, experiment = read_config(path)
-    tokenizer = Tokenizer.load(path)
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        loaded = load(path)
+    model, params, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+    require(tokenizer is not None, f"{path} has no tokenizer to read text with")
+    is_run = (epath.Path(path).expanduser() / "checkpoints").is_dir()
+    experiment = read_config(path)[1] if is_run else None
     if experiment is not None:
         data = dataclasses.replace(experiment.data, dataset=dataset or experiment.data.dataset)
     else:
-        require(dataset, f"{path} is a model folder: name the text to evaluate on with --data")
+        require(dataset, f"{path} is no run folder: name the text to evaluate on with --data")
         data = DataConfig(dataset=str(dataset))
     seq_len = seq_len or (experiment.seq_len if experiment else model.max_seq_len)
     if not 0 < seq_len <= model.max_seq_len or batch_size < 1:
@@ -97,11 +107,8 @@ def evaluate_model(
             f"--seq-len {seq_len} must lie between 1 and the context {model.max_seq_len}, and "
             f"--batch-size {batch_size} must be positive"
         )
-    mesh = make_mesh(MeshConfig())
     batch_size = -(-batch_size // mesh.size) * mesh.size
     check_batch(batch_size, seq_len, 1, mesh)
-    shardings = map_weights(lambda w: named_sharding(w.axes, mesh, w.shape), model)
-    params = load_params(path, abstract_with(abstract_params(model), shardings))
     held_out = prepare(data, tokenizer, seq_len=seq_len).get("validation")
     if held_out is None:
         raise InputError(f"data set {data.dataset} is too small to have a validation split")

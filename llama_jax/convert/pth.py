@@ -1,0 +1,329 @@
+"""torch's .pth files, read without torch and without unpickling, and written.
+
+Such a file is a ZIP archive, nothing compressed: `NAME/data.pkl` describes a dict of tensors, and
+each storage `NAME/data/KEY` is raw numbers. A pickle is a program. Python's unpickler would run it,
+and what it calls; this reader looks at its opcodes one at a time (`pickletools.genops`, which
+executes nothing) and knows those that build dicts, lists, tuples, numbers and strings. The names
+that a program may mention are three functions and three storage types, none of which is ever
+looked up: they are handled here as values. Anything else is refused.
+"""
+
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llama_jax.config import InputError
+
+STORAGES: dict[str, Any] = {
+    "torch FloatStorage": np.dtype("<f4"),
+    "torch HalfStorage": np.dtype("<f2"),
+    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+}
+_ORDERED_DICT, _TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
+_MAX_PICKLE = 16 << 20  # bytes; that of a 70B model has 0.1 MB
+_MAX_ENTRIES = 100_000
+_ALIGNMENT = 64  # of storages in a file, as torch aligns them
+
+
+@dataclass(frozen=True)
+class _Global:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: Any
+    key: str
+    size: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Refused(ValueError):
+    """What a sound file of weights would not hold."""
+
+
+def map_tensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .pth file by name, as views of its memory map.
+
+    Raises InputError unless the file is a plain dict of tensors whose numbers all lie in it.
+    """
+    try:
+        entries = _entries(file)
+        pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise _Refused(f"it has {len(pickles)} data.pkl")
+        prefix = pickles[0].removesuffix("data.pkl")
+        data = np.memmap(file, np.uint8, mode="r")
+
+        def content(name: str) -> np.ndarray:
+            begin, end = entries[name]
+            return data[begin:end]
+
+        order = prefix + "byteorder"
+        if order in entries and content(order)[:8].tobytes() != b"little":
+            raise _Refused("its numbers are not little endian")
+        if content(pickles[0]).size > _MAX_PICKLE:
+            raise _Refused(f"its data.pkl has {content(pickles[0]).size} bytes")
+        described = _interpret(content(pickles[0]).tobytes())
+        if not isinstance(described, dict):
+            raise _Refused(f"it holds {described!r:.40} and not a dict of tensors")
+        tensors: dict[str, np.ndarray] = {}
+        for name, value in described.items():
+            if not isinstance(name, str) or not isinstance(value, _Tensor):
+                raise _Refused(f"{name!r:.40} is {value!r:.40} and not a tensor")
+            where = f"{prefix}data/{value.storage.key}"
+            if where not in entries:
+                raise _Refused(f"the storage of {name!r:.80} is missing")
+            tensors[name] = _view(name, value, content(where))
+        return tensors
+    except (_Refused, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+        raise InputError(f"{file} is no sound file of torch tensors: {error!s:.200}") from error
+
+
+def _view(name: str, tensor: _Tensor, raw: np.ndarray) -> np.ndarray:
+    dtype, size = tensor.storage.dtype, tensor.storage.size
+    if raw.size != size * dtype.itemsize:
+        raise _Refused(f"the storage of {name!r:.80} has {raw.size} bytes, not {size} numbers")
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, dtype)
+    last = tensor.offset + sum(
+        (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
+    )
+    if last >= size:
+        raise _Refused(f"{name!r:.80} reaches number {last} of a storage of {size}")
+    numbers = raw.view(dtype)[tensor.offset :]
+    strides = [s * dtype.itemsize for s in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
+
+
+def _entries(file: Path) -> dict[str, tuple[int, int]]:
+    """Begin and end of each member's bytes, once none is compressed, hidden or shares bytes."""
+    size = file.stat().st_size
+    spans: dict[str, tuple[int, int]] = {}
+    with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+        if len(members) > _MAX_ENTRIES:
+            raise _Refused(f"it has {len(members)} members")
+        for member in members:
+            name = member.filename
+            if name in spans:
+                raise _Refused(f"{name!r:.80} comes twice")
+            if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+                raise _Refused(f"{name!r:.80} is no plain name")
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
+                raise _Refused(f"{name!r:.80} is compressed or encrypted")
+            if member.file_size != member.compress_size:
+                raise _Refused(f"{name!r:.80} has two sizes")
+            stream.seek(member.header_offset)
+            local = stream.read(30)
+            if len(local) < 30 or local[:4] != b"PK\x03\x04":
+                raise _Refused(f"{name!r:.80} has no header of its own")
+            lengths = struct.unpack("<HH", local[26:30])
+            if stream.read(lengths[0]) != member.orig_filename.encode():
+                raise _Refused(f"{name!r:.80} has another name in its header")
+            begin = member.header_offset + 30 + sum(lengths)
+            spans[name] = (begin, begin + member.file_size)
+            if spans[name][1] > size:
+                raise _Refused(f"{name!r:.80} runs past the end of the file")
+    position = 0
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin < position:
+            raise _Refused(f"{name!r:.80} overlaps another member")
+        position = end
+    return spans
+
+
+# ---- The pickle, as data
+
+
+def _interpret(program: bytes) -> Any:
+    """What the opcodes build. Raises _Refused for any that do more than build plain data."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def pop_mark() -> list[Any]:
+        start = marks.pop()
+        taken = stack[start:]
+        del stack[start:]
+        return taken
+
+    try:
+        operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(program)
+        for opcode, argument, _ in operations:
+            name = opcode.name
+            if name == "STOP":
+                return stack.pop()
+            if name in ("PROTO", "FRAME"):
+                pass
+            elif name == "MARK":
+                marks.append(len(stack))
+            elif name in _CONSTANTS:
+                stack.append(_CONSTANTS[name]())
+            elif name in _ARGUMENTS:
+                stack.append(argument)
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                memo[argument] = stack[-1]
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif name == "TUPLE":
+                stack.append(tuple(pop_mark()))
+            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                count = int(name[-1])
+                if len(stack) < count:
+                    raise _Refused("a tuple of more values than there are")
+                stack[-count:] = [tuple(stack[-count:])]
+            elif name == "APPEND":
+                value = stack.pop()
+                _of(list, stack[-1]).append(value)
+            elif name == "APPENDS":
+                values = pop_mark()
+                _of(list, stack[-1]).extend(values)
+            elif name == "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _of(dict, stack[-1])[key] = value
+            elif name == "SETITEMS":
+                values = pop_mark()
+                _of(dict, stack[-1]).update(zip(values[::2], values[1::2], strict=True))
+            elif name == "GLOBAL":
+                if argument not in {_ORDERED_DICT, _TENSOR, *STORAGES}:
+                    raise _Refused(f"it asks for {argument!r:.80}, which is no tensor")
+                stack.append(_Global(argument))
+            elif name == "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            elif name == "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_call(function, arguments))
+            elif name == "BUILD":  # the attributes of an OrderedDict: versions of modules
+                stack.pop()
+                _of(dict, stack[-1])
+            else:
+                raise _Refused(f"its data.pkl uses {name}, which no dict of tensors needs")
+    except _Refused:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise _Refused(f"its data.pkl is damaged ({error!r:.80})") from error
+    raise _Refused("its data.pkl has no end")
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+}  # fmt: skip
+_ARGUMENTS = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+}  # fmt: skip
+
+
+def _of[T](kind: type[T], value: Any) -> T:
+    if type(value) is not kind:
+        raise _Refused(f"it treats {value!r:.40} as a {kind.__name__}")
+    return value
+
+
+def _storage(reference: Any) -> _Storage:
+    """What a persistent id names: ("storage", type, key, device, number of elements)."""
+    kind, storage, key, _, size = _of(tuple, reference)
+    if kind != "storage" or not isinstance(storage, _Global) or storage.name not in STORAGES:
+        raise _Refused(f"it refers to {reference!r:.80}")
+    return _Storage(STORAGES[storage.name], _of(str, key), _sizes((size,))[0])
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    name = _of(_Global, function).name
+    if name == _ORDERED_DICT:
+        if arguments != ():
+            raise _Refused("it makes an OrderedDict of values")
+        return {}
+    if name == _TENSOR:
+        storage, offset, shape, strides, *_ = _of(tuple, arguments)
+        shape, strides = _sizes(_of(tuple, shape)), _sizes(_of(tuple, strides))
+        if len(shape) != len(strides) or len(shape) > 8:
+            raise _Refused(f"a tensor of shape {shape} has strides {strides}")
+        return _Tensor(_of(_Storage, storage), _sizes((offset,))[0], shape, strides)
+    raise _Refused(f"it calls {name}")
+
+
+def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:
+    if not all(type(n) is int and 0 <= n < 2**48 for n in values):
+        raise _Refused(f"{values!r:.80} are no sizes")
+    return values
+
+
+# ---- Writing
+
+
+def write(
+    file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, arrays: Iterable[np.ndarray]
+) -> None:
+    """A file that `torch.load(weights_only=True)` reads, of tensors in the order of `shapes`.
+
+    One tensor is in memory at a time, in C order.
+    """
+    with file.open("wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", _program(shapes, np.dtype(dtype)))
+        archive.writestr("archive/byteorder", "little")
+        for i, array in enumerate(arrays):
+            member = zipfile.ZipInfo(f"archive/data/{i}")
+            header = out.tell() + 30 + len(member.filename) + 20  # and 20 for large files
+            padding = -(header + 4) % _ALIGNMENT
+            member.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+            with archive.open(member, "w", force_zip64=True) as stream:
+                stream.write(array.reshape(-1).view(np.uint8))
+        archive.writestr("archive/version", "3\n")
+
+
+def _program(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> bytes:
+    """data.pkl of a dict of contiguous tensors, each in a storage of its own, in protocol 2."""
+    storage = next(name for name, kind in STORAGES.items() if kind == dtype)
+    parts = [b"\x80\x02}("]  # protocol, empty dict, mark
+    for i, (name, shape) in enumerate(shapes.items()):
+        count, strides = 1, []
+        for n in reversed(shape):
+            strides.insert(0, count)
+            count *= n
+        parts += [
+            _text(name),
+            _global(_TENSOR),
+            b"((",  # the arguments; the storage's reference
+            _text("storage"), _global(storage), _text(str(i)), _text("cpu"), _number(count),
+            b"tQ",
+            _number(0), _tuple(shape), _tuple(strides),
+            b"\x89", _global(_ORDERED_DICT), b")R",  # no gradient, no hooks
+            b"tR",
+        ]  # fmt: skip
+    return b"".join([*parts, b"u."])
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def _global(name: str) -> bytes:
+    return b"c" + name.replace(" ", "\n").encode() + b"\n"
+
+
+def _number(value: int) -> bytes:
+    if value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def _tuple(values: Iterable[int]) -> bytes:
+    return b"(" + b"".join(map(_number, values)) + b"t"
