@@ -64,11 +64,12 @@ class ModelConfig:
     """Compute type of the matrix products; norms, softmax, rotary angles and loss are float32."""
     param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type in which the parameters are kept; float16 as converted, not for training."""
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
-    """Attention implementation; auto picks by platform, a named one is used or raises."""
+    attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    """Attention implementation; auto picks by device and shape, a named one is used or raises.
+    pallas is for TPUs (head_dim 64 or 128) and is interpreted, slowly, on a CPU; cudnn for GPUs."""
     remat: Literal["none", "full", "dots", "qkvo", "offload"] = "none"
     """What the backward pass recomputes: nothing, the whole layer, all but the outputs of matrix
-    products, all but the q, k, v and attention outputs, or the latter kept in host memory."""
+    products, all but q, k, v and what attention leaves, or the latter kept in host memory."""
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads",

@@ -19,7 +19,7 @@ from llama_jax.ops.linear import project
 from llama_jax.ops.mlp import swiglu
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.rope import apply_rope, rope_frequencies
-from llama_jax.parallel.rules import constrain
+from llama_jax.parallel.rules import constrain, spec_in_context
 
 Cache = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
 
@@ -32,6 +32,7 @@ def decoder_layer(
     segment_ids: Int[Array, "B T"] | None,
     *,
     cfg: ModelConfig,
+    zigzag: bool = False,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """The layer's output and its updated cache.
 
@@ -41,14 +42,16 @@ def decoder_layer(
         positions[:, 0] onwards. None to attend within x alone.
       positions: of each token in its document; with a cache, of each token in its row.
       segment_ids: document of each token; tokens see their own document only. Not with a cache.
+      zigzag: the tokens of a row are in zigzag order over the mesh's sequence axis (see
+        `ops.ring_attention`), not in natural order.
     """
-    attended, kv = attention_block(w, x, kv, positions, segment_ids, cfg=cfg)
+    attended, kv = attention_block(w, x, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
     x = constrain(x + attended, ("batch", "seq", "act_embed"))
     return constrain(x + mlp_block(w, x, cfg=cfg), ("batch", "seq", "act_embed")), kv
 
 
 @jax.named_scope("attention")
-def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig):
+def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
     """Normed, projected, rotated, attended, projected back: what is added to x, and the cache."""
     rotary = rope_frequencies(
         cfg.head_dim,
@@ -74,8 +77,9 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig):
         segment_ids=segment_ids,
         q_offset=offset,
         implementation=None if cfg.attention == "auto" else cfg.attention,
+        spec=spec_in_context(("batch", "seq", "heads", "head_dim")),
+        zigzag=zigzag,
     )
-    out = checkpoint_name(out, "out")
     return project(out, w["o"], inputs=2), kv
 
 

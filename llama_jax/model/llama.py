@@ -1,5 +1,6 @@
 """The Flax shell: it declares parameters and scans the layer; the functions do the computing."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.rules import constrain
 
 _policies = jax.checkpoint_policies
-_NAMES = ("q", "k", "v", "out")
+# "out" and "lse" are named by attention itself: what its backward pass reads.
+_NAMES = ("q", "k", "v", "out", "lse")
 REMAT_POLICIES = {
     "full": _policies.nothing_saveable,
     "dots": _policies.dots_with_no_batch_dims_saveable,
@@ -42,18 +44,20 @@ class DecoderLayer(nn.Module):
     """`decoder_layer` with declared weights, the body of a scan; a cache goes by cache.py."""
 
     cfg: ModelConfig
+    zigzag: bool = False
 
     @nn.compact
     def __call__(self, x, positions, segment_ids):
         """See `decoder_layer`."""
         w = declare(self, layer_weights(self.cfg), self.cfg)
-        return decoder_layer(w, x, None, positions, segment_ids, cfg=self.cfg)
+        return decoder_layer(w, x, None, positions, segment_ids, cfg=self.cfg, zigzag=self.zigzag)
 
 
 class Llama(nn.Module):
     """Embedding, a scanned stack of layers, last norm; the head is left to the caller."""
 
     cfg: ModelConfig
+    zigzag: bool = False
 
     @nn.compact
     def __call__(
@@ -81,7 +85,7 @@ class Llama(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
-        )(cfg, name="layers")
+        )(cfg, self.zigzag, name="layers")
         x, _ = stack(x, positions, segment_ids)
         x = rms_norm(x, w["norm"], eps=cfg.norm_eps)
         return x, w["embed"].T if cfg.tie_embeddings else w["head"]
@@ -90,14 +94,26 @@ class Llama(nn.Module):
 @partial(jax.jit, static_argnames="cfg")
 def init_params(key: Array, cfg: ModelConfig) -> dict:
     """Fresh parameters: the tree of `weights.abstract_params`."""
+    # One token declares them all; no mesh splits it, which some attentions would ask for.
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables: Any = Llama(cfg).lazy_init(key, tokens)
+    variables: Any = Llama(replace(cfg, attention="xla")).lazy_init(key, tokens)
     return variables["params"]
 
 
-def hidden(params: dict, tokens: Array, *, config: ModelConfig, positions=None, segment_ids=None):
-    """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache."""
-    out: Any = Llama(config).apply({"params": params}, tokens, positions, segment_ids)
+def hidden(
+    params: dict,
+    tokens: Array,
+    *,
+    config: ModelConfig,
+    positions=None,
+    segment_ids=None,
+    zigzag=False,
+):
+    """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache.
+
+    With `zigzag` the positions of all arrays are in the order of `ops.ring_attention.zigzag`.
+    """
+    out: Any = Llama(config, zigzag).apply({"params": params}, tokens, positions, segment_ids)
     return out
 
 

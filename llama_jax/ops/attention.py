@@ -4,13 +4,26 @@ K and V are never repeated: the N query heads are viewed as K groups of G, and e
 one key/value head (Ainslie et al. 2023; Llama 2, section 2.2 and appendix A.2.1).
 """
 
+import functools
+import logging
+import math
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from llama_jax.ops.attention_xla import attend, visible
+from llama_jax.kernels.flash_attention_vjp import (
+    flash_attention_gradients,
+    flash_attention_with_lse,
+)
+from llama_jax.ops import attention_xla, capabilities
+from llama_jax.ops.attention_parts import Parts, attend, sharded
+from llama_jax.ops.ring_attention import ring_parts, xla_parts
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "pallas", "cudnn")
+logger = logging.getLogger(__name__)
 
 
 def dot_product_attention(
@@ -24,6 +37,8 @@ def dot_product_attention(
     q_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     scale: float | None = None,
     implementation: str | None = None,
+    spec: PartitionSpec | None = None,
+    zigzag: bool = False,
 ) -> Float[Array, "B T N H"]:
     """softmax(scale * q k^T + mask) v for grouped query heads.
 
@@ -33,20 +48,37 @@ def dot_product_attention(
 
     Args:
       segment_ids: documents of the queries; those of the keys too unless kv_segment_ids is given.
+        The keys of one document lie together, as packing leaves them.
       q_offset: position of the first query, one for all rows or one per row.
       scale: of the logits; None for 1/sqrt(H).
-      implementation: None picks; "xla" or "cudnn" (GPU, float16 or bfloat16) is used or raises.
+      implementation: None picks by device, shape and dtype, and says once where it falls back to
+        "xla". A named one is used or raises: "xla", "pallas" (TPU; interpreted, slowly, on a CPU)
+        or "cudnn" (GPU). The device is that of the mesh in scope, else the default one.
+      spec: how q is split over the mesh in scope, and k and v like it; None where it is whole.
+        "xla" and "cudnn" are split by the compiler as it likes.
+      zigzag: positions are in the order of `ring_attention.zigzag` for the mesh axis that splits
+        them, and keys travel around the devices of that axis.
 
     Raises:
       ValueError: shapes, dtypes or the implementation do not fit; the message holds the values.
     """
     _validate(q, k, v, segment_ids, kv_segment_ids, implementation)
-    if segment_ids is not None and kv_segment_ids is None:
-        kv_segment_ids = segment_ids
+    masks = {"segment_ids": segment_ids, "kv_segment_ids": kv_segment_ids, "q_offset": q_offset}
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if implementation == "cudnn":
-        return _cudnn(q, k, v, causal, segment_ids, kv_segment_ids, q_offset, scale)
-    return attend(q, k, v, causal, segment_ids, kv_segment_ids, q_offset, scale)
+    axis = _ring_axis(spec, q, k, causal, masks) if zigzag else None
+    chosen = _choose(implementation, q, k, causal, masks, spec, axis)
+    if chosen == "xla" and axis is None:
+        if segment_ids is not None and kv_segment_ids is None:
+            kv_segment_ids = segment_ids
+        return attention_xla.attend(q, k, v, causal, segment_ids, kv_segment_ids, q_offset, scale)
+    if chosen == "cudnn":
+        return _cudnn(q, k, v, causal, segment_ids, scale)
+    arrays = {n: jnp.asarray(m) for n, m in masks.items() if not isinstance(m, int | None)}
+    if axis is None:
+        parts = _kernel(scale, causal=causal, **{n: m for n, m in masks.items() if n not in arrays})
+    else:
+        parts = ring_parts(_kernel(scale) if chosen == "pallas" else xla_parts(scale), axis)
+    return attend(parts if spec is None else sharded(parts, spec), q, k, v, arrays)
 
 
 def _validate(q, k, v, segment_ids, kv_segment_ids, implementation):
@@ -63,18 +95,112 @@ def _validate(q, k, v, segment_ids, kv_segment_ids, implementation):
         raise ValueError(f"T={q.shape[1]} queries, S={k.shape[1]} keys: pass kv_segment_ids too")
 
 
-def _cudnn(q, k, v, causal, segment_ids, kv_segment_ids, q_offset, scale):
-    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+def _ring_axis(spec, q, k, causal, masks):
+    """The mesh axis of a ring; ValueError for what a ring does not do."""
+    axis = None if spec is None else spec[1]
+    if not isinstance(axis, str):
+        raise ValueError(f"zigzag needs one mesh axis that splits the positions, not {spec=}")
+    fits = causal and masks["kv_segment_ids"] is None and q.shape[1] == k.shape[1]
+    if not fits or not _from_zero(masks):
         raise ValueError(
-            f"implementation='cudnn' needs a GPU and float16 or bfloat16, not "
-            f"{jax.default_backend()} and {q.dtype}; use 'xla'"
+            "zigzag is for causal attention of a sequence to itself, not "
+            f"{causal=}, T={q.shape[1]}, S={k.shape[1]}, kv_segment_ids or q_offset"
         )
-    static = isinstance(q_offset, int) and q_offset == 0
-    mask = None
-    if segment_ids is not None or not static:
-        T, S = q.shape[1], k.shape[1]
-        mask = visible((0, T, S), causal, segment_ids, kv_segment_ids, q_offset)
-        mask = None if mask is None else mask[:, None]
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal and static, scale=scale, implementation="cudnn"
+    parts = 2 * _devices(axis)
+    if q.shape[1] % parts:
+        raise ValueError(f"T={q.shape[1]} must be a multiple of {parts}, two parts a device")
+    return axis
+
+
+def _choose(implementation, q, k, causal, masks, spec, axis):
+    """The implementation to use; ValueError if the one that was named cannot do this."""
+    device = capabilities.device()
+    if implementation is None:
+        preferred = {"cpu": "xla", "gpu": "cudnn"}.get(device, "pallas")
+    else:
+        preferred = implementation
+    if preferred == "cudnn":
+        problem = _cudnn_problem(device, q, masks, axis)
+    elif preferred == "pallas":
+        problem = _kernel_problem(device, q, k, masks, spec, axis)
+    else:
+        problem = ""
+    if problem and implementation is not None:
+        raise ValueError(f"{implementation=} cannot be used: {problem}; 'xla' takes anything")
+    if problem:
+        _say_once(f"attention falls back from {preferred} to xla on {device}: {problem}")
+        return "xla"
+    if preferred == "pallas" and device == "cpu":
+        _say_once("attention: Pallas kernels are interpreted on a CPU, which is slow")
+    return preferred
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _from_zero(masks) -> bool:
+    return isinstance(masks["q_offset"], int) and masks["q_offset"] == 0
+
+
+def _devices(entry) -> int:
+    """Devices that one entry of a PartitionSpec splits an axis over."""
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[name] for name in names)
+
+
+def _kernel_problem(device, q, k, masks, spec, axis) -> str:
+    problem = capabilities.problem(
+        "pallas" if axis is None else "ring",
+        device,
+        q.dtype.name,
+        q.shape[3],
+        offset=not _from_zero(masks),
+        segments=masks["segment_ids"] is not None,
     )
+    if problem or spec is None:
+        return problem
+    if axis is None and _devices(spec[1]) > 1:
+        return f"positions that the mesh axis {spec[1]!r} splits need zigzag order"
+    sizes = {"B": (q.shape[0], 0), "N": (q.shape[2], 2), "K": (k.shape[2], 2)}
+    for letter, (size, place) in sizes.items():
+        if size % _devices(spec[place]):
+            return f"{letter}={size} is not divisible by {_devices(spec[place])} ({spec[place]})"
+    return ""
+
+
+def _kernel(scale: float, **masks) -> Parts:
+    """The Pallas kernels with what is known of the masks before any array."""
+    statics = dict(scale=scale, interpret=capabilities.device() == "cpu", **masks)
+    return Parts(
+        functools.partial(flash_attention_with_lse, **statics),
+        functools.partial(flash_attention_gradients, **statics),
+    )
+
+
+def _cudnn_problem(device, q, masks, axis) -> str:
+    if axis is not None:
+        return "it has no ring over devices"
+    segments = masks["segment_ids"] is not None
+    problem = capabilities.problem(
+        "cudnn", device, q.dtype.name, q.shape[3], offset=not _from_zero(masks), segments=segments
+    )
+    if problem:
+        return problem
+    if masks["kv_segment_ids"] is not None:
+        return "a query that sees nothing would not give zeros, and kv_segment_ids allow that"
+    if segments and q.shape[1] % 2:
+        return f"with segment ids it needs an even length, not T={q.shape[1]}"
+    return ""
+
+
+def _cudnn(q, k, v, causal, segment_ids, scale):
+    mask = None
+    if segment_ids is not None:
+        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn"
+    )
+    return checkpoint_name(out, "out")

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # Queries are taken in blocks against the keys that they may see, so that causal attention costs
 # little more than half of a full one and no [T,S] matrix of all heads exists at once.
@@ -77,7 +78,9 @@ def _attend_forward(q, k, v, masks, causal, q_offset, scale):
         )
         outs.append((out / total).astype(q.dtype))
         partitions.append((peak + jnp.log(total))[..., 0])
-    out, partition = jnp.concatenate(outs, axis=3), jnp.concatenate(partitions, axis=3)
+    # Named, so that a remat policy can keep them: the backward pass reads nothing else of this.
+    out = checkpoint_name(jnp.concatenate(outs, axis=3), "out")
+    partition = checkpoint_name(jnp.concatenate(partitions, axis=3), "lse")
     return out, (q, k, v, masks, out, partition)
 
 

@@ -16,18 +16,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Shaped
 
-from llama_jax.kernels.flash_attention_vjp import (
-    flash_attention_gradients,
-    flash_attention_with_lse,
-)
+from llama_jax.ops.attention_parts import Parts
 
 EMPTY = -1e30
 
 
 def zigzag(x: Shaped[Array, "..."], n: int, axis: int = 1) -> Shaped[Array, "..."]:
-    """Reorder a whole sequence so that n equal shards of it are what `ring_attention` expects.
+    """Reorder a whole sequence so that n equal shards of it are what `ring_parts` expects.
 
     Raises ValueError if 2n does not divide the axis.
     """
@@ -51,47 +48,27 @@ def _reorder(x, order, axis):
     return jnp.concatenate([chunks[c] for c in order], axis)
 
 
-def ring_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    *,
-    axis_name: str,
-    segment_ids: Int[Array, "B T"] | None = None,
-    scale: float | None = None,
-    implementation: str = "pallas",
-    interpret: bool = False,
-) -> Float[Array, "B T N H"]:
-    """Causal attention of the local queries over the whole sequence, inside `jax.shard_map`.
+def ring_parts(local: Parts, axis_name: str) -> Parts:
+    """Causal attention of a device's queries over the whole sequence, inside `jax.shard_map`.
 
-    Differentiable in q, k and v. The `shard_map` around it needs `check_vma=False`, as for any
-    Pallas kernel.
+    The parts take local shards, of even length, of sequences in `zigzag` order; documents keep one
+    id each.
 
     Args:
-      q, k, v, segment_ids: local shards of sequences in `zigzag` order. Documents keep one id each.
+      local: attention over keys that one device holds, such as the kernel's or `xla_parts`.
       axis_name: mesh axis that splits the sequence.
-      scale: of the logits; None for 1/sqrt(H).
-      implementation: "pallas", or "xla" for other backends and for tests.
-      interpret: run the Pallas kernels on any backend, slowly.
-
-    Raises:
-      ValueError: T is odd, or the kernel's own reasons.
     """
-    T, H = q.shape[1], q.shape[3]
-    if T % 2:
-        raise ValueError(f"local length {T=} must be even: an early and a late chunk")
-    if implementation not in ("pallas", "xla"):
-        raise ValueError(f"{implementation=} must be 'pallas' or 'xla'")
-    scale = H**-0.5 if scale is None else scale
-    if implementation == "xla":
-        parts = functools.partial(_xla, scale=scale), functools.partial(_xla_gradients, scale=scale)
-    else:
-        statics = dict(scale=scale, interpret=interpret)
-        parts = (
-            functools.partial(flash_attention_with_lse, **statics),
-            functools.partial(flash_attention_gradients, **statics),
-        )
-    return _ring(axis_name, parts, q, k, v, segment_ids)
+    return Parts(
+        functools.partial(_forward, axis_name, local),
+        functools.partial(_gradients, axis_name, local),
+    )
+
+
+def xla_parts(scale: float) -> Parts:
+    """`flash_attention_with_lse` and `flash_attention_gradients` in plain jnp, for any backend."""
+    return Parts(
+        functools.partial(_xla, scale=scale), functools.partial(_xla_gradients, scale=scale)
+    )
 
 
 def _around(axis_name):
@@ -117,13 +94,8 @@ def _merge(a, b):
     return weigh[0] * out_a + weigh[1] * out_b.astype(jnp.float32), lse
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _ring(axis_name, parts, q, k, v, ids):
-    return _ring_forward(axis_name, parts, q, k, v, ids)[0]
-
-
-def _ring_forward(axis_name, parts, q, k, v, ids):
-    attend, _ = parts
+def _forward(axis_name, local, q, k, v, segment_ids=None):
+    attend, ids = local.forward, segment_ids
     half = q.shape[1] // 2
     n, me, around = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name), _around(axis_name)
     _, late_ids = _halves(ids, half)
@@ -146,17 +118,14 @@ def _ring_forward(axis_name, parts, q, k, v, ids):
     out, lse = attend(q, k, v, causal=True, segment_ids=ids)
     start = (out.astype(jnp.float32), lse), (k, v, ids)
     ((out, lse), _), _ = jax.lax.scan(step, start, jnp.arange(1, n))
-    out = out.astype(q.dtype)
-    return out, (q, k, v, ids, out, lse)
+    return out.astype(q.dtype), lse
 
 
-def _ring_backward(axis_name, parts, residuals, do):
-    _, gradients = parts
-    q, k, v, ids, out, lse = residuals
+def _gradients(axis_name, local, q, k, v, do, lse, delta, segment_ids=None):
+    gradients, ids = local.gradients, segment_ids
     half = q.shape[1] // 2
     n, me, around = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name), _around(axis_name)
     _, late_ids = _halves(ids, half)
-    delta = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).transpose(0, 2, 1)
 
     def after_zeros(x):
         return jnp.concatenate([jnp.zeros_like(x), x], axis=1)
@@ -192,10 +161,7 @@ def _ring_backward(axis_name, parts, residuals, do):
     (dq, (_, _, _, dk, dv)), _ = jax.lax.scan(step, (dq, (k, v, ids, dk, dv)), jnp.arange(1, n))
     # n - 1 steps have taken dk and dv to the device before the one they belong to.
     dk, dv = around((dk, dv))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
-
-
-_ring.defvjp(_ring_forward, _ring_backward)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 def _logits(q, k, scale, causal, segment_ids, kv_segment_ids):
@@ -214,7 +180,6 @@ def _logits(q, k, scale, causal, segment_ids, kv_segment_ids):
 
 
 def _xla(q, k, v, *, scale, causal, segment_ids, kv_segment_ids=None):
-    """`flash_attention_with_lse` in plain jnp."""
     s = _logits(q, k, scale, causal, segment_ids, kv_segment_ids)
     lse = jnp.maximum(jax.nn.logsumexp(s, axis=-1), EMPTY)
     p = jnp.exp(s - lse[..., None])
@@ -224,7 +189,6 @@ def _xla(q, k, v, *, scale, causal, segment_ids, kv_segment_ids=None):
 
 
 def _xla_gradients(q, k, v, do, lse, delta, *, scale, causal, segment_ids, kv_segment_ids=None):
-    """`flash_attention_gradients` in plain jnp."""
     B, T, N, H = q.shape
     K = k.shape[2]
     rows = [x.reshape(B, K, N // K, T)[..., None] for x in (lse, delta)]

@@ -72,10 +72,14 @@ def named_sharding(
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Ask the compiler to lay x out as the rules say; without a mesh in context, x itself."""
+    spec = spec_in_context(axes)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def spec_in_context(axes: Axes) -> PartitionSpec | None:
+    """`partition_spec` on the mesh in context; None without a mesh or with one of one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh))
+    return None if mesh.empty or mesh.size == 1 else partition_spec(axes, mesh)
 
 
 def num_shards(axis: str) -> int:

@@ -13,11 +13,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from llama_jax.config import ModelConfig, TrainConfig
+from llama_jax.config import ModelConfig, TrainConfig, require
 from llama_jax.model.llama import hidden
 from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
+from llama_jax.ops.ring_attention import zigzag
 from llama_jax.parallel.arrays import BATCH_AXES
-from llama_jax.parallel.rules import named_sharding, num_shards
+from llama_jax.parallel.rules import constrain, named_sharding, num_shards
 from llama_jax.train.optimizer import applied_updates
 from llama_jax.train.state import TrainState, shardings_of
 
@@ -56,18 +57,47 @@ class StepMetrics(NamedTuple):
 def summed_loss(
     params: dict, batch: Batch, *, cfg: ModelConfig, z_loss: float
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Next-token loss summed over the batch's targets in nats, and their number."""
+    """Next-token loss summed over the batch's targets in nats, and their number.
+
+    Where the mesh splits rows, their positions are dealt out so that every device has as much of
+    the causal attention to do; the sum is over all of them, in whatever order.
+    """
+    targets, mask = batch_targets(batch)
+    arrays = (batch["tokens"], batch["positions"], batch["segment_ids"], targets, mask)
+    n = ring_size(cfg, targets.shape[1])
+    if n > 1:
+        arrays = [constrain(zigzag(a, n), BATCH_AXES) for a in arrays]
+    tokens, positions, segment_ids, targets, mask = arrays
     x, head = hidden(
         params,
-        batch["tokens"],
+        tokens,
         config=cfg,
-        positions=batch["positions"],
-        segment_ids=batch["segment_ids"],
+        positions=positions,
+        segment_ids=segment_ids,
+        zigzag=n > 1,
     )
-    targets, mask = batch_targets(batch)
     rows = -(-x.shape[0] // num_shards("batch"))
     chunk = chunk_length(rows, x.shape[1], cfg.vocab_size)
     return cross_entropy(x, head, targets, mask, z_loss=z_loss, chunk=chunk)
+
+
+def ring_size(cfg: ModelConfig, T: int) -> int:
+    """Devices that a row's keys travel around; 1 where rows are whole or XLA splits attention.
+
+    Raises:
+      InputError: Pallas attention was asked for and T has no two equal parts for each device.
+    """
+    n = num_shards("seq")
+    if n == 1 or cfg.attention in ("xla", "cudnn"):
+        return 1
+    if T % (2 * n) == 0:
+        return n
+    require(
+        cfg.attention == "auto",
+        f"seq_len={T} must be a multiple of {2 * n} for model.attention={cfg.attention} on "
+        f"mesh.sequence={n}, two parts a device",
+    )
+    return 1
 
 
 def batch_targets(batch: Batch) -> tuple[Array, Array]:

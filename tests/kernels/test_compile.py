@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.kernels.decode_attention import decode_attention
 from llama_jax.kernels.flash_attention_vjp import flash_attention
-from llama_jax.ops.ring_attention import ring_attention
+from llama_jax.ops.attention import dot_product_attention
 from llama_jax.tpu.kernel_cases import MODELS
 from llama_jax.tpu.schedule import CHIPS, compile_for
 
@@ -110,16 +110,14 @@ def test_decode(generation, N, K, dtype):
 
 
 def test_ring():
-    spec = PartitionSpec(None, "chip")
+    spec = PartitionSpec(None, "chip", None, None)
 
     def step(mesh, q, k, v):
-        attend = functools.partial(ring_attention, axis_name="chip")
-        ring = jax.shard_map(
-            attend, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
-        )
+        ring = functools.partial(dot_product_attention, spec=spec, zigzag=True)
         return jax.grad(lambda q: jnp.sum(ring(q, k, v).astype(jnp.float32)))(q)
 
     shapes = [((1, 16384, heads, 128), jnp.bfloat16, spec) for heads in (8, 2, 2)]
     text = lower("v5e", ("chip",), step, *shapes)
+    assert "flash_attention_backward" in text
     assert "collective-permute" in text
     assert "all-gather" not in text

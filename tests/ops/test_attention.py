@@ -220,7 +220,7 @@ def attend_segments(implementation, cache={}):  # noqa: B006
     [
         (Case(N=3), {}, "query heads N=3 must be divisible by key/value heads K=2"),
         (Case(), {"implementation": "flash"}, "implementation='flash' must be None or one of"),
-        (Case(), {"implementation": "cudnn"}, "needs a GPU and float16 or bfloat16, not cpu"),
+        (Case(), {"implementation": "cudnn"}, "it is made for gpu, not cpu"),
         (Case(), {"kv_segment_ids": jnp.asarray(PACKED)}, "kv_segment_ids needs segment_ids"),
         (Case(S=12), {"segment_ids": jnp.asarray(PACKED)}, "T=9 queries, S=12 keys"),
     ],
