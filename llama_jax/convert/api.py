@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from llama_jax import __version__, storage
 from llama_jax.config import InputError, require
 from llama_jax.convert import proof
 from llama_jax.convert.formats import FORMATS, Format, detect
+from llama_jax.convert.llama2c_tokenizer import read_tokenizer
 from llama_jax.convert.source import Source
 from llama_jax.data.tokenizer import Tokenizer
 
@@ -40,7 +41,7 @@ def open_source(path: str | os.PathLike[str], tokenizer: str | None = None) -> S
     name = detect(path)
     source = FORMATS[name].read(path)
     if tokenizer is not None:
-        source = replace(source, tokenizer=Tokenizer.load(tokenizer).model_bytes)
+        source = replace(source, tokenizer=_tokenizer(tokenizer, source.config.vocab_size))
     if source.tokenizer is not None:
         pieces = Tokenizer.from_bytes(source.tokenizer, where=f"{path}: its tokenizer").vocab_size
         require(
@@ -63,8 +64,8 @@ def convert(
 
     Args:
       to: a name in `formats.FORMATS`, with `:VARIANT` where the format has some.
-      tokenizer: sentencepiece model to use instead of the source's own.
-      dtype: type to write; None keeps the source's.
+      tokenizer: sentencepiece model, or tokenizer.bin of llama2.c, instead of the source's own.
+      dtype: type to write; None keeps the source's where the format has it.
 
     Raises:
       InputError: the source is damaged or unsupported, the target cannot express it, or `dst`
@@ -82,7 +83,8 @@ def convert(
         f"{target} exists{'' if row.is_file else ' and is not empty'}: name a new place",
     )
     source = open_source(src, tokenizer)
-    dtype = dtype or source.config.param_dtype
+    stored = source.config.param_dtype
+    dtype = dtype or (stored if stored in row.dtypes else row.dtypes[0])
     require(dtype in row.dtypes, f"--dtype {dtype}: {row.title} keeps {', '.join(row.dtypes)}")
     logger.info("%s is %s, %s", source.path, FORMATS[source.format].title, _shape(source))
     if source.tokenizer is None:
@@ -90,10 +92,10 @@ def convert(
     size = 2 * proof.size_in_bytes(source, dtype)  # written, then read back
     with _staged(target, row) as folder, _bar(size, target.name) as tick:
         reading, as_stored = proof.recorded(source, dtype, tick)
-        row.write(reading, folder, target.name, variant)
+        said = row.write(reading, folder, target.name, variant) or ()
         proof.check_stored(source, as_stored)
         result = row.read(folder / target.name if row.is_file else folder)
-        report = _report(source, reading, result, tick)
+        report = _report(source, reading, result, said, tick)
         report["result"] |= {"to": to, "path": os.fspath(target)}
         if row.card is not None:
             row.card(source, folder, report)
@@ -143,14 +145,18 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _report(
-    source: Source, reading: Source, result: Source, tick: Callable[[int], object]
+    source: Source,
+    reading: Source,
+    result: Source,
+    said: Sequence[str],
+    tick: Callable[[int], object],
 ) -> dict[str, Any]:
     """What was found of a result that has been written and is read back."""
     dtype = reading.config.param_dtype
     sent, found = dict(reading.digests), proof.digests_of(result, dtype, tick)
     changed = sorted(n for n in {*sent, *found} if sent.get(n) != found.get(n))
     cast = dtype != source.config.param_dtype
-    notes = [*source.notes, *(n for n in result.notes if n not in source.notes)]
+    notes = list(dict.fromkeys([*source.notes, *said, *result.notes]))
     if cast:
         notes.append(f"Numbers were cast from {source.config.param_dtype} to {dtype}.")
     tokens = proof.fixed_tokens(source.config.vocab_size)
@@ -217,6 +223,12 @@ def _report_file(path: Path) -> Path:
     return path / REPORT if path.is_dir() else path.with_name(f"{path.name}.{REPORT}")
 
 
+def _tokenizer(path: str, vocab_size: int) -> bytes:
+    if Path(path).suffix == ".bin" and Path(path).expanduser().is_file():
+        return read_tokenizer(Path(path).expanduser(), vocab_size)[0]
+    return Tokenizer.load(path).model_bytes
+
+
 def _shape(source: Source) -> str:
     c = source.config
     return (
@@ -242,6 +254,7 @@ def _staged(target: Path, row: Format) -> Iterator[Path]:
     try:
         yield folder
         if row.is_file:
+            _require_not_replaced(folder, target)
             for file in sorted(folder.iterdir(), key=lambda f: f.name == target.name):
                 storage.rename_durably(epath.Path(file), epath.Path(target.with_name(file.name)))
             folder.rmdir()
@@ -251,3 +264,11 @@ def _staged(target: Path, row: Format) -> Iterator[Path]:
         with suppress(OSError):
             shutil.rmtree(folder)
         raise
+
+
+def _require_not_replaced(folder: Path, target: Path) -> None:
+    """InputError if another model's file has the name of one that goes beside the result."""
+    for file in folder.iterdir():
+        beside = target.with_name(file.name)
+        same = not beside.exists() or beside.read_bytes() == file.read_bytes()
+        require(same, f"{beside} exists and is another model's: name a place in a new folder")

@@ -11,18 +11,19 @@ To add one, write a module with
   new, empty and temporary. It asks `source` for tensors in the order that suits the format, one at
   a time, so that no more than a tensor is in memory; `source` has the type to write already. What
   the format cannot express is an InputError, before the first byte is written. `name` is the name
-  of the result: that of the main file if the format is a file, else of nothing.
+  of the result: that of the main file if the format is a file, else of nothing. It may return
+  sentences for the report: what was permuted or rounded.
 
 and add its row below. Progress, casts, digests, the proof, and the renaming that makes a result
 appear whole or not at all are the business of api.py, the same for every format.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_jax.config import InputError
-from llama_jax.convert import card, hf, meta, native
+from llama_jax.convert import card, gguf, gguf_writer, hf, llama2c, meta, native
 from llama_jax.convert.source import Source
 
 
@@ -33,7 +34,7 @@ class Format(NamedTuple):
     """As people call it."""
     is_format: Callable[[Path], bool]
     read: Callable[[Path], Source]
-    write: Callable[[Source, Path, str, str], None]
+    write: Callable[[Source, Path, str, str], Sequence[str] | None]
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     """Types that tensors can be written in."""
     variants: tuple[str, ...] = ("",)
@@ -48,6 +49,23 @@ FORMATS: dict[str, Format] = {
     "native": Format("a model folder or run folder", native.is_format, native.read, native.write),
     "hf": Format("a Hugging Face folder", hf.is_format, hf.read, hf.write, card=card.write),
     "meta": Format("a Meta folder", meta.is_format, meta.read, meta.write),
+    "gguf": Format(
+        "a GGUF file",
+        gguf.is_format,
+        gguf.read,
+        gguf_writer.write,
+        variants=gguf_writer.VARIANTS,
+        is_file=True,
+    ),
+    "llama2c": Format(
+        "a llama2.c .bin file",
+        llama2c.is_format,
+        llama2c.read,
+        llama2c.write,
+        dtypes=("float32",),
+        variants=llama2c.VERSIONS,
+        is_file=True,
+    ),
 }
 
 

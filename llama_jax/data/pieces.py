@@ -5,10 +5,11 @@ protobuf keeps the others. The message classes that come with sentencepiece dema
 than TFDS allows. Field numbers and defaults: sentencepiece_model.proto of sentencepiece 0.2.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from llama_jax.config import require
+from llama_jax.config import InputError, require
 
 SPACE = "\u2581"
 """How sentencepiece writes a space inside a piece."""
@@ -107,9 +108,10 @@ class Vocabulary:
             )
         seen: dict[str, int] = {}
         for token, piece in enumerate(self.pieces):
-            require(piece.text, f"{where}: the piece of id {token} is empty")
-            first = seen.setdefault(piece.text, token)
-            require(first == token, f"{where}: ids {first} and {token} are both {piece.text!r:.60}")
+            if not piece.text or not math.isfinite(piece.score):
+                raise InputError(f"{where}: id {token} is {piece.text!r:.60}, {piece.score}")
+            if (first := seen.setdefault(piece.text, token)) != token:
+                raise InputError(f"{where}: ids {first} and {token} are both {piece.text!r:.60}")
         spelled = {p.text for p in self.pieces if p.kind == "byte"}
         missing = [f"<0x{b:02X}>" for b in range(256) if f"<0x{b:02X}>" not in spelled]
         require(not missing, f"{where} lacks the byte pieces {', '.join(missing[:4])}")

@@ -97,7 +97,8 @@ def test_rules_that_are_not_llamas_are_named(tokenizer, change, message):
 @pytest.mark.parametrize(
     ("token", "piece", "message"),
     [
-        (300, Piece("", 0.0, "normal"), "piece of id 300 is empty"),
+        (300, Piece("", 0.0, "normal"), "id 300 is '', 0.0"),
+        (300, Piece("x", float("nan"), "normal"), "id 300 is 'x', nan"),
         (300, Piece("<0x0A>", 0.0, "normal"), "ids 13 and 300 are both '<0x0A>'"),
         (13, Piece("x" * 99, 0.0, "normal"), "lacks the byte pieces <0x0A>"),
     ],

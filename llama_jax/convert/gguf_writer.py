@@ -1,0 +1,158 @@
+"""GGUF out: a file that llama.cpp runs, through the `gguf` package (extra [gguf]).
+
+Tensors are written one at a time behind a head that is complete before the first of them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.convert.gguf import NAMES
+from llama_jax.convert.gguf_file import BLOCK
+from llama_jax.convert.source import Source, rows_shape, tensors, to_rows
+from llama_jax.data.pieces import KIND_NUMBERS, Piece
+from llama_jax.data.tokenizer import Tokenizer
+
+VARIANTS = ("", "q8_0")
+_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_Q8_0_BYTES = 2 + BLOCK  # a float16 scale and the int8 of a block
+
+
+class _Planned(NamedTuple):
+    """One tensor of the file."""
+
+    name: str
+    layer: int | None
+    shape: tuple[int, ...]
+    """[out, in], or [D] for norms."""
+    type: str
+
+
+def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
+    """The model and its tokenizer as one file; the variant "q8_0" rounds the matrices to Q8_0.
+
+    Otherwise matrices are written in the type that they have, float32, float16 or bfloat16. Returns
+    what to report. Raises InputError if the `gguf` package is not there, or if the tokenizer is
+    none that GGUF can express.
+    """
+    gguf = _package()
+    plan = list(_plan(source, variant))
+    writer = gguf.GGUFWriter(folder / name, "llama")
+    try:
+        said = _add_settings(writer, source.config)
+        writer.add_name(Path(name).stem)
+        if source.tokenizer is not None:
+            _add_tokenizer(writer, source.tokenizer, source.config.vocab_size)
+        for t in plan:
+            title = NAMES[t.name].format(t.layer)
+            kind = gguf.GGMLQuantizationType[t.type]
+            writer.add_tensor_info(title, t.shape, np.dtype(np.float32), _bytes(t), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for t in plan:
+            rows = to_rows(t.name, source.read(t.name, t.layer), interleaved=True)
+            writer.write_tensor_data(_packed(rows, t, gguf))
+    finally:
+        writer.close()
+    if variant:
+        said.append(f"matrices rounded to int8 in blocks of {BLOCK} (Q8_0)")
+        halves = sorted({t.name for t in plan if t.type == "F16"})
+        if halves:
+            said.append(f"{', '.join(halves)} rounded to F16: rows are no multiple of {BLOCK}")
+    return ["rotary rows of q and k permuted from half-split to interleaved", *said]
+
+
+def _package() -> Any:
+    try:
+        import gguf  # pyrefly: ignore[missing-import]  # the extra is not part of [dev]
+    except ImportError as error:
+        raise InputError(
+            "writing GGUF needs the gguf package: pip install 'llama-jax[gguf]'"
+        ) from error
+    return gguf
+
+
+def _plan(source: Source, variant: str) -> Iterator[_Planned]:
+    for name, layer, _ in tensors(source.config):
+        shape = rows_shape(name, source.config)
+        kind = "F32"  # norms: llama.cpp computes with no other type
+        if len(shape) == 2 and variant:
+            kind = "Q8_0" if shape[1] % BLOCK == 0 else "F16"
+        elif len(shape) == 2:
+            kind = _OF_DTYPE[str(source.tensor(name, layer).dtype)]
+        yield _Planned(name, layer, shape, kind)
+
+
+def _bytes(t: _Planned) -> int:
+    count = int(np.prod(t.shape))
+    return count // BLOCK * _Q8_0_BYTES if t.type == "Q8_0" else count * _TYPES[t.type]().itemsize
+
+
+def _packed(rows: np.ndarray, t: _Planned, gguf: Any) -> np.ndarray:
+    """The rows in C order as the file holds them."""
+    if t.type != "Q8_0":
+        return np.ascontiguousarray(rows, _TYPES[t.type])
+    rows = np.ascontiguousarray(rows, np.float32)
+    # A scale is a 127th of a block's largest number, in float16.
+    fits = np.abs(rows).max() <= 127 * float(np.finfo(np.float16).max)
+    require(fits, f"{t.name} holds numbers that are not finite, or too large for Q8_0")
+    return gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q8_0)
+
+
+def _add_settings(writer: Any, c: ModelConfig) -> list[str]:
+    said = []
+    settings: dict[str, int | float | str] = {
+        "vocab_size": c.vocab_size,
+        "context_length": c.max_seq_len,
+        "embedding_length": c.d_model,
+        "block_count": c.num_layers,
+        "feed_forward_length": c.d_ff,
+        "attention.head_count": c.num_heads,
+        "attention.head_count_kv": c.num_kv_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": c.norm_eps,
+        "rope.dimension_count": c.head_dim,
+        "rope.freq_base": c.rope_theta,
+    }
+    if c.rope_scaling == "ntk":  # is a larger base and nothing else, and GGUF has no other word
+        theta = c.rope_theta * c.rope_factor ** (c.head_dim / (c.head_dim - 2))
+        settings["rope.freq_base"] = theta
+        said.append(f"NTK-aware scaling written as rotary base {theta:.6g}")
+    elif c.rope_scaling != "none":
+        settings["rope.scaling.type"] = c.rope_scaling
+        settings["rope.scaling.factor"] = c.rope_factor
+        settings["rope.scaling.original_context_length"] = round(c.pretrained_seq_len)
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in settings.items():
+        add[type(value)](f"llama.{key}", value)
+    return said
+
+
+def _add_tokenizer(writer: Any, model: bytes, vocab_size: int) -> None:
+    """The pieces, filled up to the rows of the model with pieces that are not used."""
+    vocabulary = Tokenizer.from_bytes(model).vocabulary
+    vocabulary.require_llama("the tokenizer, for GGUF,")
+    unused = range(len(vocabulary.pieces), vocab_size)
+    pieces = [*vocabulary.pieces, *(Piece(f"[PAD{i}]", 0.0, "unused") for i in unused)]
+    require(
+        len(pieces) == vocab_size,
+        f"the tokenizer has {len(pieces)} pieces and the model {vocab_size} rows",
+    )
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([piece.text for piece in pieces])
+    writer.add_token_scores([piece.score for piece in pieces])
+    writer.add_token_types([KIND_NUMBERS[piece.kind] for piece in pieces])
+    writer.add_bos_token_id(vocabulary.bos_id)
+    writer.add_eos_token_id(vocabulary.eos_id)
+    writer.add_unk_token_id(vocabulary.unk_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(vocabulary.add_dummy_prefix)

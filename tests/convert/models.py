@@ -1,0 +1,79 @@
+"""Random models small enough to convert in a test, as sources that lie in memory."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from llama_jax.convert.source import Source, tensors
+from llama_jax.data.corpora import tales
+from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.model.presets import TINY
+from llama_jax.model.weights import layer_weights
+
+V = 400
+GROUPED = replace(TINY, vocab_size=V, max_seq_len=48)  # D=32, L=2, N=4, K=2, H=8, F=64
+MULTI_HEAD = replace(GROUPED, num_kv_heads=4)
+SHAPES = {
+    "grouped": GROUPED,
+    "grouped_tied": replace(GROUPED, tie_embeddings=True),
+    "multi_head": MULTI_HEAD,
+    "multi_head_tied": replace(MULTI_HEAD, tie_embeddings=True),
+}
+
+
+@functools.cache
+def tokenizer():
+    """A tokenizer of V pieces."""
+    return train_tokenizer((tales.story(i) for i in range(100)), V)
+
+
+@functools.cache
+def random_tensors(config, dtype="float32"):
+    """Every tensor of a model as spread as a trained one's, by name and layer."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, layer, weight in tensors(config):
+        array = rng.standard_normal(weight.shape)
+        if name.endswith("norm"):
+            array = 1 + 0.3 * array
+        elif name != "embed":
+            array /= np.sqrt(weight.shape[0] * (weight.shape[1] if name == "o" else 1))
+        arrays[name, layer] = array.astype(getattr(ml_dtypes, dtype, dtype))
+    return arrays
+
+
+def source(config, dtype="float32"):
+    """A model with random weights of one type, and a tokenizer."""
+    arrays = random_tensors(config, dtype)
+    return Source(
+        format="native",
+        path=Path("memory"),
+        config=replace(config, param_dtype="bfloat16" if dtype == "bfloat16" else "float32"),
+        tokenizer=tokenizer().model_bytes,
+        tensor=lambda name, layer: arrays[name, layer],
+    )
+
+
+def params_of(found):
+    """The parameter tree of a source, layers stacked."""
+    names = [name for name, layer, _ in tensors(found.config) if layer is None]
+    layers = range(found.config.num_layers)
+    return {name: jnp.asarray(found.read(name)) for name in names} | {
+        "layers": {
+            name: jnp.stack([found.read(name, layer) for layer in layers])
+            for name in layer_weights(found.config)
+        }
+    }
+
+
+def assert_same_tensors(found, expected):
+    """Every tensor has the same type and bytes."""
+    assert found.config.num_layers == expected.config.num_layers
+    for name, layer, weight in tensors(expected.config):
+        a, b = found.read(name, layer), expected.read(name, layer)
+        assert (a.dtype, a.shape) == (b.dtype, weight.shape), name
+        assert a.tobytes() == b.tobytes(), (name, layer)
