@@ -91,7 +91,11 @@ def _plan(source: Source, variant: str) -> Iterator[_Planned]:
 
 def _bytes(t: _Planned) -> int:
     count = int(np.prod(t.shape))
-    return count // BLOCK * _Q8_0_BYTES if t.type == "Q8_0" else count * _TYPES[t.type]().itemsize
+    return (
+        count // BLOCK * _Q8_0_BYTES
+        if t.type == "Q8_0"
+        else count * np.dtype(_TYPES[t.type]).itemsize
+    )
 
 
 def _packed(rows: np.ndarray, t: _Planned, gguf: Any) -> np.ndarray:
