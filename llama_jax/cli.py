@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from llama_jax import __version__
 from llama_jax.config import InputError
+from llama_jax.tpu import kernel_table
 
 EXAMPLES = """\
 examples:
@@ -93,6 +94,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--tokenizer", metavar="PATH", help="a sentencepiece model (the source's own)")
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(the source's)")
+    _add_json(sub)
+
+    sub = command(
+        "kernels",
+        _kernels,
+        "schedules of the attention kernels on a TPU, read without one",
+        epilog=kernel_table.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument(
+        "--topology", default="v5e", metavar="T", help="v4, v5e, v5p or v6e, or a slice (v5e)"
+    )
     _add_json(sub)
 
     sub = command("tokenizer", _tokenizer, "train a sentencepiece tokenizer as the paper did")
@@ -292,6 +305,11 @@ def _verify(args: argparse.Namespace) -> int:
         if proof is not None:
             print(convert.describe_verification(proof))
     return 0 if all(r.ok for r in reports) and (proof is None or proof["ok"]) else 1
+
+
+def _kernels(args: argparse.Namespace) -> None:
+    rows = kernel_table.report(args.topology)
+    print(json.dumps({"kernels": rows}) if args.json else kernel_table.table(rows))
 
 
 def _tokenizer(args: argparse.Namespace) -> None:
