@@ -81,7 +81,7 @@ class _Settings:
             if key.startswith("llama.")
         }
 
-    def number(self, key: str, default: float | None = None) -> Any:
+    def number(self, key: str, default: int | float | None = None) -> Any:
         """An integer or a float, but no list, which would give each layer its own."""
         value = self._values.pop(key, default)
         require(value is not None, f"{self.where} lacks llama.{key}")
@@ -102,7 +102,7 @@ class _Settings:
         require(isinstance(value, str), f"{self.where}: llama.{key}={value!r:.40} must be a string")
         return value
 
-    def same(self, key: str, value: float) -> None:
+    def same(self, key: str, value: int) -> None:
         """Refuse any other value than this one; the key may be absent."""
         found = self.number(key, value)
         require(found == value, f"{self.where}: llama.{key}={found} is not supported, only {value}")
@@ -171,7 +171,7 @@ def _scaling(s: _Settings, context: int) -> tuple[str, float]:
     return scaling, factor
 
 
-def _shortest(value: float) -> float:
+def _shortest(value: int | float) -> float:
     """The shortest decimal that is this float32: 1e-05 and not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
@@ -230,7 +230,9 @@ def _tokenizer(file: GgufFile, config: ModelConfig) -> tuple[bytes | None, list[
     return Tokenizer.from_vocabulary(vocabulary, where).model_bytes, []
 
 
-def _numbers(values: dict[str, Any], key: str, count: int, default: float, where: str) -> list:
+def _numbers(
+    values: dict[str, Any], key: str, count: int, default: int | float, where: str
+) -> list:
     found = values.get(key)
     if found is None:
         return [default] * count
