@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -136,6 +137,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_start()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        status = _run(arguments)
+    except Exception:
+        if not _hosts():
+            raise
+        traceback.print_exc()
+        status = 1
+    if status == 1 and (hosts := _hosts()):
+        hosts.leave(status)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command; what the user or the machine is to blame for becomes one line."""
+    try:
         if arguments[:1] == ["train"]:  # its options are the experiment's, which argparse ignores
             return _train(arguments[1:])
         args = _parser().parse_args(arguments)
@@ -154,10 +169,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # of this kind is a fault of the program and keeps its traceback.
         if type(error).__name__ == "TrainingError":
             return _fail(error, 1)
+        if type(error).__name__ == "JaxRuntimeError" and _hosts():
+            first = str(error).splitlines()[0]
+            return _fail(
+                f"a computation over all hosts failed, as when one of them ends: {first}", 1
+            )
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             first = (str(error) or "the host ran out of memory").splitlines()[0]
             return _fail(f"{first}: use a smaller batch, more devices, or --model.remat full", 1)
         raise
+
+
+def _hosts() -> Any:
+    """The module `parallel.distributed` if this process is one of several hosts."""
+    module = sys.modules.get("llama_jax.parallel.distributed")
+    return module if module is not None and module.jax.distributed.is_initialized() else None
 
 
 def _fail(reason: object, status: int) -> int:
@@ -181,22 +207,42 @@ def _quiet_start() -> None:
             os.environ["JAX_PLATFORMS"] = "cpu"
 
 
+HOSTS = """\
+on several hosts, where it is not Cloud TPU, GKE, Slurm or Open MPI that says so:
+  --coordinator-address HOST:PORT   of host 0
+  --num-processes N --process-id I  how many hosts there are, and which this one is
+  --heartbeat-seconds S             all end when one has been silent for so long (100)"""
+
+
 def _train(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="llama-jax train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--coordinator-address")
+    for name in ("--num-processes", "--process-id", "--heartbeat-seconds"):
+        parser.add_argument(name, type=int, default=argparse.SUPPRESS)
+    hosts, arguments = parser.parse_known_args(list(arguments))
     from llama_jax.config import load_experiment
 
-    config = load_experiment(arguments)
+    if {"-h", "--help"} & set(arguments):
+        try:
+            load_experiment(arguments)
+        except SystemExit:
+            print(HOSTS)
+            raise
     from llama_jax.infer.api import Model, generate
     from llama_jax.parallel import distributed
     from llama_jax.train.loop import train
 
-    distributed.initialize()
+    distributed.initialize(**vars(hosts))
+    with distributed.together():
+        config = load_experiment(arguments)
 
     def sample(params: dict, tokenizer: Any, prompt: str) -> str:
         model = Model(config.model, params, tokenizer)
         return generate(model, prompt, max_new_tokens=128, temperature=0.0)
 
     summary = train(config, sample=sample)
-    _print_summary(summary)
+    if distributed.is_main():
+        _print_summary(summary)
     return 0
 
 

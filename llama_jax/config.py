@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -285,12 +287,15 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
         f"{prog} needs the experiment file first, then its options; got {path}",
     )
     require(Path(path).is_file(), f"experiment {path} does not exist")
+    sys.path.insert(0, os.getcwd())  # for `from experiments import PARENT`, as `python -m` has it
     try:
         config = runpy.run_path(path).get("CONFIG")
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"experiment {path} does not run: {error!r}") from error
+    finally:
+        sys.path.remove(os.getcwd())
     require(
         isinstance(config, TrainConfig), f"experiment {path} defines no CONFIG = TrainConfig(...)"
     )

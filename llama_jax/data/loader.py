@@ -1,8 +1,8 @@
 """Global batch `s` as a pure function of (fingerprint, seed, s), on any number of hosts.
 
 The order comes from grain: an index shuffle with a fresh permutation in each epoch, and a weighted
-mix of the parts. It needs no state, so resuming is asking for the next step. Hosts take contiguous
-rows of the global batch: the number of hosts changes who reads a row, not which rows there are.
+mix of the parts. It needs no state, so resuming is asking for the next step. A host reads the
+rows that its devices hold: the number of hosts changes who reads a row, not which rows there are.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from llama_jax.config import require
 from llama_jax.data.packing import positions_of
 from llama_jax.data.prepare import Mixture, Prepared
 from llama_jax.data.sources import digest
@@ -22,13 +21,13 @@ Batch = dict[str, np.ndarray]
 
 
 class Loader:
-    """Batches of one mixture for one host of `process_count`.
+    """Batches of one mixture, or the rows of them that one host reads.
 
     With `shuffle` (training): endless, a fresh permutation in each epoch, parts drawn by weight.
     Without (validation): every record of every part once, in order; `len(loader)` batches, the
     last one filled with rows whose segment_ids are 0.
 
-    Raises InputError if `process_count` does not divide `batch_size`.
+    `rows` are numbers of rows of the global batch, ascending; None for all of them.
     """
 
     def __init__(
@@ -38,16 +37,10 @@ class Loader:
         batch_size: int,
         seed: int,
         shuffle: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Int[np.ndarray, " b"] | None = None,
     ):
-        require(
-            batch_size % process_count == 0,
-            f"batch_size={batch_size} must be divisible by the {process_count} hosts",
-        )
-        rows = batch_size // process_count
-        self._rows = slice(process_index * rows, (process_index + 1) * rows)
-        self._mixture, self._batch_size = mixture, batch_size
+        self._rows = np.arange(batch_size) if rows is None else rows
+        self._mixture, self.batch_size = mixture, batch_size
         self._num_records = mixture.num_records
         self._order = _order(mixture, seed) if shuffle else None
         self._readers = [_Reader(part) for part in mixture.parts]
@@ -55,7 +48,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in one epoch."""
-        return -(-self._num_records // self._batch_size)
+        return -(-self._num_records // self.batch_size)
 
     def batch_ids(self, step: int) -> Int[np.ndarray, "B"]:
         """int64 [B]: record ids of the whole global batch of a step; -1 for a filling row.
@@ -65,13 +58,13 @@ class Loader:
         """
         if step < 0 or (self._order is None and step >= len(self)):
             raise IndexError(f"batch {step} of {len(self)}")
-        index = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        index = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         if self._order is None:
             return np.where(index < self._num_records, index, -1)
         return np.array([self._order[int(i)] for i in index], np.int64)
 
     def batch(self, step: int) -> Batch:
-        """This host's rows [B/process_count, T] of the global batch of a step.
+        """This host's rows [b, T] of the global batch of a step.
 
         Raises RuntimeError naming the file and record whose data is damaged.
         """

@@ -46,8 +46,8 @@ def decoder_layer(
         `ops.ring_attention`), not in natural order.
     """
     attended, kv = attention_block(w, x, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
-    x = constrain(x + attended, ("batch", "seq", "act_embed"))
-    return constrain(x + mlp_block(w, x, cfg=cfg), ("batch", "seq", "act_embed")), kv
+    x = constrain(x + attended, ("batch", "norm_seq", "act_embed"))
+    return constrain(x + mlp_block(w, x, cfg=cfg), ("batch", "norm_seq", "act_embed")), kv
 
 
 @jax.named_scope("attention")
@@ -77,7 +77,7 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigza
         segment_ids=segment_ids,
         q_offset=offset,
         implementation=None if cfg.attention == "auto" else cfg.attention,
-        spec=spec_in_context(("batch", "seq", "heads", "head_dim")),
+        spec=spec_in_context(("batch", "seq", "heads", "head_dim"), q.shape),
         zigzag=zigzag,
     )
     return project(out, w["o"], inputs=2), kv

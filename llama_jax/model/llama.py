@@ -75,7 +75,7 @@ class Llama(nn.Module):
         w = declare(self, outer_weights(cfg), cfg)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        x = constrain(w["embed"][tokens], ("batch", "seq", "act_embed"))
+        x = constrain(w["embed"][tokens], ("batch", "norm_seq", "act_embed"))
         layer = DecoderLayer
         if cfg.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[cfg.remat])

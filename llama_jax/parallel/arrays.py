@@ -1,5 +1,6 @@
 """Host batches as global arrays, abstract trees with shardings, values back on the host."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,38 @@ from llama_jax.parallel.rules import named_sharding, partition_spec
 BATCH_AXES = ("batch", "seq")
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows [B/hosts, T] as global arrays [B, T], split by the rules."""
+@functools.cache
+def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of a global batch that the devices of this host hold: int64, ascending.
+
+    All other rows are never read here. Hosts that a tensor or sequence axis joins share rows.
+    """
+    held = named_sharding(("batch",), mesh).addressable_devices_indices_map((batch_size,))
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[index] for index in held.values() if index is not None]))
+
+
+def shard_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
+) -> dict[str, jax.Array]:
+    """The `host_rows` of a batch, each array [b, T], as global arrays [B, T], split by the rules.
+
+    batch_size: B; None where this host holds all rows.
+    """
     sharding = named_sharding(BATCH_AXES, mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+    def place(local: np.ndarray) -> jax.Array:
+        B = len(local) if batch_size is None else batch_size
+        rows = host_rows(mesh, B)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, stop, _ = index[0].indices(B)
+            begin = int(np.searchsorted(rows, first))
+            return local[begin : begin + stop - first, index[1]]
+
+        return jax.make_array_from_callback((B, local.shape[1]), sharding, part)
+
+    return {name: place(local) for name, local in batch.items()}
 
 
 def check_batch(batch_size: int, seq_len: int, accumulate: int, mesh: Mesh) -> None:
@@ -26,7 +55,7 @@ def check_batch(batch_size: int, seq_len: int, accumulate: int, mesh: Mesh) -> N
     Raises:
       InputError: rows or positions are not divisible by the devices that share them.
     """
-    spec = partition_spec(BATCH_AXES, mesh)
+    spec = partition_spec(("batch", "norm_seq"), mesh)
     for name, value, entry in zip(
         ("batch_size / accumulate", "seq_len"), (batch_size // accumulate, seq_len), spec,
         strict=True,

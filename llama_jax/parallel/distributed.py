@@ -1,30 +1,185 @@
-"""Joining the hosts of a pod into one program."""
+"""Joining the hosts of a pod into one program, and making them agree before they compute.
 
+Hosts that run different programs hang in their first collective and say nothing. So what they run
+is compared first, through the key-value store of the coordination service, which needs no device.
+"""
+
+import contextlib
+import importlib.util
+import json
 import logging
 import os
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any
 
 import jax
 
+from llama_jax.config import InputError, require
+
 logger = logging.getLogger(__name__)
-# Set by Cloud TPU VMs and GKE for every host of a pod; jax reads the rest from the metadata.
-_POD_HOSTS = "TPU_WORKER_HOSTNAMES"
+HEARTBEAT_SECONDS = 100
+"""A host that is silent for so long is dead, and the others end too: the default of jax."""
+# Longer than any preparation of data: hosts that wait for one another are freed by heartbeats.
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
+_exchanges = count()
 
 
-def initialize() -> None:
-    """Start `jax.distributed` where the environment describes several hosts; else do nothing.
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+) -> None:
+    """Start `jax.distributed` where there are several hosts; do nothing on a machine by itself.
 
-    Understood are what jax itself detects (Cloud TPU pods, GKE, Slurm, Open MPI) and the plain
-    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    In this order: the arguments, or the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID; GKE (TPU_WORKER_HOSTNAMES, MEGASCALE_*); a Cloud TPU VM (its metadata server);
+    Slurm; Open MPI. All but the first are detected by jax. Hosts other than 0 log warnings only.
+
+    Raises:
+      InputError: one of the three values is missing or impossible.
+      ConnectionError: the hosts did not find each other.
     """
     env = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        jax.distributed.initialize(
-            coordinator_address=env["JAX_COORDINATOR_ADDRESS"],
-            num_processes=int(env["JAX_NUM_PROCESSES"]),
-            process_id=int(env["JAX_PROCESS_ID"]),
-        )
-    elif "," in env.get(_POD_HOSTS, "") or int(env.get("SLURM_NTASKS", "1")) > 1:
-        jax.distributed.initialize()
-    else:
+    given = (
+        coordinator_address or env.get("JAX_COORDINATOR_ADDRESS"),
+        _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
+        _number("JAX_PROCESS_ID") if process_id is None else process_id,
+    )
+    detected = _detected()
+    if not detected and given == (None,) * 3:
         return
-    logger.info("process %d of %d", jax.process_index(), jax.process_count())
+    if not detected:
+        _check(*given)
+    try:
+        jax.distributed.initialize(
+            *given,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            shutdown_timeout_seconds=heartbeat_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConnectionError(f"the hosts did not find each other: {error}") from error
+    logger.info("host %d of %d", jax.process_index(), jax.process_count())
+    if jax.process_index():
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    require(text is None or text.isdigit(), f"{name}={text} must be a number")
+    return None if text is None else int(text)
+
+
+def _check(address: str | None, processes: int | None, process: int | None) -> None:
+    if address is None or processes is None or process is None:
+        raise InputError(
+            "several hosts need all of --coordinator-address HOST:PORT, --num-processes and "
+            f"--process-id (or JAX_COORDINATOR_ADDRESS, ...); given {address}, {processes} and "
+            f"{process}"
+        )
+    port = address.rpartition(":")[2]
+    require(port.isdigit(), f"--coordinator-address {address} must be HOST:PORT, of host 0")
+    require(
+        0 <= process < processes,
+        f"--process-id {process} must lie between 0 and {processes - 1} (--num-processes)",
+    )
+
+
+def _detected() -> bool:
+    """Whether jax will find out about several hosts by itself."""
+    env = os.environ
+    if env.get("JAX_PLATFORMS") != "cpu":
+        workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
+        if "," in workers or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+            return True
+        # Importing jax sets the variable on every machine without TPU chips. A Cloud TPU VM that
+        # stands alone makes a program of one host.
+        if importlib.util.find_spec("libtpu") and "TPU_SKIP_MDS_QUERY" not in env:
+            return True
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+    if all(name in env for name in slurm) and int(env.get("SLURM_NTASKS", 1)) > 1:
+        return True
+    return int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+
+
+def is_main() -> bool:
+    """Whether this is host 0, the one that writes logs, metrics and manifests."""
+    return jax.process_index() == 0
+
+
+def exchange(value: str) -> list[str]:
+    """What every host passed to the same call, by host. All hosts call, and wait for all.
+
+    Raises ConnectionError if a host is lost meanwhile.
+    """
+    if not jax.distributed.is_initialized():
+        return [value]
+    from jax._src.distributed import global_state  # there is no public door to the store
+
+    client: Any = global_state.client
+    folder = f"llama_jax/exchange/{next(_exchanges)}"
+    try:
+        client.key_value_set(f"{folder}/{jax.process_index():08d}", value)
+        client.wait_at_barrier(folder, _PATIENCE_MS)
+        return [value for _, value in sorted(client.key_value_dir_get(folder))]
+    except RuntimeError as error:
+        raise ConnectionError(f"another host is lost: {str(error).splitlines()[0]}") from error
+
+
+def agree(facts: Mapping[str, object]) -> None:
+    """Refuse to go on unless all hosts pass the same facts.
+
+    Raises InputError, on every host, that names each fact that differs and where.
+    """
+    hosts = [json.loads(text) for text in exchange(json.dumps(facts, default=str))]
+    problems = []
+    for name in dict.fromkeys(name for host in hosts for name in host):
+        said: dict[str, list[int]] = {}
+        for index, host in enumerate(hosts):
+            said.setdefault(json.dumps(host.get(name)), []).append(index)
+        if len(said) > 1:
+            sides = (f"{value} on {_hosts(where)}" for value, where in said.items())
+            problems.append(f"{name} is {' and '.join(sides)}")
+    require(
+        not problems,
+        f"the hosts disagree: {'; '.join(problems)}. Start all of them with one command, one "
+        "version and one environment",
+    )
+
+
+def _hosts(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:4])) + (", ..." if len(indices) > 4 else "")
+    return f"host{'s' if len(indices) > 1 else ''} {shown}"
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Leave the block on all hosts or on none: what one of them raises ends all of them.
+
+    Raises, where nothing was wrong, InputError for an InputError of another host, and
+    ConnectionError for any other exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        exchange(f"{type(error).__name__}: {error}")
+        raise
+    for index, problem in enumerate(exchange("")):
+        if problem:
+            kind, _, reason = problem.partition(": ")
+            refused = InputError if kind == "InputError" else ConnectionError
+            raise refused(f"host {index}: {reason}")
+
+
+def leave(status: int) -> None:
+    """End the process of a host that failed by itself; do nothing on a machine by itself.
+
+    An orderly end waits for the other hosts, which are waiting for this one. Without it they are
+    free when its heartbeat is missed.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -33,19 +33,32 @@ def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over the devices (all of them by default), neighbours near each other in the network.
 
+    The later an axis, the more it says, so the nearer its devices: `tensor` gets a ring of the
+    torus if it can, and `slice` the data-centre network. An axis that is no product of whole torus
+    axes gets a part of one.
+
     Raises:
       InputError: the axes do not multiply out, or the topology cannot be cut that way.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
-    shape = tuple(sizes.values())
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if devices[0].platform == "tpu" and len(slices) not in (1, sizes["slice"]):
+        raise InputError(
+            f"these {len(devices)} devices are {len(slices)} slices, joined by a data-centre "
+            f"network, and mesh slice={sizes['slice']}: use --mesh.slice {len(slices)}"
+        )
+    within = (1, *list(sizes.values())[1:])
     try:
-        if sizes["slice"] > 1 and getattr(devices[0], "slice_index", None) is not None:
+        if len(slices) == sizes["slice"] > 1:
+            across = (sizes["slice"], *(1,) * (len(AXES) - 1))
             grid = mesh_utils.create_hybrid_device_mesh(
-                (1, *shape[1:]), (sizes["slice"], *(1,) * (len(shape) - 1)), devices
+                within, across, devices, allow_split_physical_axes=True
             )
         else:
-            grid = mesh_utils.create_device_mesh(shape, devices)
+            grid = mesh_utils.create_device_mesh(
+                tuple(sizes.values()), devices, allow_split_physical_axes=True
+            )
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"mesh {sizes} does not fit these devices: {error}") from error
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -16,6 +16,10 @@ RULES: dict[str, tuple[str, ...]] = {
     # Activations.
     "batch": ("slice", "data", "fsdp"),
     "seq": ("sequence",),
+    # Between its products a layer works on single positions: what is added up over `tensor` there
+    # is scattered over positions and gathered for the next product, the bytes of one all-reduce,
+    # and every device keeps and norms only its share of the residual stream.
+    "norm_seq": ("sequence", "tensor"),
     "act_embed": (),
     # Weights: fsdp splits the model width, tensor splits what the layer computes in parallel.
     "embed": ("fsdp",),
@@ -72,14 +76,21 @@ def named_sharding(
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Ask the compiler to lay x out as the rules say; without a mesh in context, x itself."""
-    spec = spec_in_context(axes)
+    spec = spec_in_context(axes, x.shape)
     return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
-def spec_in_context(axes: Axes) -> PartitionSpec | None:
-    """`partition_spec` on the mesh in context; None without a mesh or with one of one device."""
+def spec_in_context(axes: Axes, shape: Sequence[int]) -> PartitionSpec | None:
+    """`partition_spec` on the mesh in context; None without a mesh or with one of one device.
+
+    A dimension that the devices do not divide stays whole. Batches are checked before
+    (`arrays.check_batch`), so this is the single position or the few rows of a decoder.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 else partition_spec(axes, mesh)
+    if mesh.empty or mesh.size == 1:
+        return None
+    fitting = [a if a and shape[i] % num_shards(a) == 0 else None for i, a in enumerate(axes)]
+    return partition_spec(fitting, mesh)
 
 
 def num_shards(axis: str) -> int:

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -17,7 +17,8 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.packing import target_bytes
 from llama_jax.data.prepare import prepare
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.parallel.arrays import check_batch, shard_batch, to_host
+from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch
+from llama_jax.parallel.distributed import exchange
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.train.step import jit_eval_step
 
@@ -64,11 +65,14 @@ def evaluate(
         for _ in range(batches):
             batch = next(stream)
             size += target_bytes(batch, tokenizer.byte_lengths, tokenizer.bos_id)
-            loss, count = jax.device_get(eval_step(params, shard_batch(batch, mesh)))
+            rows = shard_batch(batch, mesh, loader.batch_size)
+            loss, count = jax.device_get(eval_step(params, rows))
             total, targets = total + float(loss), targets + float(count)
             beat()
-    if jax.process_count() > 1:
-        size = int(np.sum(to_host(np.array([size]))))
+    mine = (size, len(host_rows(mesh, loader.batch_size)))
+    counted = [json.loads(text) for text in exchange(json.dumps(mine))]
+    read = sum(rows for _, rows in counted)  # hosts that share rows have counted them all
+    size = sum(size for size, _ in counted) * loader.batch_size // read
     return Evaluation(loss=total / max(targets, 1), targets=int(targets), bytes=max(size, 1))
 
 

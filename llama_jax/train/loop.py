@@ -22,7 +22,8 @@ from llama_jax.config import InputError, TrainConfig
 from llama_jax.data.loader import Loader
 from llama_jax.data.prepare import Mixture, prepare, resolve_tokenizer
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
-from llama_jax.parallel.arrays import check_batch, shard_batch
+from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch
+from llama_jax.parallel.distributed import agree, together
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.preemption import Preemption
 from llama_jax.train.curve import write_loss_curve
@@ -30,7 +31,7 @@ from llama_jax.train.evaluate import Evaluation, evaluate
 from llama_jax.train.metrics import Clock, read_metrics
 from llama_jax.train.optimizer import learning_rate, make_optimizer
 from llama_jax.train.report import Reporter
-from llama_jax.train.run import check_run, open_run
+from llama_jax.train.run import check_run, host_facts, open_run
 from llama_jax.train.state import TrainState, abstract_state, sharded_init
 from llama_jax.train.step import abstract_batch, jit_eval_step, jit_train_step
 
@@ -75,6 +76,9 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
       CheckpointError: a checkpoint could not be written, or none of several could be read.
     """
     clock = Clock()
+    # ---- Hosts: those that would run another program are named now, not when all hang.
+    agree(host_facts(config))
+
     # ---- Mesh: what cannot be split is refused before anything is read or allocated.
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
@@ -82,7 +86,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
     abstract = abstract_state(config.model, tx, mesh)
 
     # ---- Folder
-    workdir = check_run(config)
+    with together():
+        workdir = check_run(config)
     if config.compilation_cache:
         cache = epath.Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -90,19 +95,20 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         # ---- Data
         with clock("data"):
-            tokenizer = _tokenizer(config, workdir)
-            data = prepare(config.data, tokenizer, seq_len=config.seq_len)
-            open_run(config, workdir, tokenizer)  # not before: bad input leaves no folder behind
-            loader = _loader(config, data["train"], stack, shuffle=True)
+            tokenizer, data = _data(config, workdir)
+            identity = {"data": data["train"].fingerprint, "tokenizer": tokenizer.fingerprint}
+            agree(identity)
+            with together():
+                open_run(config, workdir, tokenizer)  # last: bad input leaves no folder behind
+            loader = _loader(config, data["train"], mesh, stack, shuffle=True)
             held_out = data.get("validation")
-            validation = _loader(config, held_out, stack, shuffle=False) if held_out else None
+            validation = held_out and _loader(config, held_out, mesh, stack, shuffle=False)
 
         # ---- State: the newest checkpoint that verifies, or fresh.
         keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
         checkpoints = stack.enter_context(
             Checkpointer(workdir / "checkpoints", keep=keep, keep_every=keep_every)
         )
-        identity = {"data": data["train"].fingerprint, "tokenizer": tokenizer.fingerprint}
         with clock("restore"):
             state, start = _restore(checkpoints, abstract, identity, workdir)
             if state is None:
@@ -112,7 +118,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
                     state = dataclasses.replace(state, params=params)
 
         # ---- Compile
-        with clock("compile"):
+        with clock("compile"), together():
             step: Any = jit_train_step(config, tx, abstract)
             if start < config.steps:
                 step = step.lower(abstract, abstract_batch(config, mesh)).compile()
@@ -129,7 +135,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
         while done < config.steps:
             profiler.before(done + 1)
             with clock("data_wait"):
-                batch = shard_batch(next(batches), mesh)
+                batch = shard_batch(next(batches), mesh, config.batch_size)
             with clock("step"):
                 state, metrics = step(state, batch)
                 report.take(done + 1, metrics, loader.batch_ids(done))
@@ -266,16 +272,30 @@ def _tokenizer(config: TrainConfig, workdir: epath.Path) -> Tokenizer:
     return resolve_tokenizer(data, config.model.vocab_size)
 
 
+def _data(config: TrainConfig, workdir: epath.Path) -> tuple[Tokenizer, dict[str, Mixture]]:
+    """Tokenizer and records; in a bucket, which knows no locks, host 0 makes them for all."""
+
+    def both() -> tuple[Tokenizer, dict[str, Mixture]]:
+        tokenizer = _tokenizer(config, workdir)
+        return tokenizer, prepare(config.data, tokenizer, seq_len=config.seq_len)
+
+    if "://" in config.data.cache_dir:
+        with together():
+            if jax.process_index() == 0:
+                both()
+    with together():
+        return both()
+
+
 def _loader(
-    config: TrainConfig, mixture: Mixture, stack: contextlib.ExitStack, *, shuffle: bool
+    config: TrainConfig, mixture: Mixture, mesh: Mesh, stack: contextlib.ExitStack, *, shuffle: bool
 ) -> Loader:
     loader = Loader(
         mixture,
         batch_size=config.batch_size,
         seed=config.seed,
         shuffle=shuffle,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=host_rows(mesh, config.batch_size),
     )
     stack.callback(loader.close)
     return loader

@@ -52,7 +52,8 @@ class Reporter:
     def __enter__(self):
         self._writer = MetricsWriter(self.workdir, self._start)
         self._stack.callback(self._writer.close)
-        watchdog = Watchdog(self.config.watchdog_seconds, self.workdir / "hang.txt")
+        host = f"-{jax.process_index()}" if jax.process_index() else ""
+        watchdog = Watchdog(self.config.watchdog_seconds, self.workdir / f"hang{host}.txt")
         self._watchdog = self._stack.enter_context(watchdog)
         shown = sys.stderr.isatty() and jax.process_index() == 0
         self._bar = tqdm(
@@ -151,7 +152,9 @@ class Reporter:
         if in_a_row < self.config.max_skipped:
             return
         report = self.workdir / "nonfinite.json"
-        report.write_text(json.dumps([{"step": s, "records": r} for s, r in self._refused]) + "\n")
+        if jax.process_index() == 0:
+            steps = [{"step": s, "records": r} for s, r in self._refused]
+            report.write_text(json.dumps(steps) + "\n")
         raise TrainingError(
             f"{in_a_row} non-finite updates in a row (max_skipped={self.config.max_skipped}), up "
             f"to step {step} with records {ids[:8].tolist()}...: all are in {report}; resume from "

@@ -1,12 +1,17 @@
 """The run folder: made, recognised, resumed, or refused."""
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 
+from llama_jax import __version__
 from llama_jax.config import InputError, TrainConfig, read_config, to_json
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
@@ -19,6 +24,27 @@ MAY_CHANGE = {
     "watchdog_seconds", "compilation_cache", "mesh", "checkpoint",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",
 }  # fmt: skip
+
+
+# Settings of a host and not of the run.
+OF_A_HOST = {"compilation_cache", "data.cache_dir", "data.workers"}
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def host_facts(config: TrainConfig) -> dict[str, object]:
+    """All that decides which program a host runs: settings, versions, our code, compiler flags."""
+    facts: dict[str, object] = {k: v for k, v in _flat(config).items() if k not in OF_A_HOST}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            facts[f"the version of {package}"] = importlib.metadata.version(package)
+    root = Path(__file__).parents[1]
+    code = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    facts[f"the code of llama_jax {__version__}"] = code.hexdigest()[:12]
+    facts |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    facts["the device"] = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    return facts
 
 
 def check_run(config: TrainConfig) -> epath.Path:

@@ -108,10 +108,10 @@ def test_a_hang_dumps_the_stacks_and_exits_75(tiny, tmp_path, reference):
         "from llama_jax import cli\n"
         "from llama_jax.train import loop\n"
         "place, calls = loop.shard_batch, []\n"
-        "def stuck(batch, mesh):\n"
+        "def stuck(*args):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3: threading.Event().wait()\n"
-        "    return place(batch, mesh)\n"
+        "    return place(*args)\n"
         "loop.shard_batch = stuck\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )

@@ -62,6 +62,7 @@ class Tiny:
         env = dict(
             os.environ,
             JAX_PLATFORMS="cpu",
+            PYTHONPATH=str(Path(__file__).parents[2]),
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )
         command = [sys.executable, *program, "train", str(self.file), *overrides]

@@ -1,0 +1,119 @@
+"""Every experiment loads from the shell, fits its hardware's arithmetic, and trains when shrunk."""
+
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from llama_jax.config import MeshConfig, TrainConfig, load_experiment
+from llama_jax.model.presets import TINY
+from llama_jax.parallel.arrays import check_batch, shard_batch
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.train.optimizer import make_optimizer
+from llama_jax.train.state import abstract_state, sharded_init
+from llama_jax.train.step import abstract_batch, jit_train_step
+
+ROOT = Path(__file__).parents[1]
+PODS = sorted((ROOT / "experiments" / "tpu").glob("*.py"))
+FAST = {"llama2_7b_32k", "llama2_70b_multislice"}
+SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+
+
+def shrink(config: TrainConfig) -> TrainConfig:
+    """The same recipe for TINY and 8 devices: axes that are split stay split, over two devices."""
+    model = replace(
+        config.model,
+        **{name: getattr(TINY, name) for name in SHAPE},
+        max_seq_len=int(16 * config.model.rope_factor),
+        dtype="float32",
+    )
+    axes = {a: size if size in (1, -1) else 2 for a, size in asdict(config.mesh).items()}
+    return replace(
+        config,
+        steps=2,
+        batch_size=8 * config.accumulate,
+        seq_len=model.max_seq_len,
+        model=model,
+        mesh=MeshConfig(**axes),
+    )
+
+
+def rows(config: TrainConfig, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shape = (config.batch_size, config.seq_len)
+    return {
+        "tokens": rng.integers(0, config.model.vocab_size, shape, dtype=np.int32),
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+        "loss_mask": np.ones(shape, np.uint8),
+    }
+
+
+def prepared(config: TrainConfig):
+    mesh = make_mesh(config.mesh)
+    check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
+    tx = make_optimizer(config.optimizer, config.model, config.steps)
+    abstract = abstract_state(config.model, tx, mesh)
+    return mesh, tx, abstract, jit_train_step(config, tx, abstract)
+
+
+@pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)
+def test_what_a_file_says_is_what_its_chips_can_split(path):
+    """The batch divides over 256 chips (64 where the file says so) and is the paper's in tokens."""
+    config = load_experiment([str(path)])
+    chips = 64 if "64 chips" in path.read_text() else 256
+    sizes = asdict(config.mesh)
+    split = config.mesh.sequence * config.mesh.tensor
+    chips *= config.mesh.slice
+    assert [a for a, size in sizes.items() if size == -1] == ["fsdp"]
+    assert config.batch_size // config.accumulate % (chips // split) == 0
+    if "Pretrain" in path.read_text():
+        assert config.batch_size * config.seq_len == 1 << 22
+        assert config.steps * (1 << 22) == pytest.approx(2e12, rel=1e-5)
+
+
+@pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)
+def test_a_file_says_how_to_run_it(path):
+    text = path.read_text()
+    assert f"llama-jax train experiments/tpu/{path.name} " in text
+    assert f"llama-jax plan experiments/tpu/{path.name} --topology v" in text
+
+
+@pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)
+def test_shrunk_it_lowers_for_eight_devices(path):
+    config = shrink(load_experiment([str(path)]))
+    mesh, _, abstract, step = prepared(config)
+    with jax.set_mesh(mesh):
+        assert step.lower(abstract, abstract_batch(config, mesh)).as_text()
+    assert math.prod(mesh.shape.values()) == 8
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=() if p.stem in FAST else pytest.mark.slow) for p in PODS],
+)
+def test_shrunk_it_trains_two_steps(path):
+    config = shrink(load_experiment([str(path)]))
+    mesh, tx, abstract, step = prepared(config)
+    with jax.set_mesh(mesh):
+        state = sharded_init(config.seed, config.model, tx, abstract)
+        for seed in range(2):
+            state, metrics = step(state, shard_batch(rows(config, seed), mesh))
+            assert float(metrics.loss) == pytest.approx(math.log(config.model.vocab_size), rel=0.2)
+    assert int(state.step) == 2
+    assert int(metrics.skipped) == 0
+
+
+def test_the_installed_program_finds_the_parents_of_an_experiment():
+    program = Path(sys.executable).with_name("llama-jax")
+    if not program.exists():
+        program = Path(sys.executable)
+    argv = [str(program), "train", "experiments/tpu/llama2_70b.py", "--help"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--process-id" in done.stdout
