@@ -169,14 +169,12 @@ def _run(arguments: list[str]) -> int:
         # of this kind is a fault of the program and keeps its traceback.
         if type(error).__name__ == "TrainingError":
             return _fail(error, 1)
-        if type(error).__name__ == "JaxRuntimeError" and _hosts():
-            first = str(error).splitlines()[0]
-            return _fail(
-                f"a computation over all hosts failed, as when one of them ends: {first}", 1
-            )
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             first = (str(error) or "the host ran out of memory").splitlines()[0]
             return _fail(f"{first}: use a smaller batch, more devices, or --model.remat full", 1)
+        if type(error).__name__ == "JaxRuntimeError" and _hosts():
+            first = str(error).splitlines()[0]
+            return _fail(f"a step of all hosts failed, as when one of them ends: {first}", 1)
         raise
 
 

@@ -39,7 +39,7 @@ def shard_batch(
         B = len(local) if batch_size is None else batch_size
         rows = host_rows(mesh, B)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, stop, _ = index[0].indices(B)
             begin = int(np.searchsorted(rows, first))
             return local[begin : begin + stop - first, index[1]]

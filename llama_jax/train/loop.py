@@ -102,7 +102,9 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
                 open_run(config, workdir, tokenizer)  # last: bad input leaves no folder behind
             loader = _loader(config, data["train"], mesh, stack, shuffle=True)
             held_out = data.get("validation")
-            validation = held_out and _loader(config, held_out, mesh, stack, shuffle=False)
+            validation = None
+            if held_out is not None:
+                validation = _loader(config, held_out, mesh, stack, shuffle=False)
 
         # ---- State: the newest checkpoint that verifies, or fresh.
         keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
