@@ -2,7 +2,7 @@
 
 Differs from llama2_7b.py by the model, and by two micro-batches of two rows a chip.
 
-Command   llama-jax train experiments/tpu/llama2_13b.py --workdir gs://BUCKET/llama2-13b \\
+Command   llama-jax train experiments/tpu/llama2_13b.py --workdir /mnt/share/llama2-13b \\
               --data.dataset corpus/ --data.tokenizer llama2/tokenizer.model
 Hardware  v4-512, v5e-256, v5p-512 or v6e-256: 256 chips each; not run on any of them yet
 Predicted llama-jax plan experiments/tpu/llama2_13b.py --topology v5e-256

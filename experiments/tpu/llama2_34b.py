@@ -3,7 +3,7 @@
 Differs from llama2_7b.py by the model, by half the learning rate (table 1), and by four
 micro-batches of one row a chip.
 
-Command   llama-jax train experiments/tpu/llama2_34b.py --workdir gs://BUCKET/llama2-34b \\
+Command   llama-jax train experiments/tpu/llama2_34b.py --workdir /mnt/share/llama2-34b \\
               --data.dataset corpus/ --data.tokenizer llama2/tokenizer.model
 Hardware  v4-512, v5e-256, v5p-512 or v6e-256: 256 chips each; not run on any of them yet
 Predicted llama-jax plan experiments/tpu/llama2_34b.py --topology v5e-256

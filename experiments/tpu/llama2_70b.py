@@ -1,9 +1,8 @@
 """Pretrain Llama 2 70B as the paper does, on 256 chips of any generation.
 
-Differs from llama2_34b.py by the model alone. On a v5e, whose 16 GB leave the least room, one row
-a chip is all that fits beside the gathered weights of two layers.
+Differs from llama2_34b.py by the model alone.
 
-Command   llama-jax train experiments/tpu/llama2_70b.py --workdir gs://BUCKET/llama2-70b \\
+Command   llama-jax train experiments/tpu/llama2_70b.py --workdir /mnt/share/llama2-70b \\
               --data.dataset corpus/ --data.tokenizer llama2/tokenizer.model
 Hardware  v4-512, v5e-256, v5p-512 or v6e-256: 256 chips each; not run on any of them yet
 Predicted llama-jax plan experiments/tpu/llama2_70b.py --topology v5e-256

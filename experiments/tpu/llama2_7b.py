@@ -3,11 +3,10 @@
 Touvron et al. 2023b, section 2.2 and table 1: 2.0T tokens in batches of 4M (1024 rows of 4096),
 AdamW 0.9, 0.95, 1e-5, peak 3e-4 after 2000 steps of warm-up, cosine to a tenth, decay 0.1, clip 1.
 
-Parameters, gradients and optimizer are split over all chips, and the layers are recomputed, which
-fits the 16 GB of a v5e with four rows a chip. A slice of n chips runs the same batches with
-`--accumulate` 256/n.
+Parameters, gradients and optimizer are split over all chips and the layers are recomputed; a chip
+has four rows. A slice of n chips runs the same batches with `--accumulate` 256/n.
 
-Command   llama-jax train experiments/tpu/llama2_7b.py --workdir gs://BUCKET/llama2-7b \\
+Command   llama-jax train experiments/tpu/llama2_7b.py --workdir /mnt/share/llama2-7b \\
               --data.dataset corpus/ --data.tokenizer llama2/tokenizer.model
 Hardware  v4-512, v5e-256, v5p-512 or v6e-256: 256 chips each; not run on any of them yet
 Predicted llama-jax plan experiments/tpu/llama2_7b.py --topology v5e-256

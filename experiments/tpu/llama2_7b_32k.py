@@ -3,11 +3,11 @@
 Differs from llama2_7b.py by: starts from a trained model (`--init-from`), YaRN frequencies,
 T=32768, a constant small learning rate for 400 steps of 2M tokens (Peng et al. 2023, section 4.1),
 and rows whose positions are split over four chips, around which keys and values travel (ring
-attention): a whole row does not fit a v5e. The same recipe takes any model of `presets` from its
-context to a longer one.
+attention), since the batch has 64 rows for 256 chips. The same recipe takes any model of `presets`
+from its context to a longer one.
 
 Command   llama-jax train experiments/tpu/llama2_7b_32k.py --init-from models/llama2-7b \\
-              --data.dataset long_documents/ --workdir gs://BUCKET/llama2-7b-32k
+              --data.dataset long_documents/ --workdir /mnt/share/llama2-7b-32k
 Hardware  v4-512, v5e-256, v5p-512 or v6e-256: 256 chips each; not run on any of them yet
 Predicted llama-jax plan experiments/tpu/llama2_7b_32k.py --topology v5e-256
 """

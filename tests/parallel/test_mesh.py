@@ -1,13 +1,19 @@
 """Meshes multiply out, or the message says what does not."""
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
 from llama_jax.config import InputError, MeshConfig
-from llama_jax.parallel.arrays import check_batch, shard_batch, to_host
+from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch, to_host
 from llama_jax.parallel.mesh import AXES, axis_sizes, make_mesh
 
 
@@ -52,3 +58,60 @@ def test_a_batch_is_split_over_rows_and_positions():
     assert {s.data.shape for s in array.addressable_shards} == {(2, 3)}
     np.testing.assert_array_equal(to_host(array), rows)
     assert len(jax.devices()) == 8
+
+
+TORUS = """
+import json, numpy
+from jax.experimental.topologies import get_topology_desc
+from llama_jax.config import InputError, MeshConfig
+from llama_jax.parallel.mesh import AXES, make_mesh
+def hops(a, b):  # between two chips of a ring of 16 by 16
+    return sum(min(abs(p - q), 16 - abs(p - q)) for p, q in zip(a.coords, b.coords))
+def farthest(axis, **sizes):  # of two neighbours along a mesh axis
+    grid = make_mesh(MeshConfig(**sizes), pod).devices
+    rows = numpy.moveaxis(grid, AXES.index(axis), -1).reshape(-1, grid.shape[AXES.index(axis)])
+    return max(hops(a, b) for row in rows for a, b in zip(row, row[1:]))
+pod = get_topology_desc("v5e:16x16", "tpu").devices
+two = get_topology_desc("v5e:4x4", "tpu", num_slices=2).devices
+split = make_mesh(MeshConfig(slice=2, fsdp=4, tensor=4), two).devices
+try:
+    make_mesh(MeshConfig(), two)
+except InputError as error:
+    refused = str(error)
+print(json.dumps({
+    "tensor 16": farthest("tensor", tensor=16),
+    "tensor 4, a part of a torus axis": farthest("tensor", tensor=4),
+    "fsdp 256": farthest("fsdp"),
+    "slices": [sorted({device.slice_index for device in part.flat}) for part in split],
+    "refused": refused,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_neighbours_on_the_mesh_are_neighbours_on_the_torus():
+    pytest.importorskip("libtpu", reason="knows the topologies")
+    own = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TORUS], env=os.environ | own, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["tensor 16"] == found["tensor 4, a part of a torus axis"] == 1
+    assert found["fsdp 256"] <= 2
+    assert found["slices"] == [[0], [1]]
+    assert found["refused"] == (
+        "these 32 devices are 2 slices, joined by a data-centre network, and mesh slice=1: use "
+        "--mesh.slice 2"
+    )
+
+
+def test_a_host_holds_the_rows_of_its_devices():
+    """Rows do not lie by host number: the batch is put together from where the devices are."""
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    np.testing.assert_array_equal(host_rows(mesh, 12), np.arange(12))
+    backwards = Mesh(mesh.devices[..., ::-1, :, :], mesh.axis_names, axis_types=mesh.axis_types)
+    rows = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)
+    for m in (mesh, backwards):
+        array = shard_batch({"tokens": rows}, m, 8)["tokens"]
+        np.testing.assert_array_equal(array, rows)
