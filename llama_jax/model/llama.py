@@ -87,7 +87,8 @@ class Llama(nn.Module):
             in_axes=nn.broadcast,
         )(cfg, self.zigzag, name="layers")
         x, _ = stack(x, positions, segment_ids)
-        x = rms_norm(x, w["norm"], eps=cfg.norm_eps)
+        # Each part of the vocabulary is multiplied with all positions.
+        x = constrain(rms_norm(x, w["norm"], eps=cfg.norm_eps), ("batch", "seq", "act_embed"))
         return x, w["embed"].T if cfg.tie_embeddings else w["head"]
 
 

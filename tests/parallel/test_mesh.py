@@ -49,6 +49,9 @@ def test_a_batch_that_does_not_divide_is_refused_with_a_number_that_does():
         check_batch(8, 32, 4, mesh)
     with pytest.raises(InputError, match=r"seq_len = 31 .*sequence=2.*such as 32"):
         check_batch(8, 31, 1, mesh)
+    mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))
+    with pytest.raises(InputError, match=r"seq_len = 34 .*sequence=2 x tensor=2.*such as 36"):
+        check_batch(8, 34, 1, mesh)
 
 
 def test_a_batch_is_split_over_rows_and_positions():

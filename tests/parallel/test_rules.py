@@ -34,6 +34,11 @@ def mesh_of(**sizes):
             PartitionSpec(("slice", "data", "fsdp"), "sequence"),
         ),
         (("batch", None), {"data": 2, "tensor": 4}, PartitionSpec("data", None)),
+        (
+            ("batch", "norm_seq", "act_embed"),
+            {"fsdp": 2, "sequence": 2, "tensor": 2},
+            PartitionSpec("fsdp", ("sequence", "tensor"), None),
+        ),
         (("norm",), {"fsdp": 8, "tensor": 8}, PartitionSpec(None)),
         (("embed", "mlp"), {}, PartitionSpec(None, None)),
     ],
@@ -93,4 +98,7 @@ def test_constrain_lays_out_under_a_mesh_and_is_nothing_without():
         out = jax.jit(lambda x: constrain(x, axes))(x)
         assert (num_shards("batch"), num_shards("seq"), num_shards("mlp")) == (4, 2, 1)
     assert {shard.data.shape for shard in out.addressable_shards} == {(2, 2, 6)}
+    with jax.set_mesh(mesh):  # one position of one row, as a decoder has
+        one = jax.jit(lambda x: constrain(x, axes))(x[:1, :1])
+    assert one.sharding.is_fully_replicated
     assert num_shards("batch") == 1
