@@ -1,5 +1,6 @@
 """Hugging Face folders of LlamaForCausalLM: config.json and *.safetensors."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -187,12 +188,10 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
     stream = source.stream()
     for file, shard in zip(files, shards, strict=True):
-        writer = safetensors.Writer(folder / file, shard)
-        for _ in shard:
-            tensor, layer, array = next(stream)
-            rows = dense(to_rows(tensor, array, interleaved=False))
-            writer.write(their_name(tensor, layer), rows)
-        writer.close()
+        with safetensors.Writer(folder / file, shard) as writer:
+            for tensor, layer, array in itertools.islice(stream, len(shard)):
+                rows = dense(to_rows(tensor, array, interleaved=False))
+                writer.write(their_name(tensor, layer), rows)
     _write_json(folder / "config.json", values)
     generation = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"]}
     _write_json(folder / "generation_config.json", generation | {"do_sample": False})

@@ -8,6 +8,7 @@ that a program may mention are three functions and three storage types, none of 
 looked up: they are handled here as values. Anything else is refused.
 """
 
+import math
 import pickletools
 import struct
 import zipfile
@@ -100,6 +101,8 @@ def _view(name: str, tensor: _Tensor, raw: np.ndarray) -> np.ndarray:
         raise _Refused(f"the storage of {name!r:.80} has {raw.size} bytes, not {size} numbers")
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, dtype)
+    if math.prod(tensor.shape) > size:  # strides of 0 would make much of little
+        raise _Refused(f"{name!r:.80} has more numbers than its storage, {size}")
     last = tensor.offset + sum(
         (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
     )

@@ -134,6 +134,8 @@ class Writer:
         assert name == next(self._expected)
         self._stream.write(array.reshape(-1).view(np.uint8))
 
-    def close(self) -> None:
-        """Once every tensor has come."""
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._stream.close()

@@ -145,10 +145,11 @@ class FromRows:
         if self.name == "o":  # rows [D, N H] -> [N, H, D]
             heads, inner, width = cuts
             part = np.asarray(self.rows[width, self._rows_of(heads)])
-            return part.reshape(len(part), -1, self.shape[1]).transpose(1, 2, 0)[:, inner]
+            part = part.reshape(len(part), heads.stop - heads.start, self.shape[1])
+            return part.transpose(1, 2, 0)[:, inner]
         width, heads, inner = cuts  # rows [heads H, D] -> [D, heads, H]
         part = np.asarray(self.rows[self._rows_of(heads), width])
-        part = part.reshape(-1, self.shape[2], part.shape[-1])
+        part = part.reshape(heads.stop - heads.start, self.shape[2], part.shape[-1])
         return (half_split(part) if self._turns else part).transpose(2, 0, 1)[:, :, inner]
 
     @property
