@@ -164,12 +164,15 @@ def _map_all(path: Path) -> dict[str, np.ndarray]:
     return stored
 
 
-def write(source: Source, folder: Path, name: str, variant: str) -> None:
-    """A folder that transformers loads: weights in shards, configuration, tokenizer files."""
+def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
+    """A folder that transformers loads: weights in shards, configuration, tokenizer files.
+
+    Returns notes for the report.
+    """
     config = source.config
     tokenizer = None if source.tokenizer is None else Tokenizer.from_bytes(source.tokenizer)
     ids = None if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id)
-    values, _ = hf_config.to_hf(config, ids)
+    values, notes = hf_config.to_hf(config, ids)
     dtype = {v.name: k for k, v in safetensors.DTYPES.items()}[config.param_dtype]
     item = jnp.dtype(config.param_dtype).itemsize
     shards: list[dict[str, tuple[tuple[int, ...], str]]] = [{}]
@@ -198,6 +201,7 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     if tokenizer is not None:
         for file, content in hf_tokenizer.files(tokenizer, config.max_seq_len).items():
             (folder / file).write_bytes(content)
+    return notes
 
 
 def _write_json(file: Path, values: Any) -> None:
