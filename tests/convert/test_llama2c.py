@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import subprocess
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -101,20 +102,41 @@ def test_int8_gives_runq_the_numbers_that_it_gives_us(tmp_path):
     assert np.abs(ours - as_int8).max() < 0.1 * np.abs(as_int8).max()
 
 
-def test_greedy_text_is_that_of_run(tmp_path):
-    """Of a model that never says BOS, where run stops and we do not, nor EOS, where we stop, nor
-    bare bytes, which run does not print."""
+PROMPT = "Once upon a time"
+
+
+def words_only():
+    """A model that never says BOS, where run stops and we do not, nor EOS, where we stop, nor bare
+    bytes, which run does not print."""
     model = source(GROUPED)
     head = model.read("head").copy()
     head[:, :NUM_RESERVED] = 0
-    words = replace(model, tensor=lambda *at: head if at[0] == "head" else model.tensor(*at))
-    llama2c.write(words, tmp_path, "model.bin", "0")
+    return replace(model, tensor=lambda *at: head if at[0] == "head" else model.tensor(*at))
+
+
+def text_of(found, steps):
+    """Our greedy text of a source, in all as many tokens as run takes steps."""
+    model = model_of(found)
+    new = steps - len(model.tokenizer.encode(PROMPT))
+    return generate(model, PROMPT, max_new_tokens=new, temperature=0.0)
+
+
+def test_greedy_text_is_that_of_run(tmp_path):
+    llama2c.write(words_only(), tmp_path, "model.bin", "0")
     run = Run(tmp_path / "model.bin", tmp_path / "tokenizer.bin")
-    found = model_of(llama2c.read(tmp_path / "model.bin"))
-    prompt = "Once upon a time"
-    new = 30 - len(found.tokenizer.encode(prompt))
-    text = generate(found, prompt, max_new_tokens=new, temperature=0.0)
-    assert run.print(prompt, 30).decode() == text + "\n"
+    text = text_of(llama2c.read(tmp_path / "model.bin"), 30)
+    assert run.print(PROMPT, 30).decode() == text + "\n"
+
+
+@pytest.mark.skipif("LLAMA2C_RUN" not in os.environ, reason="LLAMA2C_RUN names no program `run`")
+def test_greedy_text_is_that_of_the_real_run(tmp_path):
+    """LLAMA2C_RUN is the path of `run`, built of llama2.c's run.c."""
+    llama2c.write(words_only(), tmp_path, "model.bin", "0")
+    command = [os.environ["LLAMA2C_RUN"], "model.bin", "-z", "tokenizer.bin", "-t", "0", "-n", "30"]
+    done = subprocess.run(
+        [*command, "-i", PROMPT], cwd=tmp_path, capture_output=True, check=True, timeout=60
+    )
+    assert done.stdout.decode() == text_of(llama2c.read(tmp_path / "model.bin"), 30) + "\n"
 
 
 def test_the_group_divides_every_row(tmp_path):

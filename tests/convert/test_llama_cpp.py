@@ -1,0 +1,71 @@
+"""GGUF files run by llama.cpp: as it did once (tests/golden/llama_cpp.json), and anew.
+
+In float32 its greedy tokens are ours. With other types it rounds activations as well, to float16,
+bfloat16 or int8, where we compute in float32; so greedy tokens can part where two are nearly as
+likely, and probabilities agree as closely as those roundings allow.
+"""
+
+import json
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.convert import gguf
+from llama_jax.infer.api import apply
+from tests.convert.gguf_bytes import file_bytes, infos_of, settings_of
+from tests.convert.models import params_of, source, tokenizer
+from tests.golden.make_llama_cpp_goldens import CASES, FILE, PROMPTS, TEXTS, run, write
+
+STORED = json.loads(FILE.read_text())["cases"]
+LOGPROB = {"float16": 2e-3, "bfloat16": 2e-2, "q8_0": 5e-2}
+EXACT = sorted(set(CASES) - set(LOGPROB))
+
+
+@cache
+def logits_of(config):
+    return jax.jit(partial(apply, config=config))
+
+
+def model_of(name, folder):
+    """Our float32 parameters of a case, read from a file that needs no package to be written."""
+    config, dtype, variant = CASES[name]
+    kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    infos = infos_of(source(config, dtype), "Q8_0" if variant else kind)
+    (folder / "m.gguf").write_bytes(file_bytes(settings_of(config), infos))
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), params_of(gguf.read(folder / "m.gguf")))
+    return replace(config, dtype="float32", param_dtype="float32"), params
+
+
+def check(name, found, folder):
+    """What llama.cpp found agrees with what we compute of the same tokens."""
+    config, params = model_of(name, folder)
+    rows = [[*prompt, *tokens] for prompt, tokens in zip(PROMPTS, found["tokens"], strict=True)]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    logprobs = np.asarray(jax.nn.log_softmax(logits_of(config)(params, jnp.asarray(tokens))))
+    for i, prompt in enumerate(PROMPTS):
+        ours = logprobs[i, len(prompt) - 1 :]
+        for token, logprob in found["top"][i]:
+            assert abs(ours[0, token] - logprob) < LOGPROB.get(name, 1e-4)
+        if name in EXACT:
+            greedy = ours[: len(found["tokens"][i])].argmax(axis=-1)
+            assert greedy.tolist() == found["tokens"][i]
+    assert found["ids"] == [tokenizer().encode(text, bos=True) for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_llama_cpp_computed_the_same(tmp_path, name):
+    check(name, STORED[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_llama_cpp_computes_the_same(tmp_path, name):
+    for package in ("gguf", "xllamacpp"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    check(name, run(write(name, tmp_path)), tmp_path)
