@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.config import InputError, ModelConfig, require
@@ -127,8 +128,7 @@ def _config(file: GgufFile) -> ModelConfig:
     embedding = file.tensors.get(NAMES["embed"])
     if embedding is None:
         raise InputError(f"{s.where} lacks the tensor {NAMES['embed']}")
-    matrices = {info.type for info in file.tensors.values() if len(info.shape) == 2}
-    narrow = "bfloat16" if matrices == {"BF16"} else "float32"
+    stored = _stored_type(file)
     values = dict(
         vocab_size=embedding.shape[0],
         d_model=D,
@@ -143,14 +143,31 @@ def _config(file: GgufFile) -> ModelConfig:
         rope_scaling=scaling,
         rope_factor=factor,
         tie_embeddings=NAMES["head"] not in file.tensors,
-        dtype=narrow,
-        param_dtype=narrow,
+        dtype="bfloat16" if stored == "bfloat16" else "float32",
+        param_dtype=stored,
     )
     s.require_all_taken()
     try:
         return ModelConfig(**values)  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(f"{s.where}: {error}") from error
+
+
+def _stored_type(file: GgufFile) -> str:
+    """The type that holds every number of the file: that of its matrices, if they share one and
+    the norms, which are always F32, fit it too; else float32."""
+    types = {info.type for info in file.tensors.values() if len(info.shape) == 2}
+    narrow = {"BF16": "bfloat16", "F16": "float16"}.get(types.pop()) if len(types) == 1 else None
+    if narrow is None:
+        return "float32"
+    for name, info in file.tensors.items():
+        if info.shape[1:] == () and info.type == "F32":
+            norm = np.asarray(file.tensor(name)[...])
+            with np.errstate(over="ignore"):
+                kept = norm.astype(jnp.dtype(narrow)).astype(np.float32)
+            if not np.array_equal(kept, norm, equal_nan=True):
+                return "float32"
+    return narrow
 
 
 def _scaling(s: _Settings, context: int) -> tuple[str, float]:

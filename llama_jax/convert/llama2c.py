@@ -269,8 +269,8 @@ def _write_rows(file: BinaryIO, rows: np.ndarray, kind: str, header: _Header) ->
     if not header.group or rows.ndim == 1:
         rows.tofile(file)
         return
+    require(np.isfinite(rows).all(), f"{kind} holds numbers that are not finite, which int8 cannot")
     values, scales = quantize(rows, header.group)
-    require(np.isfinite(scales).all(), f"{kind} holds numbers that are not finite; int8 cannot")
     values.tofile(file)
     scales.astype("<f4").tofile(file)
 

@@ -52,7 +52,7 @@ def source(config, dtype="float32"):
     return Source(
         format="native",
         path=Path("memory"),
-        config=replace(config, param_dtype="bfloat16" if dtype == "bfloat16" else "float32"),
+        config=replace(config, param_dtype=dtype),
         tokenizer=tokenizer().model_bytes,
         tensor=lambda name, layer: arrays[name, layer],
     )

@@ -68,7 +68,7 @@ def test_bfloat16(tmp_path, config):
 @pytest.mark.parametrize("kind", ["F16", "Q8_0"])
 def test_float16_and_q8_0(tmp_path, kind):
     found, expected = gguf.read(put(tmp_path, GROUPED, kind)), source(GROUPED)
-    assert found.config == GROUPED
+    assert found.config == GROUPED  # float32, which the norms need
     for name, layer, weight in tensors(GROUPED):
         wanted = expected.read(name, layer)
         if len(weight.shape) > 1:
@@ -80,6 +80,12 @@ def test_float16_and_q8_0(tmp_path, kind):
         else:
             assert np.array_equal(found.read(name, layer), wanted)
     assert any("Q8_0 multiplied out" in note for note in found.notes) == (kind == "Q8_0")
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
+def test_narrow_types_are_kept_where_the_norms_fit_them(tmp_path, kind, dtype):
+    assert gguf.read(put(tmp_path, GROUPED, kind, dtype)).config.param_dtype == dtype
+    assert gguf.read(put(tmp_path, GROUPED, kind)).config.param_dtype == "float32"
 
 
 def test_parts_are_cut_out(tmp_path):

@@ -148,6 +148,18 @@ def test_the_group_divides_every_row(tmp_path):
     assert llama2c.read(tmp_path / "model.bin").config == config
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_int8_cannot_express(tmp_path, value):
+    model = source(GROUPED)
+    embed = model.read("embed").copy()
+    embed[3, 5] = value
+    broken = replace(model, tensor=lambda *at: embed if at[0] == "embed" else model.tensor(*at))
+    with pytest.raises(InputError, match="embed holds numbers that are not finite"):
+        llama2c.write(broken, tmp_path, "model.bin", "2")
+    llama2c.write(broken, tmp_path, "model.bin", "1")
+    assert np.array_equal(llama2c.read(tmp_path / "model.bin").read("embed"), embed, equal_nan=True)
+
+
 def test_without_a_tokenizer(tmp_path):
     path = written(tmp_path)
     (tmp_path / "tokenizer.bin").unlink()
