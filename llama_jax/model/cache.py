@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
-from llama_jax.model.layer import Cache, decoder_layer
+from llama_jax.model.layer import Cache, decoder_layer, order_of_cache
 from llama_jax.ops.linear import project
 from llama_jax.ops.norm import rms_norm
 
 
 def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
-    """One (keys, values) pair for each layer, zeros [B,K,S,H] in the compute type."""
-    shape = (B, config.num_kv_heads, S, config.head_dim)
+    """One (keys, values) pair for each layer, zeros in the compute type, see `order_of_cache`."""
+    sizes = {"B": B, "K": config.num_kv_heads, "S": S, "H": config.head_dim}
+    shape = tuple(sizes[letter] for letter in order_of_cache(config, B))
     return [
         (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
         for _ in range(config.num_layers)

@@ -7,21 +7,26 @@ SwiGLU. The residual stream and all matrix products have x's dtype; norms, rotar
 logits and softmax are float32.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from llama_jax.config import ModelConfig
+from llama_jax.config import InputError, ModelConfig
 from llama_jax.ops.attention import dot_product_attention
+from llama_jax.ops.cached_attention import Order, cache_order, cached_attention
+from llama_jax.ops.capabilities import Unsupported
 from llama_jax.ops.linear import project
 from llama_jax.ops.mlp import swiglu
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.rope import apply_rope, rope_frequencies
 from llama_jax.parallel.rules import constrain, spec_in_context
 
-Cache = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
+Cache = tuple[Float[Array, "B x y H"], Float[Array, "B x y H"]]
+"""Keys and values, [B,K,S,H] or [B,S,K,H] as `order_of_cache` says."""
 
 
 def decoder_layer(
@@ -64,22 +69,8 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigza
     q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
     k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
     v = checkpoint_name(project(h, w["v"]), "v")
-    offset = 0
-    if kv is not None:
-        offset = positions[:, 0]
-        kv = write_cache(kv, k, v, offset)
-        k, v = (c.swapaxes(1, 2) for c in kv)
-    out = dot_product_attention(
-        q,
-        k,
-        v,
-        causal=True,
-        segment_ids=segment_ids,
-        q_offset=offset,
-        implementation=None if cfg.attention == "auto" else cfg.attention,
-        spec=spec_in_context(("batch", "seq", "heads", "head_dim"), q.shape),
-        zigzag=zigzag,
-    )
+    with settings_refused(cfg):
+        out, kv = attend(q, k, v, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
     return project(out, w["o"], inputs=2), kv
 
 
@@ -90,17 +81,59 @@ def mlp_block(w, x, *, cfg: ModelConfig):
     return swiglu(h, w["gate"], w["up"], w["down"])
 
 
-def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"]) -> Cache:
-    """Row b's new keys and values [T,K,H] at positions start[b] onwards of its cache [K,S,H].
+def attend(q, k, v, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
+    """Attention within x, or to a cache that the new keys and values are written to first."""
+    if kv is None:
+        spec = spec_in_context(("batch", "seq", "heads", "head_dim"), q.shape)
+        options = {"implementation": implementation(cfg), "spec": spec, "zigzag": zigzag}
+        return dot_product_attention(q, k, v, segment_ids=segment_ids, **options), None
+    start, order = positions[:, 0], order_of_cache(cfg, q.shape[0])
+    kv = write_cache(kv, k, v, start, order)
+    return cached_attention(q, *kv, start, order=order, spec=cache_spec(cfg, q.shape[0])), kv
 
-    The cache has the layout in which attention reads it, so that no step transposes all of it, and
-    rows are written one by one: XLA's CPU backend makes a slow loop of a batched update.
+
+def implementation(cfg: ModelConfig) -> str | None:
+    """What `ops.attention` calls the configured attention."""
+    return None if cfg.attention == "auto" else cfg.attention
+
+
+def cache_spec(cfg: ModelConfig, B: int) -> PartitionSpec | None:
+    """How B rows of new queries, and a cache like them, are split over the mesh in context."""
+    axes, shape = ("batch", None, "heads", "head_dim"), (B, 1, cfg.num_heads, cfg.head_dim)
+    return spec_in_context(axes, shape)
+
+
+def order_of_cache(cfg: ModelConfig, B: int) -> Order:
+    """The axes of a cache of B rows, the same for the program that makes it and all that use it."""
+    N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    sizes = {"B": B, "N": N, "K": K, "H": H}
+    with settings_refused(cfg):
+        spec = cache_spec(cfg, B)
+        return cache_order(implementation(cfg), **sizes, dtype=cfg.dtype, spec=spec)
+
+
+@contextlib.contextmanager
+def settings_refused(cfg: ModelConfig) -> Iterator[None]:
+    """What a named attention cannot do, as the fault of the setting that named it."""
+    try:
+        yield
+    except Unsupported as error:
+        raise InputError(f"model.attention={cfg.attention}: {error}") from error
+
+
+def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"], order: Order) -> Cache:
+    """Row b's new keys and values [T,K,H] at positions start[b] onwards of its cache.
+
+    The cache has the order of axes in which attention reads it, so that no step transposes all of
+    it, and rows are written one by one: XLA's CPU backend makes a slow loop of a batched update.
     """
+    axis = order.index("S")
 
     def write(cache, new):
-        new = new.swapaxes(1, 2).astype(cache.dtype)
+        new = new.astype(cache.dtype) if axis == 1 else new.swapaxes(1, 2).astype(cache.dtype)
         for b in range(cache.shape[0]):
-            cache = jax.lax.dynamic_update_slice(cache, new[b : b + 1], (b, 0, start[b], 0))
+            place = (b, start[b], 0, 0) if axis == 1 else (b, 0, start[b], 0)
+            cache = jax.lax.dynamic_update_slice(cache, new[b : b + 1], place)
         return cache
 
     return write(kv[0], k), write(kv[1], v)

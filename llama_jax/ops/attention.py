@@ -6,7 +6,6 @@ one key/value head (Ainslie et al. 2023; Llama 2, section 2.2 and appendix A.2.1
 
 import functools
 import logging
-import math
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +59,8 @@ def dot_product_attention(
         them, and keys travel around the devices of that axis.
 
     Raises:
-      ValueError: shapes, dtypes or the implementation do not fit; the message holds the values.
+      ValueError: shapes or dtypes do not fit; the message holds the values.
+      Unsupported: a ValueError; the named implementation cannot do this, with the values.
     """
     _validate(q, k, v, segment_ids, kv_segment_ids, implementation)
     masks = {"segment_ids": segment_ids, "kv_segment_ids": kv_segment_ids, "q_offset": q_offset}
@@ -106,14 +106,14 @@ def _ring_axis(spec, q, k, causal, masks):
             "zigzag is for causal attention of a sequence to itself, not "
             f"{causal=}, T={q.shape[1]}, S={k.shape[1]}, kv_segment_ids or q_offset"
         )
-    parts = 2 * _devices(axis)
+    parts = 2 * capabilities.devices(axis)
     if q.shape[1] % parts:
         raise ValueError(f"T={q.shape[1]} must be a multiple of {parts}, two parts a device")
     return axis
 
 
 def _choose(implementation, q, k, causal, masks, spec, axis):
-    """The implementation to use; ValueError if the one that was named cannot do this."""
+    """The implementation to use; Unsupported if the one that was named cannot do this."""
     device = capabilities.device()
     if implementation is None:
         preferred = {"cpu": "xla", "gpu": "cudnn"}.get(device, "pallas")
@@ -126,29 +126,24 @@ def _choose(implementation, q, k, causal, masks, spec, axis):
     else:
         problem = ""
     if problem and implementation is not None:
-        raise ValueError(f"{implementation=} cannot be used: {problem}; 'xla' takes anything")
+        text = f"{implementation=} cannot be used: {problem}; 'xla' takes anything"
+        raise capabilities.Unsupported(text)
     if problem:
-        _say_once(f"attention falls back from {preferred} to xla on {device}: {problem}")
+        say_once(f"attention falls back from {preferred} to xla on {device}: {problem}")
         return "xla"
     if preferred == "pallas" and device == "cpu":
-        _say_once("attention: Pallas kernels are interpreted on a CPU, which is slow")
+        say_once("attention: Pallas kernels are interpreted on a CPU, which is slow")
     return preferred
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Log a warning the first time that it is given."""
     logger.warning(message)
 
 
 def _from_zero(masks) -> bool:
     return isinstance(masks["q_offset"], int) and masks["q_offset"] == 0
-
-
-def _devices(entry) -> int:
-    """Devices that one entry of a PartitionSpec splits an axis over."""
-    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape[name] for name in names)
 
 
 def _kernel_problem(device, q, k, masks, spec, axis) -> str:
@@ -160,15 +155,9 @@ def _kernel_problem(device, q, k, masks, spec, axis) -> str:
         offset=not _from_zero(masks),
         segments=masks["segment_ids"] is not None,
     )
-    if problem or spec is None:
-        return problem
-    if axis is None and _devices(spec[1]) > 1:
+    if not problem and axis is None and spec is not None and capabilities.devices(spec[1]) > 1:
         return f"positions that the mesh axis {spec[1]!r} splits need zigzag order"
-    sizes = {"B": (q.shape[0], 0), "N": (q.shape[2], 2), "K": (k.shape[2], 2)}
-    for letter, (size, place) in sizes.items():
-        if size % _devices(spec[place]):
-            return f"{letter}={size} is not divisible by {_devices(spec[place])} ({spec[place]})"
-    return ""
+    return problem or capabilities.split_problem(spec, B=q.shape[0], N=q.shape[2], K=k.shape[2])
 
 
 def _kernel(scale: float, **masks) -> Parts:

@@ -1,10 +1,16 @@
 """What each implementation of attention can do, as data, and the platform that a program is for."""
 
 import dataclasses
+import math
 
 import jax
+from jax.sharding import PartitionSpec
 
 from llama_jax.kernels.block_sizes import DTYPES, HEAD_WIDTHS, VMEM, generation
+
+
+class Unsupported(ValueError):
+    """The named implementation cannot do what is asked, with the values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,4 +79,21 @@ def problem(name: str, device: str, dtype: str, H: int, *, offset: bool, segment
         return "its queries start at position 0"
     if segments and not able.segments:
         return "it takes no segment ids"
+    return ""
+
+
+def devices(entry: str | tuple[str, ...] | None) -> int:
+    """Devices that one entry of a PartitionSpec splits an axis over, on the mesh in scope."""
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[name] for name in names)
+
+
+def split_problem(spec: PartitionSpec | None, *, B: int, N: int, K: int) -> str:
+    """Why rows and heads cannot be split as `spec` says for q [B,T,N,H]; empty if they can."""
+    if spec is None:
+        return ""
+    for letter, size, entry in (("B", B, spec[0]), ("N", N, spec[2]), ("K", K, spec[2])):
+        if size % devices(entry):
+            return f"{letter}={size} is not divisible by the {devices(entry)} devices of {entry!r}"
     return ""

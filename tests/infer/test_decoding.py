@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from llama_jax.config import InputError
 from llama_jax.infer import generate as module
 from llama_jax.infer.generate import generate_tokens
+from llama_jax.model.cache import empty_cache
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
+from llama_jax.ops import cached_attention
 
 SMALL = replace(TINY, vocab_size=61, max_seq_len=48)
 CONFIGS = {
@@ -70,6 +72,22 @@ def test_greedy_decoding_is_the_argmax_of_full_forward_passes(name):
     expected = [greedy_oracle(p, config, 10) for p in prompts]
     assert len({tuple(e) for e in expected}) == 3
     assert run(prompts, config, 10) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunked", [False, True], ids=["decode kernel", "chunked prefill"])
+def test_the_kernels_read_a_cache_of_their_own_order(chunked, monkeypatch):
+    """Interpreted, ragged rows: the tokens that XLA attention gives."""
+    # Programs are kept by configuration: each case has its own.
+    xla = replace(SMALL, head_dim=64, num_layers=1, max_seq_len=47 + chunked, attention="xla")
+    pallas = replace(xla, attention="pallas")
+    assert [empty_cache(c, 2, 48)[0][0].shape[1] for c in (xla, pallas)] == [2, 48]
+    if chunked:
+        monkeypatch.setattr(cached_attention, "DECODE_QUERIES", 0)
+    prompts = [[1, 5, 9], list(range(1, 20))]
+    expected = run(prompts, xla, 6)
+    assert len({*expected[0], *expected[1]}) > 3
+    assert run(prompts, pallas, 6) == expected
 
 
 def test_a_row_stops_before_eos_and_at_the_end_of_the_context():

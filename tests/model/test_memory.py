@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_jax.config import InputError
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from llama_jax.ops.loss import next_token_targets
@@ -119,3 +120,19 @@ def test_offload_keeps_in_the_hosts_memory(by_policy):
 
     assert "pinned_host" in placed("offload")
     assert "pinned_host" not in placed("qkvo")
+
+
+@pytest.mark.parametrize(("remat", "calls"), [("none", 2), ("full", 3), ("qkvo", 2)])
+def test_attention_is_computed_again_only_where_its_output_is_not_kept(remat, calls):
+    """Kernels in the program: forward, backward, and forward once more if lse is not kept."""
+    cfg = replace(SMALL, head_dim=64, attention="pallas", remat=remat)
+    batch = batch_of(cfg, (9, 7))
+    traced = ours(cfg).trace(abstract_params(cfg), batch)
+    assert str(traced.jaxpr).count("pallas_call[") == calls
+
+
+def test_an_attention_that_cannot_be_used_is_a_setting_refused():
+    for attention, message in (("pallas", "no head width H=8"), ("cudnn", "made for gpu, not cpu")):
+        cfg = replace(SMALL, attention=attention)
+        with pytest.raises(InputError, match=f"model.attention={attention}: .*{message}"):
+            ours(cfg).trace(abstract_params(cfg), batch_of(cfg, (9, 7)))

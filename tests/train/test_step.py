@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.config import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from llama_jax.config import DataConfig, InputError, MeshConfig, OptimizerConfig, TrainConfig
 from llama_jax.model.llama import apply
 from llama_jax.model.presets import TINY
 from llama_jax.parallel.arrays import shard_batch
@@ -20,6 +20,7 @@ from llama_jax.train.step import (
     jit_eval_step,
     jit_train_step,
     mean_loss_and_gradient,
+    ring_size,
 )
 
 CONFIG = TrainConfig(
@@ -130,26 +131,63 @@ def test_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
+def curve(config, devices, steps=3):
+    """Loss and gradient norm of each step, and the parameters after the last."""
+    mesh, tx, abstract, state = make_state(config, make_mesh(config.mesh, devices))
+    with jax.set_mesh(mesh):
+        step = jit_train_step(config, tx, abstract)
+        out = []
+        for i in range(steps):
+            batch = make_batch(i, T=config.seq_len)
+            state, metrics = step(state, shard_batch(batch, mesh))
+            out.append((float(metrics.loss), float(metrics.grad_norm)))
+    return out, jax.device_get(state.params)
+
+
 @pytest.mark.parametrize(
-    "axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "sequence": 2}]
+    "axes",
+    [
+        {"fsdp": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"fsdp": 4, "sequence": 2},
+        {"fsdp": 2, "sequence": 4},
+    ],
 )
 def test_every_mesh_takes_the_same_steps(axes):
-    def losses(mesh_config, devices):
-        config = replace(CONFIG, mesh=mesh_config)
-        mesh, tx, abstract, state = make_state(config, make_mesh(mesh_config, devices))
-        with jax.set_mesh(mesh):
-            step = jit_train_step(config, tx, abstract)
-            out = []
-            for i in range(3):
-                state, metrics = step(state, shard_batch(make_batch(i), mesh))
-                out.append((float(metrics.loss), float(metrics.grad_norm)))
-        return out, jax.device_get(state.params)
-
-    alone, params = losses(MeshConfig(), jax.devices()[:1])
-    spread, sharded = losses(MeshConfig(**{"fsdp": 1, **axes}), jax.devices())
+    alone, params = curve(CONFIG, jax.devices()[:1])
+    spread, sharded = curve(replace(CONFIG, mesh=MeshConfig(**{"fsdp": 1, **axes})), jax.devices())
     np.testing.assert_allclose(alone, spread, rtol=2e-5)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(), MeshConfig(fsdp=2, sequence=2, tensor=2), MeshConfig(fsdp=1, sequence=4)],
+    ids=["alone", "fsdp 2 x sequence 2 x tensor 2", "sequence 4"],
+)
+def test_the_kernels_take_the_steps_of_xla(mesh):
+    """Interpreted, forward, backward and around the ring, with the policy that keeps lse."""
+    model = replace(TINY, head_dim=64, num_layers=1, attention="xla")
+    config = replace(CONFIG, model=model)
+    expected, params = curve(config, jax.devices()[:1])
+    kernels = replace(model, attention="pallas", remat="qkvo")
+    size = max(mesh.fsdp, 1) * mesh.sequence * mesh.tensor
+    got, other = curve(replace(config, model=kernels, mesh=mesh), jax.devices()[:size])
+    np.testing.assert_allclose(got, expected, rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+
+
+def test_a_row_that_the_ring_cannot_share_out_is_refused():
+    model = replace(TINY, head_dim=64, attention="pallas")
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=1, sequence=8))):
+        with pytest.raises(InputError, match="seq_len=24 must be a multiple of 16"):
+            ring_size(model, 24)
+        assert ring_size(replace(model, attention="auto"), 24) == 1
+        assert ring_size(replace(model, attention="xla"), 32) == 1
+        assert ring_size(model, 32) == 8
 
 
 def test_parameters_and_moments_are_born_sharded():

@@ -1,0 +1,88 @@
+"""Attention of new tokens to a cache of keys and values that already holds theirs.
+
+The decode kernel reads whole tokens, all heads of each together; XLA's products want whole heads.
+So the order of a cache's axes follows from what will read it, and is settled when it is made.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from llama_jax.kernels.decode_attention import decode_attention
+from llama_jax.ops import capabilities
+from llama_jax.ops.attention import dot_product_attention, say_once
+
+Order = Literal["BSKH", "BKSH"]
+# Queries, of all heads, that the decode kernel takes at once; more go through the forward kernel.
+DECODE_QUERIES = 256
+
+
+def cache_order(
+    implementation: str | None,
+    *,
+    B: int,
+    N: int,
+    K: int,
+    H: int,
+    dtype: str,
+    spec: PartitionSpec | None,
+) -> Order:
+    """Axes of a cache: "BSKH" where the Pallas kernels will read it, else "BKSH".
+
+    Arguments as in `dot_product_attention`; None picks and says once where it falls back.
+
+    Raises:
+      Unsupported: "pallas" is named and cannot be used, with the values.
+    """
+    device = capabilities.device()
+    if implementation not in (None, "pallas") or (implementation is None and device in "cpu gpu"):
+        return "BKSH"
+    problem = capabilities.problem("decode", device, dtype, H, offset=True, segments=False)
+    problem = problem or capabilities.split_problem(spec, B=B, N=N, K=K)
+    if problem and implementation is not None:
+        text = f"{implementation=} cannot read a cache: {problem}; 'xla' takes anything"
+        raise capabilities.Unsupported(text)
+    if problem:
+        say_once(f"attention to a cache falls back from pallas to xla on {device}: {problem}")
+    return "BKSH" if problem else "BSKH"
+
+
+def cached_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "..."],
+    v: Float[Array, "..."],
+    start: Int[Array, " B"],
+    *,
+    order: Order,
+    spec: PartitionSpec | None = None,
+) -> Float[Array, "B T N H"]:
+    """Causal attention of T new tokens a row, which stand at start[b] onwards of its cache.
+
+    Not differentiable.
+
+    Args:
+      k, v: the cache [B,S,K,H] or [B,K,S,H], as `order` says; start[b] + T <= S.
+      spec: how q is split over the mesh in scope, positions whole; the cache likewise.
+    """
+    T, N = q.shape[1:3]
+    if order == "BKSH":
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return dot_product_attention(q, k, v, q_offset=start, implementation="xla")
+    if T > 1 and T * N > DECODE_QUERIES:
+        return dot_product_attention(q, k, v, q_offset=start, implementation="pallas", spec=spec)
+    if spec is None:
+        return _decode(q, k, v, start)
+    specs = (spec, spec, spec, PartitionSpec(spec[0]))
+    return jax.shard_map(_decode, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, start)
+
+
+def _decode(q, k, v, start):
+    device = capabilities.device()
+    # Two cores share a chip of these generations; one row keeps both busy when it is split.
+    splits = 2 if device in ("v4", "v5p") and q.shape[0] == 1 else 1
+    attend = functools.partial(decode_attention, splits=splits, interpret=device == "cpu")
+    return attend(q, k, v, start + jnp.int32(q.shape[1]))
