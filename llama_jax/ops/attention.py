@@ -182,6 +182,10 @@ def _cudnn_problem(device, q, masks, axis) -> str:
         return "a query that sees nothing would not give zeros, and kv_segment_ids allow that"
     if segments and q.shape[1] % 2:
         return f"with segment ids it needs an even length, not T={q.shape[1]}"
+    # "8.0" on NVIDIA's, "gfx942" and the like on others.
+    able = jax.devices()[0].compute_capability
+    if not able[:1].isdigit() or float(able) < 8:
+        return f"it needs an NVIDIA GPU of compute capability 8.0 or more, not {able}"
     return ""
 
 

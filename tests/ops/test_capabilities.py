@@ -17,6 +17,7 @@ from llama_jax.ops import attention, capabilities
 from llama_jax.ops.attention import dot_product_attention
 from llama_jax.ops.cached_attention import cache_order
 from llama_jax.tpu.schedule import CHIPS
+from tests.comparison import assert_close, epsilon
 
 HEADS = PartitionSpec("rows", None, "heads", None)
 
@@ -113,3 +114,65 @@ def test_what_the_kernels_do_not_take_falls_back_once_or_raises(shape, message, 
             traced(shapes, spec=HEADS, implementation="pallas")
         with pytest.raises(ValueError, match="made for gpu, not v5e"):
             traced(shapes, spec=HEADS, implementation="cudnn")
+
+
+class Gpu:
+    device_kind = "NVIDIA H100 80GB HBM3"
+    compute_capability = "9.0"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that computes what it is given on this CPU; gives the calls that reach cuDNN."""
+    plain, calls = jax.nn.dot_product_attention, []
+
+    def on_cpu(*arrays, implementation, **options):
+        calls.append(implementation)
+        return plain(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax, "devices", lambda: [Gpu])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
+    attention.say_once.cache_clear()
+    return calls
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("segments", [True, False])
+def test_cudnn_is_given_the_same_attention(gpu, causal, segments):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal(a.shape), a.dtype) for a in arrays(B=2, T=32))
+    ids = jnp.repeat(jnp.asarray([[1, 2, 0], [1, 1, 2]]), jnp.asarray([9, 13, 10]), axis=1)
+    options = {"causal": causal, "segment_ids": ids if segments else None}
+    picked = dot_product_attention(q, k, v, **options)
+    assert gpu == ["cudnn"]
+    ours = dot_product_attention(q, k, v, **options, implementation="xla")
+    # Both round the weights and the output to bfloat16 once.
+    assert_close(picked, ours, 2 * epsilon(jnp.bfloat16))
+
+
+def test_what_cudnn_does_not_do_falls_back_or_raises(gpu, monkeypatch):
+    bf16, ids = arrays(T=33), jax.ShapeDtypeStruct((4, 33), jnp.int32)
+    refused = {
+        "it takes bfloat16, float16, not float32": (arrays(dtype="float32"), {}),
+        "its queries start at position 0": (bf16, {"q_offset": 3}),
+        "an even length, not T=33": (bf16, {"segment_ids": ids}),
+        "kv_segment_ids allow that": (bf16, {"segment_ids": ids, "kv_segment_ids": ids}),
+        "no head width H=136; the nearest is 128": (arrays(H=136), {}),
+    }
+
+    def trace(shapes, masks, implementation=None):
+        def call(q, k, v, ids):
+            given = {n: ids if n.endswith("ids") else m for n, m in masks.items()}
+            return dot_product_attention(q, k, v, **given, implementation=implementation)
+
+        jax.eval_shape(call, *shapes, ids)
+
+    for message, (shapes, masks) in refused.items():
+        trace(shapes, masks)
+        with pytest.raises(ValueError, match=message):
+            trace(shapes, masks, "cudnn")
+    monkeypatch.setattr(Gpu, "compute_capability", "7.5")
+    trace(bf16, {})
+    with pytest.raises(ValueError, match=r"compute capability 8.0 or more, not 7.5"):
+        trace(bf16, {}, "cudnn")
+    assert gpu == []
