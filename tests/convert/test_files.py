@@ -42,7 +42,7 @@ def there_and_back(folder, config, to):
     return reports
 
 
-@pytest.mark.parametrize(("name", "version"), zip(CONFIGS, "0110", strict=True))
+@pytest.mark.parametrize(("name", "version"), list(zip(CONFIGS, "0110", strict=True)))
 def test_llama2c_round_trip_is_bit_equal(tmp_path, name, version):
     config = replace(CONFIGS[name], rope_theta=10_000.0)
     there, back = there_and_back(tmp_path, config, f"llama2c:{version}")
@@ -54,7 +54,8 @@ def test_llama2c_round_trip_is_bit_equal(tmp_path, name, version):
 
 @needs_gguf
 @pytest.mark.parametrize(
-    ("name", "dtype"), zip(CONFIGS, ["bfloat16", "float16", "float32", "bfloat16"], strict=True)
+    ("name", "dtype"),
+    list(zip(CONFIGS, ["bfloat16", "float16", "float32", "bfloat16"], strict=True)),
 )
 def test_gguf_round_trip_is_bit_equal(tmp_path, name, dtype):
     there_and_back(tmp_path, replace(CONFIGS[name], param_dtype=dtype), "gguf")
