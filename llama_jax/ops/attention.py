@@ -18,7 +18,7 @@ from llama_jax.kernels.flash_attention_vjp import (
     flash_attention_with_lse,
 )
 from llama_jax.ops import attention_xla, capabilities
-from llama_jax.ops.attention_parts import Parts, attend, sharded
+from llama_jax.ops.attention_parts import Parts, attend, in_float32, sharded
 from llama_jax.ops.ring_attention import ring_parts, xla_parts
 
 IMPLEMENTATIONS = ("xla", "pallas", "cudnn")
@@ -51,7 +51,7 @@ def dot_product_attention(
       q_offset: position of the first query, one for all rows or one per row.
       scale: of the logits; None for 1/sqrt(H).
       implementation: None picks by device, shape and dtype, and says once where it falls back to
-        "xla". A named one is used or raises: "xla", "pallas" (TPU; interpreted, slowly, on a CPU)
+        "xla". A named one is used or raises: "xla", "pallas" (TPU; on a CPU interpreted, slowly)
         or "cudnn" (GPU). The device is that of the mesh in scope, else the default one.
       spec: how q is split over the mesh in scope, and k and v like it; None where it is whole.
         "xla" and "cudnn" are split by the compiler as it likes.
@@ -162,11 +162,14 @@ def _kernel_problem(device, q, k, masks, spec, axis) -> str:
 
 def _kernel(scale: float, **masks) -> Parts:
     """The Pallas kernels with what is known of the masks before any array."""
-    statics = dict(scale=scale, interpret=capabilities.device() == "cpu", **masks)
-    return Parts(
+    interpret = capabilities.device() == "cpu"
+    statics = dict(scale=scale, interpret=interpret, **masks)
+    parts = Parts(
         functools.partial(flash_attention_with_lse, **statics),
         functools.partial(flash_attention_gradients, **statics),
     )
+    # XLA's CPU backend lacks some of the bfloat16 products that the interpreted kernels make.
+    return in_float32(parts) if interpret else parts
 
 
 def _cudnn_problem(device, q, masks, axis) -> str:

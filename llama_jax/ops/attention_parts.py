@@ -92,3 +92,20 @@ def sharded(parts: Parts, spec: PartitionSpec) -> Parts:
         split(parts.forward, *qkv, out=(spec, rows)),
         split(parts.gradients, *qkv, spec, rows, rows, out=qkv),
     )
+
+
+def in_float32(parts: Parts) -> Parts:
+    """The same computed in float32, whatever the arrays are; results are rounded to q's dtype."""
+
+    def wide(*arrays: Array) -> list[Array]:
+        return [a.astype(jnp.float32) for a in arrays]
+
+    def forward(q: Array, k: Array, v: Array, **masks: Any):
+        out, lse = parts.forward(*wide(q, k, v), **masks)
+        return out.astype(q.dtype), lse
+
+    def gradients(q: Array, *others: Array, **masks: Any):
+        dq, dk, dv = parts.gradients(*wide(q, *others), **masks)
+        return dq.astype(q.dtype), dk.astype(q.dtype), dv.astype(q.dtype)
+
+    return Parts(forward, gradients)
