@@ -28,6 +28,7 @@ examples:
   llama-jax generate runs/docs --prompt "The" --temperature 0
   llama-jax eval runs/docs
   llama-jax verify runs/docs
+  llama-jax plan --model llama2-7b --topology v5e-256         no TPU needed
   llama-jax convert Llama-2-7b-hf/ models/llama2-7b   from Hugging Face and others
   llama-jax tokenizer train --input books/ --vocab-size 8000 --output tokenizer/
 """
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     commands.add_parser("train", help="pretrain, or resume: the same command goes on")
+    commands.add_parser("plan", help="will it fit on a TPU slice, how fast; no TPU needed")
 
     sub = command(
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"
@@ -153,6 +155,8 @@ def _run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["train"]:  # its options are the experiment's, which argparse ignores
             return _train(arguments[1:])
+        if arguments[:1] == ["plan"]:
+            return _plan(arguments[1:])
         args = _parser().parse_args(arguments)
         return args.run(args) or 0
     except InputError as error:
@@ -203,6 +207,13 @@ def _quiet_start() -> None:
         gpus = any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13))
         if not chips and not gpus:
             os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from llama_jax.tpu.command import run
+
+    print(run(arguments, _Parser))
+    return 0
 
 
 HOSTS = """\

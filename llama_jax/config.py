@@ -271,8 +271,6 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
       InputError: the file is missing, does not run or holds no TrainConfig; an override is unknown
         (the nearest name is given), ill-typed or impossible.
     """
-    import tyro  # 0.2 s that only a command line needs to spend
-
     require(argv, f"{prog} needs an experiment file, such as experiments/python_docs_cpu.py")
     path, *overrides = argv
     if path in ("-h", "--help"):
@@ -299,20 +297,30 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
     require(
         isinstance(config, TrainConfig), f"experiment {path} defines no CONFIG = TrainConfig(...)"
     )
+    return override(config, overrides, f"{prog} {path}")
+
+
+def override(config: TrainConfig, options: Sequence[str], prog: str) -> TrainConfig:
+    """`config` with `--steps 20 --model.remat full ...` put over it; `--help` ends the process.
+
+    Raises InputError for an option that is unknown (the nearest is given), ill-typed or impossible.
+    """
+    import tyro  # 0.2 s that only a command line needs to spend
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 TrainConfig,
-                prog=f"{prog} {path}",
+                prog=prog,
                 default=config,
-                args=overrides,
+                args=list(options),
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
     except SystemExit as end:
         if not end.code:
             raise
-        raise InputError(_one_line(said.getvalue(), f"{prog} {path}")) from None
+        raise InputError(_one_line(said.getvalue(), prog)) from None
 
 
 def _one_line(box: str, command: str) -> str:

@@ -12,7 +12,8 @@ import json
 import sys
 
 from llama_jax.kernels import block_sizes
-from llama_jax.tpu.schedule import CHIPS, Chip, Schedule, compile_for, compile_in_subprocess
+from llama_jax.tpu.chips import CHIPS, Chip
+from llama_jax.tpu.schedule import Schedule, compile_for, compile_in_subprocess
 
 # Llama 2: query heads, key/value heads. T = 4096, H = 128, one row.
 MODELS = {"7B": (32, 32), "70B": (64, 8)}

@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_jax.tpu.chips import CHIPS
+
 SLOTS = (
     *("matmul", "matpush", "xlu", "valu", "vpop", "eup"),
     *("vload", "fill", "vstore", "spill", "salu"),
@@ -27,37 +29,6 @@ SLOTS = (
 VECTOR_WORK = 64
 # A branch takes effect after four more bundles.
 DELAY_SLOTS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One TPU generation; figures are per chip unless said otherwise."""
-
-    topology: str
-    """Smallest slice that libtpu knows."""
-    cores: int
-    """TensorCores; a kernel's parallel grid axes are split over them."""
-    macs_per_cycle: int
-    """Multiply-adds of all matrix units of one core."""
-    bf16_flops: float
-    """Peak, per second."""
-    hbm_bytes_per_second: float
-
-    @property
-    def clock(self) -> float:
-        """Cycles per second."""
-        return self.bf16_flops / (2 * self.cores * self.macs_per_cycle)
-
-
-# Peak and bandwidth: cloud.google.com/tpu/docs/system-architecture-tpu-vm, pages v4, v5e, v5p and
-# v6e. Matrix units: four of 128 x 128 a core up to v5p, on v6e two of 256 x 256 that take two rows
-# a cycle (jax/_src/tpu_info.py, and the busy slots of the schedules).
-CHIPS = {
-    "v4": Chip("v4:2x2x1", 2, 4 * 128 * 128, 275e12, 1228e9),
-    "v5e": Chip("v5e:2x2", 1, 4 * 128 * 128, 197e12, 819e9),
-    "v5p": Chip("v5p:2x2x1", 2, 4 * 128 * 128, 459e12, 2765e9),
-    "v6e": Chip("v6e:2x2", 1, 2 * 2 * 256 * 256, 918e12, 1640e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from llama_jax.config import ModelConfig, TrainConfig, require
 from llama_jax.model.llama import hidden
+from llama_jax.model.weights import map_weights
 from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
 from llama_jax.ops.ring_attention import zigzag
 from llama_jax.parallel.arrays import BATCH_AXES
@@ -110,27 +111,40 @@ def batch_targets(batch: Batch) -> tuple[Array, Array]:
 def mean_loss_and_gradient(
     params: dict, batch: Batch, *, cfg: ModelConfig, accumulate: int, z_loss: float
 ) -> tuple[Float[Array, ""], dict]:
-    """Mean loss over the targets of the whole batch, and its gradient.
+    """Mean loss over the targets of the whole batch, and its gradient in the parameters' types.
 
     The batch is taken in `accumulate` micro-batches of interleaved rows, so that each device keeps
     the rows it has; all of them are divided by the targets of the whole, however they fall.
     """
     count = jnp.maximum(jnp.sum(batch_targets(batch)[1], dtype=jnp.float32), 1)
 
-    def share(params, micro):
-        return summed_loss(params, micro, cfg=cfg, z_loss=z_loss)[0] / count
+    def share(weights, micro):
+        return summed_loss(weights, micro, cfg=cfg, z_loss=z_loss)[0] / count
 
+    weights = computing_weights(params, cfg)
     if accumulate == 1:
-        return jax.value_and_grad(share)(params, batch)
+        loss, gradient = jax.value_and_grad(share)(weights, batch)
+        return loss, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
     def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, jax.value_and_grad(share)(params, micro)), None
+        return jax.tree.map(jnp.add, carry, jax.value_and_grad(share)(weights, micro)), None
 
     def interleave(a):
         return jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0)
 
     start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, start, jax.tree.map(interleave, dict(batch)))[0]
+
+
+def computing_weights(params: dict, cfg: ModelConfig) -> dict:
+    """The parameters as the layers read them: matrices in the compute type, norms as they are.
+
+    Cast once a step and outside the loop over the layers, they travel between devices in that type
+    and the loop's stacked gradients are kept in it, where a cast inside would make them float32:
+    the same numbers, as each was rounded when its product was.
+    """
+    dtypes = map_weights(lambda w: cfg.param_dtype if "norm" in w.axes else cfg.dtype, cfg)
+    return jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
 
 
 def train_step(

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from llama_jax.tpu import kernel_cases
+from llama_jax.tpu.chips import CHIPS
 from llama_jax.tpu.kernel_cases import Case, blocks_seen, kernel_report, macs, visits
-from llama_jax.tpu.schedule import CHIPS, parse
+from llama_jax.tpu.schedule import parse
 
 CAPACITY = "    4     4     3     4     2     1     3     3     1     1     2"
 IDLE = "0 0 0 0 0 0 0 0 0 0 1"

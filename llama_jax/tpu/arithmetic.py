@@ -1,0 +1,157 @@
+"""FLOPs, bytes and seconds of a training step from the model's shape, without a compiler.
+
+What the plan counts as work, what the search orders candidates by, and what a change would bring.
+"""
+
+import dataclasses
+import math
+
+from llama_jax.config import ModelConfig, TrainConfig
+from llama_jax.model.weights import layer_weights, outer_weights, parameter_count
+from llama_jax.parallel.mesh import axis_sizes
+from llama_jax.tpu.topology import Topology
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Of one step, over all chips."""
+
+    causal: float
+    """Forward and backward pass, products above the causal diagonal not counted."""
+    full: float
+    """The same with them, as they were counted until 2025."""
+    executed: float
+    """What is computed: causal, and what rematerialisation and flash attention compute again."""
+
+
+def layer_products(c: ModelConfig) -> dict[str, float]:
+    """FLOPs a token of one layer's matrix products, attention left out."""
+    weights = {
+        k: 2.0 * math.prod(w.shape) for k, w in layer_weights(c).items() if w.axes[-1] != "norm"
+    }
+    return {
+        "qkv": weights["q"] + weights["k"] + weights["v"],
+        "o": weights["o"],
+        "gate_up": weights["gate"] + weights["up"],
+        "down": weights["down"],
+    }
+
+
+def attention_products(c: ModelConfig, seq_len: int) -> float:
+    """FLOPs a token of q k^T and of its product with v, in one layer, all positions seen."""
+    return 4.0 * seq_len * c.num_heads * c.head_dim
+
+
+def flops(config: TrainConfig) -> Flops:
+    """The work of one step.
+
+    A weight costs two FLOPs a token forward and four backward; flash attention makes five products
+    backward where two would do forward. What each remat policy computes again: model/llama.py.
+    """
+    c = config.model
+    tokens = config.batch_size * config.seq_len
+    products = layer_products(c)
+    scores = attention_products(c, config.seq_len)
+    weights = 3 * c.num_layers * sum(products.values()) + 6.0 * c.d_model * c.vocab_size
+    again = {
+        "none": 0.0,
+        "full": products["qkv"] + products["o"] + products["gate_up"] + scores / 2,
+        "dots": scores / 2,
+        "qkvo": products["o"] + products["gate_up"],
+        "offload": products["o"] + products["gate_up"],
+    }[c.remat]
+    causal = weights + 3 * c.num_layers * scores / 2
+    executed = causal + c.num_layers * (again + scores / 4)
+    return Flops(
+        causal=tokens * causal,
+        full=tokens * (weights + 3 * c.num_layers * scores),
+        executed=tokens * executed,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a step needs of each chip, by the arithmetic alone."""
+
+    hbm: dict[str, float]
+    """Bytes by category."""
+    seconds: dict[str, float]
+    """What each resource needs by itself: compute, hbm, links by mesh axis."""
+
+    @property
+    def total(self) -> float:
+        """Bytes of HBM."""
+        return sum(self.hbm.values())
+
+    @property
+    def step(self) -> float:
+        """Seconds when all resources work at once."""
+        return max(self.seconds.values())
+
+
+def estimate(config: TrainConfig, topology: Topology, axis_bytes: dict[str, float]) -> Estimate:
+    """An estimate of a plan; `axis_bytes`: bytes a second along each mesh axis that has devices.
+
+    Raises InputError if the mesh does not multiply out.
+    """
+    c, chip = config.model, topology.chip
+    mesh = axis_sizes(config.mesh, topology.chips)
+    width = BYTES[c.dtype]
+    replicas = mesh["slice"] * mesh["data"] * mesh["fsdp"]
+    tokens = config.batch_size / config.accumulate * config.seq_len / replicas / mesh["sequence"]
+    count = parameter_count(c)
+    held = count / (mesh["fsdp"] * mesh["tensor"])
+    layer = sum(math.prod(w.shape) for w in layer_weights(c).values())
+    outer = sum(math.prod(w.shape) for w in outer_weights(c).values())
+    D, F = c.d_model, c.d_ff
+    heads = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    kept = {
+        "none": 4 * D + 2 * heads + 4 * F,
+        "full": 0,
+        "dots": D + heads + 2 * F,
+        "qkvo": heads + c.num_heads * c.head_dim,
+        "offload": 0,
+    }[c.remat]
+    residual = tokens / mesh["tensor"] * D
+    hbm = {
+        "parameters": held * BYTES[c.param_dtype],
+        "optimizer": held * (4 + BYTES[config.optimizer.moment_dtype]),
+        "gradients": held * (width if config.accumulate == 1 else 4),
+        "activations": c.num_layers * width * (residual + tokens / mesh["tensor"] * kept),
+        # Weights as they are computed with; one layer's, gathered, and their gradients; its widest
+        # activations; or at the end of the stack the head and its gradient.
+        "temporaries": held * width
+        + max(
+            (1.5 * layer * width + tokens * (3 * F + heads) * width) / mesh["tensor"]
+            + 4 * residual,
+            outer / 2 * (width + 4) / mesh["tensor"],
+        ),
+    }
+    per_chip = flops(config).executed / topology.chips
+    moved = 2.0 * width * count / mesh["tensor"] * config.accumulate
+    updates = held * (2 * (8 + BYTES[config.optimizer.moment_dtype]) + 4 * width)
+    stream = (
+        c.num_layers * config.accumulate * tokens / mesh["tensor"] * (12 * D + 4 * F + 2 * heads)
+    )
+    seconds = {
+        "compute": per_chip / chip.bf16_flops,
+        "hbm": (2 * moved + updates + width * stream) / chip.hbm_bytes_per_second,
+    }
+    sent = {
+        # Gathered forward and backward, scattered once.
+        "fsdp": 3 * width * count / mesh["tensor"] * config.accumulate,
+        "data": 2 * width * held,
+        "slice": 2 * width * held,
+        # Around attention and around the MLP, forward, again, and backward.
+        "tensor": c.num_layers * config.accumulate * width * tokens * D
+        * (8 if c.remat in ("none", "dots") else 11),
+        "sequence": c.num_layers * config.accumulate * width * tokens * mesh["sequence"]
+        * 2 * c.num_kv_heads * c.head_dim / mesh["tensor"] * 4,
+    }  # fmt: skip
+    for axis, size in mesh.items():
+        if size > 1:
+            bandwidth = axis_bytes.get(axis) or 2 * chip.link_bytes_per_second
+            seconds[f"links {axis}"] = sent[axis] * (size - 1) / size / bandwidth
+    return Estimate(hbm, seconds)

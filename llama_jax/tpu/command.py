@@ -1,0 +1,113 @@
+"""`llama-jax plan`: its options, the experiment they make, and what is printed."""
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llama_jax.config import (
+    DataConfig,
+    InputError,
+    OptimizerConfig,
+    TrainConfig,
+    load_experiment,
+    override,
+    require,
+)
+from llama_jax.model.presets import PRESETS
+from llama_jax.tpu import topology as topology_of
+from llama_jax.tpu.decode_plan import decode_plan, decode_text
+from llama_jax.tpu.plan import as_json, plan
+from llama_jax.tpu.report import front_text, text
+from llama_jax.tpu.search import search
+from llama_jax.tpu.topology import Topology
+
+PROG = "llama-jax plan"
+EPILOG = """\
+Every option of an experiment can follow, as for `llama-jax train`: --batch-size (global),
+--seq-len, --mesh.tensor, --mesh.fsdp, --mesh.sequence, --optimizer.moment-dtype, --accumulate ...
+
+topologies: v4-N and v5p-N count TensorCores, two a chip; v5e-N (v5litepod-N) and v6e-N count chips;
+v5e:16x16 and v5p:4x4x8 give the shape; x2 behind any of them means two slices.
+
+examples:
+  llama-jax plan --model llama2-70b --topology v5p-128
+  llama-jax plan --model llama2-70b --topology v5e-256 --mesh.tensor 4 --batch-size 256 --json
+  llama-jax plan experiments/llama2_7b_32k.py --topology v5p-128
+  llama-jax plan --model llama2-13b --topology v6e-64 --search
+  llama-jax plan --model llama2-70b --topology v5e-16 --decode --batch-size 32
+"""
+
+
+def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -> str:
+    """What the command prints.
+
+    Raises InputError for options that are unknown or do not fit, with the nearest or the values.
+    """
+    parser = parser_class(
+        prog=PROG,
+        usage=f"{PROG} (EXPERIMENT.py | --model NAME) --topology NAME [options]",
+        description="Will a training step fit on a TPU slice, how fast is it, and what binds it? "
+        "Compiles the step that `llama-jax train` runs with the TPU's own compiler, on this CPU.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e-256")
+    parser.add_argument("--remat", metavar="POLICY", help="as --model.remat (full with --model)")
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes, remat policies and batch sizes"
+    )
+    parser.add_argument(
+        "--compile", type=int, default=3, metavar="N", help="rows of a search to compile (3)"
+    )
+    parser.add_argument("--decode", action="store_true", help="plan generation, not training")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    arguments = list(arguments)
+    path = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else []
+    args, rest = parser.parse_known_args(arguments)
+    topology = topology_of.parse(args.topology)
+    if args.remat:
+        rest += ["--model.remat", args.remat]
+    require(
+        bool(path) != bool(args.model),
+        f"{PROG} needs either an experiment file or --model NAME (one of {', '.join(PRESETS)})",
+    )
+    if path:
+        config = load_experiment([*path, *rest], PROG)
+    else:
+        config = override(preset_experiment(args.model, topology), rest, PROG)
+    if args.decode:
+        planned = decode_plan(config, topology)
+        return json.dumps(planned) if args.json else decode_text(planned)
+    if config.mesh.slice == 1 and topology.slices > 1:
+        config = replace(config, mesh=replace(config.mesh, slice=topology.slices))
+    if args.search:
+        front = search(config, topology, compiled=args.compile)
+        if not args.json:
+            return front_text(front)
+        return json.dumps([as_json(row["plan"]) for row in front if row["plan"]])
+    planned = plan(config, topology)
+    return json.dumps(as_json(planned)) if args.json else text(planned)
+
+
+def preset_experiment(name: str, topology: Topology) -> TrainConfig:
+    """One row a chip at the model's own context, recomputing whole layers.
+
+    Raises InputError for an unknown model, with the nearest.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.0)
+        raise InputError(f"model {name!r} is unknown; nearest are {', '.join(near)}")
+    model = replace(PRESETS[name], remat="full")
+    return TrainConfig(
+        workdir="unused",
+        steps=100_000,
+        batch_size=topology.chips,
+        seq_len=model.max_seq_len,
+        model=model,
+        optimizer=OptimizerConfig(learning_rate=3e-4),
+        data=DataConfig(dataset="unused"),
+    )

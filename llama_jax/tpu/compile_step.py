@@ -1,0 +1,248 @@
+"""Compile the real training step for a slice that is not here, and read what it will do.
+
+`python -m llama_jax.tpu.compile_step` reads a request from stdin and prints the facts as JSON:
+libtpu reads its flags when it is loaded and keeps what it compiles in memory, so each step has a
+process of its own, which `facts_of` starts.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from llama_jax.config import InputError, TrainConfig, from_dict
+from llama_jax.parallel.arrays import check_batch
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.tpu import topology as topology_of
+from llama_jax.tpu.collectives import Collective, collectives
+from llama_jax.tpu.hlo import Program
+from llama_jax.tpu.liveness import Liveness
+from llama_jax.tpu.topology import Topology
+from llama_jax.train.optimizer import make_optimizer
+from llama_jax.train.state import abstract_state
+from llama_jax.train.step import abstract_batch, jit_train_step
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+"""For a process that compiles for TPUs and has none."""
+
+
+def facts_of(config: TrainConfig, topology: Topology) -> dict[str, Any]:
+    """What the training step of an experiment does on a slice; see `compile_facts`.
+
+    Raises:
+      InputError: the experiment does not fit the slice, or libtpu is not installed.
+      RuntimeError: the compiler failed for another reason; its last words are in the message.
+    """
+    check_libtpu()
+    request = {"config": dataclasses.asdict(config), "topology": topology.name}
+    begin = time.monotonic()
+    with tempfile.TemporaryFile("w+") as said:
+        done = subprocess.run(
+            [sys.executable, "-m", "llama_jax.tpu.compile_step"],
+            input=json.dumps(request),
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            check=False,
+        )
+        said.seek(0)
+        if done.returncode:
+            raise RuntimeError(f"compiling for {topology.name} failed: {said.read()[-2000:]}")
+    facts = json.loads(done.stdout)
+    if "bad_input" in facts:
+        raise InputError(facts["bad_input"])
+    return {**facts, "wall_seconds": time.monotonic() - begin}
+
+
+def check_libtpu() -> None:
+    """Raise InputError where the TPU compiler is not installed."""
+    try:
+        metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        raise InputError(
+            "planning for a TPU needs its compiler: pip install 'llama-jax[tpu]' (x86-64 Linux)"
+        ) from None
+
+
+def topology_mesh(config: TrainConfig, topology: Topology) -> Mesh:
+    """The mesh of an experiment over the devices of a slice that is not here; needs libtpu."""
+    kwargs: dict[str, Any] = {}
+    if topology.generation == "v4":
+        # Two TensorCores as one device, as on Cloud TPU.
+        kwargs["chip_config_name"] = "megacore"
+    if topology.slices > 1:
+        kwargs["num_slices"] = topology.slices
+    described = topologies.get_topology_desc(topology_name=topology.grid, platform="tpu", **kwargs)
+    return make_mesh(config.mesh, described.devices)
+
+
+def lower_step(config: TrainConfig, mesh: Mesh):
+    """The step that `llama-jax train` runs, lowered for the mesh, and its abstract arguments.
+
+    Raises InputError for what the mesh cannot split.
+    """
+    check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
+    tx = make_optimizer(config.optimizer, config.model, config.steps)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        state = abstract_state(config.model, tx, mesh)
+        batch = abstract_batch(config, mesh)
+        traced = jit_train_step(config, tx, state).trace(state, batch)
+        return traced.lower(lowering_platforms=("tpu",)), state, batch
+
+
+def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
+    """Compile and analyse; sizes in bytes of one chip.
+
+    Keys: memory (the compiler's plan; missing if it refused the program), categories (of what is
+    live at the peak), hbm_traffic, collectives, axes (mesh axis -> bytes a second of one chip),
+    estimated_cycles, refused (bytes of temporaries that the compiler would not place), seconds.
+    """
+    begin = time.monotonic()
+    mesh = topology_mesh(config, topology)
+    lowered, state, batch = lower_step(config, mesh)
+    ready = time.monotonic()
+    facts: dict[str, Any] = {
+        "arguments": {
+            "parameters": local_bytes(state.params),
+            "optimizer": local_bytes(state.opt_state),
+            "batch": local_bytes(batch),
+        },
+        "axes": {name: axis_bandwidth(mesh, name, topology) for name in mesh.axis_names},
+        "mesh": dict(mesh.shape),
+        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
+    }
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refused = re.search(r"temporaries \(([\d.]+)([KMGT])\)", str(error))
+        if refused is None:
+            raise
+        unit = 1 << 10 * (1 + "KMGT".index(refused[2]))
+        facts["refused"] = round(float(refused[1]) * unit)
+        return facts
+    facts["seconds"] = {"prepare": ready - begin, "compile": time.monotonic() - ready}
+    memory: Any = compiled.memory_analysis()
+    facts["memory"] = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "new_outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+        "host": memory.host_temp_size_in_bytes,
+    }
+    program = Program(compiled.as_text())
+    facts |= {
+        "live": categories(Liveness(program), state.params, config.model.num_layers),
+        "hbm_traffic": program.hbm_bytes(),
+        "estimated_cycles": program.estimated_cycles(),
+        "collectives": by_axis(collectives(program, mesh.size), mesh),
+        "unknown_loops": program.unknown_loops,
+    }
+    facts["seconds"]["analyse"] = time.monotonic() - ready - facts["seconds"]["compile"]
+    return facts
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of one device's part of a tree of ShapeDtypeStructs with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def categories(live: Liveness, params: Any, layers: int) -> dict[str, int]:
+    """What is live at the peak beside the arguments.
+
+    Gradients have the shape of one device's part of a parameter, kept activations one row for each
+    layer; both are made outside the loops. The rest are the collectives' buffers, and temporaries.
+    """
+    shapes = {leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(params)}
+    found = dict.fromkeys(("gradients", "activations", "collectives", "temporaries"), 0)
+    for buffer in live.buffers:
+        if buffer.kind == "argument":
+            continue
+        name = "temporaries"
+        if buffer.kind == "collective":
+            name = "collectives"
+        elif buffer.kind == "carried" and buffer.dims in shapes:
+            # Weights in the type that is computed with are gathered from a copy of this shape too.
+            name = "gradients" if "transpose(" in buffer.origin else "temporaries"
+        elif buffer.kind == "carried" and buffer.dims[:1] == (layers,):
+            name = "activations"
+        found[name] += buffer.size
+    return {**found, "peak": live.peak}
+
+
+def by_axis(found: list[Collective], mesh: Mesh) -> list[dict[str, Any]]:
+    """Bytes that one chip sends and times it does, by kind and by the mesh axes that are joined."""
+    sizes = list(mesh.shape.items())
+    total: dict[tuple[str, str], list[float]] = {}
+    for c in found:
+        axes, rest = [], [c.group]
+        for name, size in reversed(sizes):
+            places = {g % size for g in rest[0]}
+            rest = [[g // size for g in rest[0]]]
+            if len(places) > 1:
+                axes.append(name)
+        entry = total.setdefault((c.kind, "+".join(reversed(axes))), [0, 0])
+        entry[0] += c.link_bytes
+        entry[1] += c.times
+    return [
+        {"kind": kind, "axis": axis, "bytes": round(size), "times": times}
+        for (kind, axis), (size, times) in sorted(total.items())
+    ]
+
+
+def axis_bandwidth(mesh: Mesh, axis: str, topology: Topology) -> float:
+    """Bytes a second that one chip can send along a mesh axis, by all the links that lie along it.
+
+    A mesh axis that covers a whole ring of the torus uses both its directions. A part of one, or a
+    torus axis without a wrap-around, counts once: its ends would be idle else.
+    """
+    chip = topology.chip
+    if axis == "slice" and mesh.shape[axis] > 1:
+        return chip.network_bytes_per_second
+    position = list(mesh.axis_names).index(axis)
+    place = tuple(slice(None) if k == position else 0 for k in range(mesh.devices.ndim))
+    line = mesh.devices[place].flat
+    coordinates = list(zip(*(device.coords for device in line), strict=True))
+    links = 0
+    for k in range(len(topology.shape)):
+        extent = len(set(coordinates[k]))
+        if extent > 1:
+            links += 2 if extent == topology.shape[k] and topology.wraps(k) else 1
+    return links * chip.link_bytes_per_second
+
+
+def main() -> None:
+    """Answer one request; see the module."""
+    request = json.load(sys.stdin)
+    try:
+        config = from_dict(TrainConfig, request["config"])
+        facts = compile_facts(config, topology_of.parse(request["topology"]))
+    except InputError as error:
+        facts = {"bad_input": str(error)}
+    facts["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    json.dump(facts, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Generation on a slice by arithmetic alone: weights and cache in HBM, read once a token."""
+
+import math
+from typing import Any
+
+from llama_jax.config import TrainConfig, require
+from llama_jax.model.weights import parameter_count
+from llama_jax.tpu.arithmetic import BYTES, attention_products, layer_products
+from llama_jax.tpu.chips import GiB
+from llama_jax.tpu.topology import Topology
+
+
+def decode_plan(config: TrainConfig, topology: Topology) -> dict[str, Any]:
+    """Memory and time of one token for each of `batch_size` rows at a context of `seq_len`.
+
+    The weights, in the compute type, are split over all chips of one slice, as is the cache: by
+    heads over as many as the key/value heads allow, by rows over the rest. What a step costs at
+    least: reading both once, the products, and two sums over the chips in each layer.
+
+    Raises InputError where the rows do not divide over the chips that remain.
+    """
+    c, chip = config.model, topology.chip
+    chips = topology.chips // topology.slices
+    width = BYTES[c.dtype]
+    split = math.gcd(c.num_kv_heads, chips)
+    rows = chips // split
+    require(
+        config.batch_size % rows == 0,
+        f"batch_size={config.batch_size} is not divisible by {rows}, the chips that the "
+        f"{c.num_kv_heads} key/value heads leave of {chips}; use a multiple of {rows}",
+    )
+    B, S, T = config.batch_size, config.seq_len, 1
+    weights = parameter_count(c) * width / chips
+    cache = 2 * c.num_layers * B * S * c.num_kv_heads * c.head_dim * width / chips
+    work = B * T * (
+        c.num_layers * (sum(layer_products(c).values()) + attention_products(c, S))
+        + 2.0 * c.d_model * c.vocab_size
+    )  # fmt: skip
+    sums = 2 * c.num_layers * 2 * B * c.d_model * width * (chips - 1) / chips
+    links = sum(2 if topology.wraps(k) else 1 for k, n in enumerate(topology.shape) if n > 1)
+    seconds = {
+        "hbm": (weights + cache) / chip.hbm_bytes_per_second,
+        "compute": work / chips / chip.bf16_flops,
+    }
+    if links:
+        seconds["links"] = sums / (links * chip.link_bytes_per_second)
+    total = weights + cache
+    step = max(seconds.values())
+    return {
+        "topology": topology.name,
+        "chips": chips,
+        "batch_size": B,
+        "context": S,
+        "hbm_bytes_per_chip": {"total": total, "weights": weights, "cache": cache},
+        "hbm_limit_bytes": chip.hbm_bytes,
+        "fits": total <= chip.hbm_bytes,
+        "largest_batch_size": max(0, int((chip.hbm_bytes - weights) / (cache / B) // rows * rows)),
+        "predicted_seconds": seconds,
+        "predicted_seconds_per_token": step,
+        "predicted_tokens_per_second": B / step,
+        "binding_limit": max(seconds, key=seconds.__getitem__)
+        if total <= chip.hbm_bytes
+        else "memory",
+    }
+
+
+def decode_text(p: dict[str, Any]) -> str:
+    """The plan of generation for people."""
+    hbm = {name: size / GiB for name, size in p["hbm_bytes_per_chip"].items()}
+    seconds = ", ".join(f"{k} {1e3 * v:.3f} ms" for k, v in p["predicted_seconds"].items())
+    return "\n".join(
+        [
+            f"{p['topology']}: generation on {p['chips']} chips, {p['batch_size']} rows at a "
+            f"context of {p['context']} tokens, by arithmetic",
+            f"  HBM of one chip   {hbm['weights']:.2f} GiB weights, {hbm['cache']:.2f} cache: "
+            f"{hbm['total']:.2f} of {p['hbm_limit_bytes'] / GiB:.2f}, "
+            + ("fits" if p["fits"] else "DOES NOT FIT"),
+            f"  rows that fit     {p['largest_batch_size']}",
+            f"  predicted         {seconds}",
+            f"                    {1e3 * p['predicted_seconds_per_token']:.3f} ms a token, "
+            f"{p['predicted_tokens_per_second']:,.0f} tokens/s in all",
+            f"  bound by          {p['binding_limit']}",
+        ]
+    )

@@ -1,0 +1,81 @@
+"""The planner's arithmetic against counts made another way."""
+
+from dataclasses import replace
+
+import pytest
+
+from llama_jax.config import InputError
+from llama_jax.model.presets import LLAMA2_7B, LLAMA2_70B, PRESETS
+from llama_jax.tpu.arithmetic import estimate, flops
+from llama_jax.tpu.command import preset_experiment
+from llama_jax.tpu.decode_plan import decode_plan
+from llama_jax.tpu.topology import parse
+from llama_jax.train.metrics import flops_per_token
+
+
+def experiment(name, topology="v5e-256", **changes):
+    config = preset_experiment(name, parse(topology))
+    return replace(config, **changes)
+
+
+@pytest.mark.parametrize("model", ["llama2-7b", "llama2-13b", "llama2-70b", "llama1-33b"])
+def test_flops_are_those_that_training_reports(model):
+    config = experiment(model)
+    work, tokens = flops(config), config.batch_size * config.seq_len
+    for name, causal in (("causal", True), ("full", False)):
+        expected = tokens * flops_per_token(PRESETS[model], config.seq_len, causal=causal)
+        assert getattr(work, name) == pytest.approx(expected, rel=1e-12)
+
+
+def test_full_rematerialisation_runs_the_forward_pass_again_but_for_its_last_product():
+    c, tokens = LLAMA2_7B, 256 * 4096
+    extra = (
+        flops(experiment("llama2-7b")).executed
+        - flops(experiment("llama2-7b", model=replace(c, remat="none"))).executed
+    )
+    layer = 2 * (4 * c.d_model**2 + 2 * c.d_model * c.d_ff) + 2 * 4096 * c.d_model
+    assert extra == pytest.approx(tokens * c.num_layers * layer, rel=1e-12)
+
+
+@pytest.mark.parametrize("policies", [("none", "dots"), ("dots", "qkvo"), ("qkvo", "full")])
+def test_policies_trade_memory_for_work(policies):
+    topology = parse("v5e-256")
+    more, less = (
+        experiment("llama2-7b", model=replace(LLAMA2_7B, remat=policy)) for policy in policies
+    )
+    assert flops(more).executed < flops(less).executed
+    assert estimate(more, topology, {}).total > estimate(less, topology, {}).total
+
+
+def test_state_is_split_over_fsdp_and_tensor():
+    c, topology = LLAMA2_70B, parse("v5e-256")
+    config = experiment("llama2-70b", mesh=replace(experiment("llama2-70b").mesh, tensor=4))
+    found = estimate(config, topology, {}).hbm
+    count = 68_976_648_192
+    assert found["parameters"] == count * 4 / 256
+    assert found["optimizer"] == count * 8 / 256
+    assert found["activations"] == c.num_layers * 4 * 4096 * 8192 * 2 / 4
+
+
+def test_links_of_a_fully_sharded_step():
+    config, topology = experiment("llama2-7b"), parse("v5e-256")
+    seconds = estimate(config, topology, {"fsdp": 1e9}).seconds["links fsdp"]
+    # Every weight in bfloat16 is gathered twice and its gradient scattered once.
+    assert seconds == pytest.approx(3 * 2 * 6_738_415_616 * 255 / 256 / 1e9)
+
+
+def test_generation_reads_weights_and_cache_once_a_token():
+    config = experiment("llama2-70b", "v5e-16", batch_size=32)
+    p = decode_plan(config, parse("v5e-16"))
+    weights, cache = 68_976_648_192 * 2 / 16, 2 * 80 * 32 * 4096 * 8 * 128 * 2 / 16
+    assert p["hbm_bytes_per_chip"] == {
+        "total": weights + cache, "weights": weights, "cache": cache
+    }  # fmt: skip
+    assert p["predicted_seconds"]["hbm"] == pytest.approx((weights + cache) / 819e9)
+    assert p["fits"]
+    assert not decode_plan(replace(config, batch_size=256), parse("v5e-16"))["fits"]
+
+
+def test_rows_that_do_not_divide_are_refused():
+    with pytest.raises(InputError, match="batch_size=3 is not divisible by 2"):
+        decode_plan(experiment("llama2-70b", "v5e-16", batch_size=3), parse("v5e-16"))
