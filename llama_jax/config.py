@@ -294,9 +294,8 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
         raise InputError(f"experiment {path} does not run: {error!r}") from error
     finally:
         sys.path.remove(os.getcwd())
-    require(
-        isinstance(config, TrainConfig), f"experiment {path} defines no CONFIG = TrainConfig(...)"
-    )
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"experiment {path} defines no CONFIG = TrainConfig(...)")
     return override(config, overrides, f"{prog} {path}")
 
 

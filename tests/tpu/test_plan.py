@@ -1,0 +1,204 @@
+"""What a plan says of the facts of a compilation, and of input that cannot be planned."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import metadata
+
+import pytest
+
+from llama_jax.config import InputError
+from llama_jax.tpu import compile_step
+from llama_jax.tpu.chips import GiB
+from llama_jax.tpu.command import preset_experiment, run
+from llama_jax.tpu.plan import advice, as_json, of_facts
+from llama_jax.tpu.report import front_text, text
+from llama_jax.tpu.search import search
+from llama_jax.tpu.topology import parse
+
+FACTS = {
+    "arguments": {"parameters": GiB, "optimizer": 2 * GiB, "batch": 1000},
+    "mesh": {"slice": 1, "data": 1, "fsdp": 256, "sequence": 1, "tensor": 1},
+    "axes": {"slice": 0.0, "data": 0.0, "fsdp": 200e9, "sequence": 0.0, "tensor": 0.0},
+    "versions": {"jax": "1", "jaxlib": "1", "libtpu": "1"},
+    "memory": {
+        "arguments": 3 * GiB + 5000,
+        "temporaries": 8 * GiB,
+        "new_outputs": 24,
+        "program": 50_000_000,
+        "peak": 10 * GiB,
+        "host": 0,
+    },
+    "live": {
+        "gradients": GiB // 2,
+        "activations": 5 * GiB,
+        "collectives": GiB,
+        "temporaries": GiB,
+        "peak": 11 * GiB,
+    },
+    "hbm_traffic": 819_000_000_000,
+    "estimated_cycles": 0,
+    "collectives": [
+        {"kind": "all-gather", "axis": "fsdp", "bytes": 200_000_000_000, "times": 10},
+        {"kind": "reduce-scatter", "axis": "fsdp", "bytes": 100_000_000_000, "times": 5},
+    ],
+    "unknown_loops": [],
+    "peak_rss": GiB,
+    "wall_seconds": 60.0,
+}
+
+
+def planned(**changes):
+    topology = parse("v5e-256")
+    return of_facts(preset_experiment("llama2-70b", topology), topology, FACTS | changes)
+
+
+def test_categories_add_up_to_what_is_allocated():
+    p = planned()
+    memory = FACTS["memory"]
+    assert p.total == sum(memory[k] for k in ("arguments", "temporaries", "new_outputs", "program"))
+    assert p.hbm["parameters"] == GiB
+    assert p.hbm["optimizer"] == 2 * GiB
+    assert p.hbm["gradients"] == GiB // 2
+    assert p.hbm["activations"] == 5 * GiB
+    assert p.fits
+    assert not planned(memory=memory | {"temporaries": 13 * GiB}).fits
+
+
+def test_each_resource_takes_what_it_moves_over_its_rate():
+    p = planned()
+    assert p.seconds["hbm"] == pytest.approx(1.0)
+    assert p.seconds["links fsdp"] == pytest.approx(1.5)
+    assert p.seconds["compute"] == pytest.approx(p.flops.executed / 256 / 197e12)
+    assert p.step_seconds == max(p.seconds.values())
+    assert p.mfu(causal=True) == pytest.approx(p.flops.causal / p.step_seconds / 256 / 197e12)
+    assert p.mfu(causal=True) < p.mfu(causal=False)
+
+
+def test_the_binding_limit_is_named():
+    assert planned().binding == "compute"
+    assert planned(hbm_traffic=10**14).binding == "hbm"
+    assert planned(memory=FACTS["memory"] | {"temporaries": 20 * GiB}).binding == "memory"
+
+
+def test_json_has_the_keys_that_programs_rely_on():
+    p = json.loads(json.dumps(as_json(planned())))
+    assert p["hbm_bytes_per_chip"]["total"] == sum(
+        v for k, v in p["hbm_bytes_per_chip"].items() if k != "total"
+    )
+    for key in (
+        "hbm_limit_bytes", "fits", "predicted_step_seconds", "predicted_mfu", "binding_limit",
+        "collective_bytes",
+    ):  # fmt: skip
+        assert p[key] is not None, key
+
+
+def test_a_refused_program_says_how_much_over_and_what_frees_most():
+    facts = {k: v for k, v in FACTS.items() if k not in ("memory", "live", "hbm_traffic")}
+    topology = parse("v5e-256")
+    config = preset_experiment("llama2-70b", topology)
+    config = replace(config, model=replace(config.model, remat="none"))
+    p = of_facts(config, topology, facts | {"refused": 40 * GiB})
+    said = text(p)
+    assert not p.fits
+    assert "DOES NOT FIT, 27.25 over" in said
+    assert "--model.remat full" in advice(p)
+    assert as_json(p)["predicted_step_seconds"] is None
+
+
+def test_advice_never_runs_out_of_memory():
+    p = planned(memory=FACTS["memory"] | {"temporaries": int(12.4 * GiB)})
+    assert p.fits
+    assert "--batch-size 512" not in advice(p)
+    assert "--model.remat none" not in advice(p)
+
+
+def test_a_search_ends_in_a_front_and_compiles_its_head():
+    topology, compiled = parse("v5e-256"), []
+
+    def plan(config, topology):
+        compiled.append(config)
+        return planned()
+
+    front = search(preset_experiment("llama2-7b", topology), topology, compiled=2, planned=plan)
+    rates = [r["estimate"].step / r["config"].batch_size for r in front]
+    sizes = [r["estimate"].total for r in front]
+    assert rates == sorted(rates)
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes) > 2
+    assert [r["config"] for r in front if r["plan"]] == compiled
+    assert len(compiled) == 2
+    assert len(front_text(front).splitlines()) == len(front) + 1
+
+
+def test_a_search_where_nothing_fits_says_what_is_missing():
+    topology = parse("v5e-4")
+    with pytest.raises(InputError, match="take more chips"):
+        search(preset_experiment("llama2-70b", topology), topology, compiled=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "llama2-71b", "--topology", "v5e-256"], "llama2-70b"),
+        (["--model", "llama2-7b", "--topology", "v5e-255"], "v5e-256"),
+        (["--topology", "v5e-256"], "either an experiment file or --model"),
+        (["--model", "llama2-7b", "--topology", "v5e-256", "--mesh.tensr", "4"], "--mesh.tensor"),
+        (["--model", "llama2-7b", "--topology", "v5e-256", "--seq-len", "8192"], "exceeds"),
+        (["--model", "llama2-7b", "--topology", "v5e-256", "--mesh.fsdp", "100"], "multiply out"),
+        (["--model", "llama2-7b", "--topology", "v5e-256", "--mesh.slice", "2"], "--mesh.slice 1"),
+        (["nothing.py", "--topology", "v5e-256"], "does not exist"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_compiled(arguments, said, monkeypatch):
+    monkeypatch.setattr("llama_jax.tpu.plan.facts_of", pytest.fail)
+    with pytest.raises(InputError, match=said):
+        run(arguments, _parser())
+
+
+def test_a_machine_without_libtpu_is_told_the_extra(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(InputError, match=r"llama-jax\[tpu\]"):
+        compile_step.check_libtpu()
+
+
+def _parser():
+    import argparse
+
+    return argparse.ArgumentParser
+
+
+def plan_in_subprocess(*options):
+    """What the command line answers, as JSON; the step is cut to two layers."""
+    command = [sys.executable, "-m", "llama_jax.cli", "plan", "--json", "--model.num-layers", "2"]
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, env={**os.environ}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "topology", "parts"),
+    [("llama2-7b", "v5e-256", 256), ("llama2-13b", "v5p-128", 64), ("llama2-70b", "v5e-256", 256)],
+)
+def test_published_models_are_planned(model, topology, parts):
+    """Two layers of each: the loop over them is compiled once however many there are."""
+    pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
+    p = plan_in_subprocess("--model", model, "--topology", topology)
+    hbm = p["hbm_bytes_per_chip"]
+    assert p["fits"]
+    assert hbm["total"] <= p["hbm_limit_bytes"]
+    # What the rules split is split: AdamW's moments are twice the parameters.
+    assert hbm["optimizer"] == pytest.approx(2 * hbm["parameters"], rel=1e-3)
+    assert {c["axis"] for c in p["collective_bytes"]} == {"fsdp"}
+    gathered = sum(c["bytes"] for c in p["collective_bytes"] if c["kind"] != "all-to-all")
+    weights = hbm["parameters"] / 4 * 2 * parts
+    # Weights travel forward, backward and as gradients, in bfloat16, and little else does.
+    assert 2.5 * weights < gathered < 5 * weights
