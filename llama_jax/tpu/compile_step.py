@@ -148,7 +148,7 @@ def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
         "peak": memory.peak_memory_in_bytes,
         "host": memory.host_temp_size_in_bytes,
     }
-    program = Program(compiled.as_text())
+    program = Program(compiled.as_text() or "")
     facts |= {
         "live": categories(Liveness(program), state.params, config.model.num_layers),
         "hbm_traffic": program.hbm_bytes(),
@@ -235,6 +235,7 @@ def axis_bandwidth(mesh: Mesh, axis: str, topology: Topology) -> float:
 def main() -> None:
     """Answer one request; see the module."""
     request = json.load(sys.stdin)
+    facts: dict[str, Any]
     try:
         config = from_dict(TrainConfig, request["config"])
         facts = compile_facts(config, topology_of.parse(request["topology"]))
