@@ -91,8 +91,24 @@ class Estimate:
         return max(self.seconds.values())
 
 
-def estimate(config: TrainConfig, topology: Topology, axis_bytes: dict[str, float]) -> Estimate:
-    """An estimate of a plan; `axis_bytes`: bytes a second along each mesh axis that has devices.
+def axis_rates(mesh: dict[str, int], topology: Topology) -> dict[str, float]:
+    """Bytes a second that one chip can send along each mesh axis, if it is laid out well.
+
+    `tensor` and `sequence` get a ring of the torus each, what is left goes to `fsdp` and `data`.
+    """
+    chip = topology.chip
+    links = sum(
+        2 if topology.wraps(k) else 1 for k, chips in enumerate(topology.shape) if chips > 1
+    )
+    rates = {"slice": chip.network_bytes_per_second}
+    for axis in ("tensor", "sequence"):
+        rates[axis] = min(2, links) * chip.link_bytes_per_second
+        links = max(links - 2, 1) if mesh[axis] > 1 else links
+    return rates | dict.fromkeys(("fsdp", "data"), max(links, 1) * chip.link_bytes_per_second)
+
+
+def estimate(config: TrainConfig, topology: Topology) -> Estimate:
+    """An estimate of a plan.
 
     Raises InputError if the mesh does not multiply out.
     """
@@ -150,8 +166,8 @@ def estimate(config: TrainConfig, topology: Topology, axis_bytes: dict[str, floa
         "sequence": c.num_layers * config.accumulate * width * tokens * mesh["sequence"]
         * 2 * c.num_kv_heads * c.head_dim / mesh["tensor"] * 4,
     }  # fmt: skip
+    rates = axis_rates(mesh, topology)
     for axis, size in mesh.items():
         if size > 1:
-            bandwidth = axis_bytes.get(axis) or 2 * chip.link_bytes_per_second
-            seconds[f"links {axis}"] = sent[axis] * (size - 1) / size / bandwidth
+            seconds[f"links {axis}"] = sent[axis] * (size - 1) / size / rates[axis]
     return Estimate(hbm, seconds)

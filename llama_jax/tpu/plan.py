@@ -171,11 +171,11 @@ def candidates(config: TrainConfig) -> dict[str, TrainConfig]:
 
 def advice(p: Plan) -> str:
     """The one change that would help most, by the arithmetic, and what it would bring."""
-    base = estimate(p.config, p.topology, p.facts["axes"])
+    base = estimate(p.config, p.topology)
     best, gain, words = "", 0.0, ""
     for name, changed in candidates(p.config).items():
         try:
-            after = estimate(changed, p.topology, p.facts["axes"])
+            after = estimate(changed, p.topology)
             check_divides(changed, p.topology)
         except InputError:
             continue

@@ -42,7 +42,7 @@ def search(
         )
         try:
             check_divides(changed, topology)
-            found.append((changed, estimate(changed, topology, {})))
+            found.append((changed, estimate(changed, topology)))
         except InputError:
             continue
     if not found:
