@@ -183,8 +183,9 @@ def categories(live: Liveness, params: Any, layers: int) -> dict[str, int]:
         if buffer.kind == "collective":
             name = "collectives"
         elif buffer.kind == "carried" and buffer.dims in shapes:
-            # Weights in the type that is computed with are gathered from a copy of this shape too.
-            name = "gradients" if "transpose(" in buffer.origin else "temporaries"
+            # The other arrays of this shape are the weights in the type that is computed with.
+            zeros = "transpose(" in buffer.origin or "broadcast" in buffer.origin
+            name = "gradients" if zeros else "temporaries"
         elif buffer.kind == "carried" and buffer.dims[:1] == (layers,):
             name = "activations"
         found[name] += buffer.size

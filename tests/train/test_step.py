@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama_jax.config import DataConfig, InputError, MeshConfig, OptimizerConfig, TrainConfig
-from llama_jax.model.llama import apply
+from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
 from llama_jax.parallel.arrays import shard_batch
 from llama_jax.parallel.mesh import make_mesh
@@ -21,6 +21,7 @@ from llama_jax.train.step import (
     jit_train_step,
     mean_loss_and_gradient,
     ring_size,
+    summed_loss,
 )
 
 CONFIG = TrainConfig(
@@ -94,6 +95,44 @@ def test_accumulation_changes_nothing_but_rounding(accumulate):
     scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(whole[1]))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
+
+
+def loops_of(jaxpr):
+    """Every scan of a jaxpr, inner ones too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "scan":
+            yield eqn
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            yield from loops_of(inner)
+
+
+def test_stacked_gradients_are_kept_in_the_compute_type_and_are_the_same_numbers():
+    cfg = replace(TINY, dtype="bfloat16", num_layers=3)
+    params = init_params(jax.random.key(0), cfg)
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
+
+    def ours(params):
+        return mean_loss_and_gradient(params, batch, cfg=cfg, accumulate=1, z_loss=0.0)
+
+    def inside(params):
+        def mean(params):
+            loss, count = summed_loss(params, batch, cfg=cfg, z_loss=0.0)
+            return loss / count
+
+        return jax.value_and_grad(mean)(params)
+
+    def stacked(function):
+        """Types of the weights' gradients that its loops stack."""
+        shape = (cfg.num_layers, cfg.d_model, cfg.d_ff)
+        loops = loops_of(jax.make_jaxpr(function)(params).jaxpr)
+        return {v.aval.dtype.name for loop in loops for v in loop.outvars if v.aval.shape == shape}
+
+    assert stacked(ours) == {"bfloat16"}
+    assert "float32" in stacked(inside)
+    for a, b in zip(jax.tree.leaves(ours(params)), jax.tree.leaves(inside(params)), strict=True):
+        assert a.dtype == jnp.float32
+        scale = float(jnp.max(jnp.abs(b)))
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * scale)
 
 
 def test_a_non_finite_gradient_changes_nothing_and_is_counted():
