@@ -111,9 +111,9 @@ def lower_step(config: TrainConfig, mesh: Mesh):
 def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
     """Compile and analyse; sizes in bytes of one chip.
 
-    Keys: memory (the compiler's plan; missing if it refused the program), categories (of what is
-    live at the peak), hbm_traffic, collectives, axes (mesh axis -> bytes a second of one chip),
-    estimated_cycles, refused (bytes of temporaries that the compiler would not place), seconds.
+    Keys: arguments, mesh, versions, axes (mesh axis -> bytes a second of one chip); then either
+    refused (bytes of temporaries that the compiler would not place), or memory (its plan), live (at
+    the peak, by category), hbm_traffic, collectives, estimated_cycles, unknown_loops, seconds.
     """
     begin = time.monotonic()
     mesh = topology_mesh(config, topology)

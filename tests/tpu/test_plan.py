@@ -1,5 +1,6 @@
 """What a plan says of the facts of a compilation, and of input that cannot be planned."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -7,11 +8,16 @@ import sys
 from dataclasses import replace
 from importlib import metadata
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+from llama_jax import cli
 from llama_jax.config import InputError
 from llama_jax.tpu import compile_step
 from llama_jax.tpu.chips import GiB
+from llama_jax.tpu.collectives import Collective
 from llama_jax.tpu.command import preset_experiment, run
 from llama_jax.tpu.plan import advice, as_json, of_facts
 from llama_jax.tpu.report import front_text, text
@@ -155,7 +161,46 @@ def test_a_search_where_nothing_fits_says_what_is_missing():
 def test_bad_input_is_named_before_anything_is_compiled(arguments, said, monkeypatch):
     monkeypatch.setattr("llama_jax.tpu.plan.facts_of", pytest.fail)
     with pytest.raises(InputError, match=said):
-        run(arguments, _parser())
+        run(arguments, argparse.ArgumentParser)
+
+
+def test_the_command_line_says_it_in_one_line(capsys):
+    assert cli.main(["plan", "--model", "llama2-7b", "--topology", "v5e-255"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "v5e-256" in said.err
+
+
+def test_groups_are_named_by_the_mesh_axes_they_join():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+    groups = {(0, 1): "tensor", (0, 2): "fsdp", (0, 4): "data", (0, 1, 2, 3): "fsdp+tensor"}
+    for group, axis in groups.items():
+        (entry,) = compile_step.by_axis([Collective("all-gather", group, 96, 2, "")], mesh)
+        assert entry["axis"] == axis
+        assert entry["bytes"] == 2 * 96 * (len(group) - 1) / len(group)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "tensor", "links"),
+    [
+        ("v5e-256", 1, {"fsdp": 4}),
+        ("v5e-256", 16, {"fsdp": 2, "tensor": 2}),
+        ("v5p-128", 4, {"fsdp": 4, "tensor": 2}),
+        ("v5e-16", 1, {"fsdp": 2}),
+    ],
+)
+def test_links_along_a_mesh_axis(topology, tensor, links):
+    """Rings count twice, lines once."""
+    pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
+    place = parse(topology)
+    config = preset_experiment("llama2-7b", place)
+    config = replace(config, mesh=replace(config.mesh, tensor=tensor))
+    mesh = compile_step.topology_mesh(config, place)
+    for axis in mesh.axis_names:
+        rate = compile_step.axis_bandwidth(mesh, axis, place)
+        assert rate == links.get(axis, 0) * place.chip.link_bytes_per_second
 
 
 def test_a_machine_without_libtpu_is_told_the_extra(monkeypatch):
@@ -165,12 +210,6 @@ def test_a_machine_without_libtpu_is_told_the_extra(monkeypatch):
     monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(InputError, match=r"llama-jax\[tpu\]"):
         compile_step.check_libtpu()
-
-
-def _parser():
-    import argparse
-
-    return argparse.ArgumentParser
 
 
 def plan_in_subprocess(*options):
