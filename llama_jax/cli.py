@@ -57,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     commands.add_parser("train", help="pretrain, or resume: the same command goes on")
-    commands.add_parser("plan", help="will it fit on a TPU slice, how fast; no TPU needed")
 
     sub = command(
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"
@@ -110,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         "--topology", default="v5e", metavar="T", help="v4, v5e, v5p or v6e, or a slice (v5e)"
     )
     _add_json(sub)
+
+    commands.add_parser("plan", help="will it fit on a TPU slice, how fast; no TPU needed")
 
     sub = command("tokenizer", _tokenizer, "train a sentencepiece tokenizer as the paper did")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)

@@ -46,8 +46,8 @@ def report(topology: str) -> list[dict]:
     Raises:
       InputError: the generation is unknown, or libtpu is not installed.
     """
+    from llama_jax.tpu.chips import CHIPS
     from llama_jax.tpu.kernel_cases import kernel_report
-    from llama_jax.tpu.schedule import CHIPS
 
     generation = topology.replace(":", "-").split("-")[0]
     require(

@@ -52,9 +52,9 @@ class Liveness:
                 holds[i.name] = carried
             else:
                 holds[i.name] = self._made(computation, i, holds, alive, outside, carried is None)
-            for buffer in holds[i.name]:
+            for buffer, end in zip(holds[i.name], _ends(computation, i, last), strict=False):
                 if buffer is not None:
-                    alive[buffer] = max(alive.get(buffer, 0), last.get(i.name, position))
+                    alive[buffer] = max(alive.get(buffer, 0), end, position)
             self._record([*outside, *alive])
             for buffer in [b for b, end in alive.items() if end <= position]:
                 if buffer.kind != "argument":
@@ -127,6 +127,18 @@ def _last_uses(computation: Computation) -> dict[str, int]:
             for name in i.operands:
                 last[name] = max(last.get(name, 0), last.get(i.name, 0))
     return last
+
+
+def _ends(computation: Computation, i: Instruction, last: dict[str, int]) -> list[int]:
+    """Last use of each array of an instruction; of a loop's, one by one."""
+    users = computation.users.get(i.name, [])
+    if i.opcode != "while" or i.root or any(u.opcode != "get-tuple-element" for u in users):
+        return [last.get(i.name, 0)] * max(len(i.arrays), 1)
+    ends = [0] * len(i.arrays)
+    for user in users:
+        for leaf in _leaves(computation, user):
+            ends[leaf] = max(ends[leaf], last.get(user.name, 0))
+    return ends
 
 
 def _leaves(computation: Computation, element: Instruction) -> list[int]:

@@ -224,6 +224,7 @@ def as_json(p: Plan) -> dict[str, Any]:
         "remat": p.config.model.remat,
         "hbm_bytes_per_chip": {"total": p.total, **p.hbm},
         "hbm_peak_bytes": p.peak,
+        "hbm_peak_by_schedule_bytes": p.facts.get("live", {}).get("peak"),
         "hbm_limit_bytes": p.limit,
         "fits": p.fits,
         "flops": dataclasses.asdict(p.flops),

@@ -37,7 +37,11 @@ def text(p: Plan) -> str:
     if p.refused:
         lines.append("  The compiler refused the program: temporaries alone exceed the chip.")
     else:
-        lines.append(f"  {'live at once, at most':22s}{p.peak / GiB:9.2f}")
+        walked = p.facts["live"]["peak"] / GiB
+        lines.append(
+            f"  {'live at once, at most':22s}{p.peak / GiB:9.2f}  "
+            f"(read from its schedule: {walked:.2f})"
+        )
     lines += ["", "One step asks for"]
     lines.append(
         f"  FLOPs                 {p.flops.causal:.4g} causal, {p.flops.full:.4g} full, "

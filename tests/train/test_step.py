@@ -102,8 +102,11 @@ def loops_of(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan":
             yield eqn
-        for inner in jax.core.jaxprs_in_params(eqn.params):
-            yield from loops_of(inner)
+        for value in eqn.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from loops_of(value.jaxpr)
+            elif hasattr(value, "eqns"):
+                yield from loops_of(value)
 
 
 def test_stacked_gradients_are_kept_in_the_compute_type_and_are_the_same_numbers():
