@@ -11,7 +11,7 @@ from llama_jax.model.weights import layer_weights, outer_weights, parameter_coun
 from llama_jax.parallel.mesh import axis_sizes
 from llama_jax.tpu.topology import Topology
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
