@@ -69,6 +69,7 @@ def measure(row: Row) -> dict[str, Any]:
         "our_peak": memory["peak"],
         "ratio": ours / (row.arguments + row.temporaries),
         "peak_ratio": memory["peak"] / row.peak if row.peak else None,
+        "pallas_kernels": p.facts["kernels"],
         "predicted_step_seconds": p.step_seconds,
         "predicted_mfu": p.mfu(causal=True),
     }

@@ -113,7 +113,8 @@ def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
 
     Keys: arguments, mesh, versions, axes (mesh axis -> bytes a second of one chip); then either
     refused (bytes of temporaries that the compiler would not place), or memory (its plan), live (at
-    the peak, by category), hbm_traffic, collectives, estimated_cycles, unknown_loops, seconds.
+    the peak, by category), hbm_traffic, collectives, estimated_cycles, unknown_loops, kernels
+    (Pallas calls in the program's text), seconds.
     """
     begin = time.monotonic()
     mesh = topology_mesh(config, topology)
@@ -155,6 +156,7 @@ def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
         "estimated_cycles": program.estimated_cycles(),
         "collectives": by_axis(collectives(program, mesh.size), mesh),
         "unknown_loops": program.unknown_loops,
+        "kernels": sum('"tpu_custom_call"' in i.rest for _, i, _ in program.scheduled()),
     }
     facts["seconds"]["analyse"] = time.monotonic() - ready - facts["seconds"]["compile"]
     return facts

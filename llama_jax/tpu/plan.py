@@ -229,6 +229,7 @@ def as_json(p: Plan) -> dict[str, Any]:
         "fits": p.fits,
         "flops": dataclasses.asdict(p.flops),
         "hbm_traffic_bytes": p.hbm_traffic,
+        "pallas_kernels": p.facts.get("kernels"),
         "collective_bytes": p.collectives,
         "predicted_seconds": p.seconds,
         "predicted_step_seconds": p.step_seconds,

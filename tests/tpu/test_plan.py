@@ -237,6 +237,9 @@ def test_published_models_are_planned(model, topology, parts):
     # What the rules split is split: AdamW's moments are twice the parameters.
     assert hbm["optimizer"] == pytest.approx(2 * hbm["parameters"], rel=1e-3)
     assert p["hbm_peak_by_schedule_bytes"] == pytest.approx(p["hbm_peak_bytes"], rel=0.02)
+    assert p["pallas_kernels"] == 3, (
+        "flash attention: forward, again for the backward pass, backward"
+    )
     assert {c["axis"] for c in p["collective_bytes"]} == {"fsdp"}
     gathered = sum(c["bytes"] for c in p["collective_bytes"] if c["kind"] != "all-to-all")
     weights = hbm["parameters"] / 4 * 2 * parts
