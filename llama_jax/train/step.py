@@ -127,7 +127,8 @@ def mean_loss_and_gradient(
         return loss, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
     def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, jax.value_and_grad(share)(weights, micro)), None
+        found = jax.value_and_grad(share)(weights, micro)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, found), None
 
     def interleave(a):
         return jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0)
