@@ -22,6 +22,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from llama_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # as `llama-jax train` does, before jax starts its threads
+
+# ruff: noqa: E402
 import jax
 import numpy as np
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from llama_jax import __version__
 from llama_jax.config import InputError
+from llama_jax.host_memory import keep_freed_memory
 from llama_jax.tpu import kernel_table
 
 EXAMPLES = """\
@@ -138,6 +139,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     _quiet_start()
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _run(arguments)

@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "llama_jax").rglob("*.py"))
 CHECKPOINTS = {"checkpoint", "manifest", "preemption", "storage"}
 ARROWS = {
     "config": set(),
+    "host_memory": set(),
     "kernels": set(),
     "ops": {"kernels"},
     "parallel": {"config"},
@@ -35,7 +36,7 @@ ARROWS = {
     "tpu": {"config", "train", "infer", "model", "parallel", "kernels"},
     "cli": {
         "config", "serve", "align", "tpu", "convert", "train", "infer", "data", "parallel",
-        *CHECKPOINTS,
+        "host_memory", *CHECKPOINTS,
     },
     "__init__": {"infer.api"},
 }  # fmt: skip
