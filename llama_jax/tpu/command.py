@@ -20,7 +20,7 @@ from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.decode_plan import decode_plan, decode_text
 from llama_jax.tpu.plan import as_json, plan
 from llama_jax.tpu.report import front_text, text
-from llama_jax.tpu.search import search
+from llama_jax.tpu.search import front_json, search
 from llama_jax.tpu.topology import Topology
 
 PROG = "llama-jax plan"
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         front = search(config, topology, compiled=args.compile)
         if not args.json:
             return front_text(front)
-        return json.dumps([as_json(row["plan"]) for row in front if row["plan"]])
+        return json.dumps([front_json(row) for row in front])
     planned = plan(config, topology)
     return json.dumps(as_json(planned)) if args.json else text(planned)
 

@@ -3,6 +3,7 @@
 Arithmetic orders all candidates in a second; only the fastest that should fit are compiled.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 from llama_jax.config import InputError, MeshConfig, TrainConfig
 from llama_jax.tpu.arithmetic import Estimate, estimate
 from llama_jax.tpu.chips import GiB
-from llama_jax.tpu.plan import Plan, check_divides, plan
+from llama_jax.tpu.plan import Plan, as_json, check_divides, plan
 from llama_jax.tpu.topology import Topology
 
 ROWS_PER_CHIP = (1, 2, 4, 8, 16)
@@ -69,3 +70,16 @@ def search(
     for row in front[:compiled]:
         row["plan"] = planned(row["config"], topology)
     return front
+
+
+def front_json(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the front for programs: settings, estimate, and the plan if it was compiled."""
+    config, expected = row["config"], row["estimate"]
+    return {
+        "mesh": dataclasses.asdict(config.mesh),
+        "remat": config.model.remat,
+        "batch_size": config.batch_size,
+        "estimated_hbm_bytes_per_chip": expected.total,
+        "estimated_step_seconds": expected.step,
+        "plan": as_json(row["plan"]) if row["plan"] else None,
+    }

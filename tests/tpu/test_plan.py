@@ -21,7 +21,7 @@ from llama_jax.tpu.collectives import Collective
 from llama_jax.tpu.command import preset_experiment, run
 from llama_jax.tpu.plan import advice, as_json, of_facts
 from llama_jax.tpu.report import front_text, text
-from llama_jax.tpu.search import search
+from llama_jax.tpu.search import front_json, search
 from llama_jax.tpu.topology import parse
 
 FACTS = {
@@ -137,6 +137,8 @@ def test_a_search_ends_in_a_front_and_compiles_its_head():
     assert [r["config"] for r in front if r["plan"]] == compiled
     assert len(compiled) == 2
     assert len(front_text(front).splitlines()) == len(front) + 1
+    rows = json.loads(json.dumps([front_json(row) for row in front]))
+    assert [bool(row["plan"]) for row in rows] == [True, True] + [False] * (len(front) - 2)
 
 
 def test_a_search_where_nothing_fits_says_what_is_missing():
