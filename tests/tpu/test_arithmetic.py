@@ -7,6 +7,7 @@ import pytest
 from llama_jax.config import InputError
 from llama_jax.model.presets import LLAMA2_7B, LLAMA2_70B, PRESETS
 from llama_jax.tpu.arithmetic import estimate, flops
+from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.command import preset_experiment
 from llama_jax.tpu.decode_plan import decode_plan
 from llama_jax.tpu.topology import parse
@@ -62,6 +63,22 @@ def test_links_of_a_fully_sharded_step():
     seconds = estimate(config, topology).seconds["links fsdp"]
     # Every weight in bfloat16 is gathered twice and its gradient scattered once, over both rings.
     assert seconds == pytest.approx(3 * 2 * 6_738_415_616 * 255 / 256 / (4 * 50e9))
+
+
+@pytest.mark.parametrize(
+    ("model", "topology", "compiled"),
+    [
+        ("llama2-7b", "v5e-256", 2.49),
+        ("llama2-7b", "v5p-128", 3.60),
+        ("llama2-70b", "v5p-128", 23.86),
+        ("llama2-70b", "v5e-256", 12.61),
+    ],
+)
+def test_the_estimate_is_near_what_the_compiler_allocates(model, topology, compiled):
+    """GiB of experiments/plan_table.py, compiled with libtpu 0.0.52."""
+    place = parse(topology)
+    found = estimate(preset_experiment(model, place), place).total / GiB
+    assert found == pytest.approx(compiled, rel=0.06)
 
 
 def test_generation_reads_weights_and_cache_once_a_token():
