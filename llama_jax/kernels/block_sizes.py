@@ -5,6 +5,7 @@ sizes that cannot work into an error before anything is compiled.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
@@ -29,10 +30,12 @@ class BlockSizes:
     block_kv: int
     """Keys of a tile."""
     sub: int
-    """Queries that one straight-line piece of a tile handles; divides block_q."""
+    """Queries of a piece of a tile, which straight-line code handles; divides block_q."""
+    sub_kv: int = 256
+    """Keys of a piece in the backward pass; the forward pass takes all of a tile's."""
 
     def __post_init__(self):
-        for name in ("block_q", "block_kv", "sub"):
+        for name in ("block_q", "block_kv", "sub", "sub_kv"):
             value = getattr(self, name)
             if value < LANES or value % LANES:
                 raise ValueError(
@@ -45,16 +48,42 @@ class BlockSizes:
             raise ValueError(f"sub={self.sub} must divide block_q={self.block_q}; try {near}")
 
 
-# (forward, backward).
+class Tuned(NamedTuple):
+    """Forward and backward sizes for up to `keys` keys."""
+
+    keys: int
+    forward: BlockSizes
+    backward: BlockSizes
+
+
+def _tuned(keys: int, forward: tuple[int, int], backward: tuple[int, int, int]) -> Tuned:
+    """Square tiles, which the causal triangle needs: (block, sub) and (block, sub, sub_kv)."""
+    (block, sub), (block_b, *subs) = forward, backward
+    return Tuned(keys, BlockSizes(block, block, sub), BlockSizes(block_b, block_b, *subs))
+
+
+_ANY = 1 << 31
+# Backward pieces are as wide as a matrix unit: 128 keys on v5, 256 on v6e. v4 has half the vector
+# slots, and larger pieces spare additions.
+_V5 = (_tuned(_ANY, (1024, 256), (1024, 256, 128)),)
+_V6E = (
+    _tuned(2048, (1024, 256), (1024, 256, 256)),
+    _tuned(_ANY, (2048, 256), (1024, 256, 256)),
+)
+_V4 = (_tuned(_ANY, (1024, 128), (512, 256, 256)),)
+# Generation -> head width -> rows for ever more keys. bfloat16, one document in a row.
 TUNED = {
-    "v4": (BlockSizes(1024, 1024, 256), BlockSizes(512, 512, 256)),
-    "v5e": (BlockSizes(1024, 1024, 256), BlockSizes(1024, 1024, 256)),
-    "v5p": (BlockSizes(1024, 1024, 256), BlockSizes(1024, 1024, 256)),
-    "v6e": (BlockSizes(1024, 1024, 256), BlockSizes(1024, 1024, 256)),
+    "v4": {64: _V4, 128: _V4},
+    "v5e": {64: _V5, 128: _V5},
+    "v5p": {64: _V5, 128: _V5},
+    "v6e": {64: _V6E, 128: _V6E},
 }
-SAFE = (BlockSizes(512, 512, 256), BlockSizes(512, 512, 256))
+# Fits the smallest VMEM at any length and width, in either dtype.
+SAFE = _tuned(_ANY, (512, 256), (512, 256, 256))
 # Packed documents of a few hundred tokens leave most of a large tile unseen.
-SEGMENTED = (BlockSizes(512, 512, 256), BlockSizes(512, 512, 256))
+SEGMENTED = _tuned(_ANY, (512, 256), (512, 256, 256))
+# float32 products take six passes of the matrix unit: small tiles keep it busy.
+FLOAT32 = Tuned(_ANY, BlockSizes(256, 512, 256), BlockSizes(256, 512, 256))
 
 
 def generation() -> str:
@@ -81,21 +110,22 @@ def backward_bytes(sizes: BlockSizes, chunk: int, H: int, itemsize: int, buffers
     queries, keys = sizes.block_q * H, chunk * H
     blocks = itemsize * (4 * queries + (4 + 2 * buffers) * keys) + 2 * 4 * queries
     scratch = 3 * itemsize * queries + 4 * (queries + 2 * keys)
-    tile = sizes.block_kv * sizes.sub * (4 + 2 * itemsize)
+    tile = 2 * sizes.sub * sizes.sub_kv * (4 + 2 * itemsize)
     return blocks + scratch + tile + 2 * 4 * 4 * 8 * sizes.block_q
 
 
 def choose(
-    T: int, S: int, dtype, segmented: bool, generation: str
+    T: int, S: int, H: int, dtype, segmented: bool, generation: str
 ) -> tuple[BlockSizes, BlockSizes]:
     """Forward and backward sizes for T queries and S keys, no larger than they need."""
-    forward, backward = TUNED.get(generation, SAFE)
-    if segmented:
-        forward, backward = SEGMENTED
-    # float32 products take six passes of the matrix unit: small tiles keep it busy.
     if jnp.dtype(dtype) == jnp.float32:
-        forward = backward = BlockSizes(256, 512, 256)
-    return _clip(forward, T, S), _clip(backward, T, S)
+        row = FLOAT32
+    elif segmented:
+        row = SEGMENTED
+    else:
+        rows = TUNED[generation][H] if generation in TUNED else (SAFE,)
+        row = next(row for row in rows if row.keys >= S)
+    return _clip(row.forward, T, S), _clip(row.backward, T, S)
 
 
 def _clip(sizes: BlockSizes, T: int, S: int) -> BlockSizes:
@@ -105,7 +135,7 @@ def _clip(sizes: BlockSizes, T: int, S: int) -> BlockSizes:
     block_q, sub = fit(sizes.block_q, T), sizes.sub
     while block_q % sub:
         sub -= LANES
-    return BlockSizes(block_q, fit(sizes.block_kv, S), sub)
+    return BlockSizes(block_q, fit(sizes.block_kv, S), sub, sizes.sub_kv)
 
 
 def chunk_of(
@@ -130,7 +160,7 @@ def chunk_of(
     near = sizes
     while near.block_q > LANES or near.block_kv > LANES:
         q, kv = (max(LANES, block // 2 // LANES * LANES) for block in (near.block_q, near.block_kv))
-        near = BlockSizes(q, kv, LANES)
+        near = BlockSizes(q, kv, LANES, LANES)
         if fits(near, near.block_kv, 2):
             break
     raise ValueError(

@@ -20,8 +20,9 @@ from llama_jax.kernels.block_sizes import DTYPES, HEAD_WIDTHS, LANES
 from llama_jax.kernels.flash_attention import FLOOR, NN, NT, precision
 
 LOG2E = math.log2(math.e)
-# Bytes of keys that one grid step reads: enough to hide the step's own cost behind the copy.
-STEP_BYTES = 1 << 19
+# Rows of keys, tokens times heads, that one grid step takes: enough to hide the latencies of its
+# operations. And at most so many tokens: half a block is read in vain at the end of a row.
+STEP_ROWS, STEP_TOKENS = 2048, 256
 # lhs [K,M] rhs [K,N] -> [M,N].
 TN = (((0,), (0,)), ((), ()))
 
@@ -55,7 +56,7 @@ def decode_attention(
     """
     S = k.shape[1]
     _validate(q, k, v, k_scale, v_scale)
-    block = _block(S, k.shape[2], k.shape[3], k.dtype.itemsize)
+    block = block_of(S, k.shape[2])
     rows = -(-S // block)
     table = jnp.zeros((1,), jnp.int32)
 
@@ -116,9 +117,9 @@ def _validate(q, k, v, k_scale, v_scale):
         raise ValueError("an int8 cache needs k_scale and v_scale, another takes none")
 
 
-def _block(S: int, K: int, H: int, itemsize: int) -> int:
-    """Tokens of a block: a multiple of the lanes that reads about STEP_BYTES, no longer than S."""
-    block = max(LANES, STEP_BYTES // (K * H * itemsize) // LANES * LANES)
+def block_of(S: int, K: int) -> int:
+    """Tokens of a block: a multiple of the lanes, no more than S needs."""
+    block = max(LANES, min(STEP_TOKENS, STEP_ROWS // K // LANES * LANES))
     return min(block, -(-S // LANES) * LANES)
 
 

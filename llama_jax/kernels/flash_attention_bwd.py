@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from llama_jax.kernels.block_sizes import LANES
 from llama_jax.kernels.flash_attention import NN, NT, precision, visible
 
 LN2 = 0.6931471805599453
@@ -48,6 +49,7 @@ def backward_kernel(
     *,
     block_kv: int,
     sub: int,
+    sub_kv: int,
     scale: float,
     diagonal: bool,
 ):
@@ -77,38 +79,47 @@ def backward_kernel(
     scaled_t_ref[...] = scaled_ref[...].T
     do_t_ref[...] = do_ref[...].T
 
-    def probabilities(tile, column, masked, triangle):
-        """P^T and dS^T of one column of queries."""
-        columns = pl.ds(column, sub)
-        keys = keys_of(tile, column, triangle)
+    def rows_of(tile, key, size):
+        return pl.ds(pl.multiple_of((tile - begin) * block_kv + key, LANES), size)
+
+    def probabilities(tile, columns, key, size, masked):
+        """P^T and dS^T of one piece of a tile."""
+        keys = rows_of(tile, key, size)
         s = dot(k_ref[keys, :], scaled_ref[columns, :], NT)
         dp = dot(v_ref[keys, :], do_ref[columns, :], NT)
         p = jnp.exp2(s - lse_ref[:, columns])
         if masked:
             lo = None if lo_ref is None else lo_ref[:, columns]
-            p = jnp.where(visible(tile * block_kv, lo, hi_ref[:, columns], s.shape), p, 0.0)
+            seen = visible(tile * block_kv + key, lo, hi_ref[:, columns], s.shape)
+            p = jnp.where(seen, p, 0.0)
         ds = p * (dp - delta_ref[:, columns])
         return p.astype(do_ref.dtype), ds.astype(do_ref.dtype)
 
-    def accumulate(tile, column, triangle, p, ds):
-        columns = pl.ds(column, sub)
-        keys = keys_of(tile, column, triangle)
+    def accumulate(tile, columns, key, size, p, ds):
+        keys = rows_of(tile, key, size)
         dv_acc[:, keys] += dot(do_t_ref[:, columns], p, NT)
         dk_acc[:, keys] += dot(scaled_t_ref[:, columns], ds, NT)
         dq_acc[:, columns] += dot(k_ref[keys, :].T, ds, NN)
 
-    def keys_of(tile, column, triangle):
-        size = column + sub if triangle else block_kv
-        return pl.ds(pl.multiple_of((tile - begin) * block_kv, block_kv), size)
-
     def visit(tile, *, masked=False, triangle=False):
-        # One column ahead, so that the scores of a column overlap the updates of the one before.
-        waiting = probabilities(tile, 0, masked, triangle)
-        for column in range(sub, block_q, sub):
-            scored = probabilities(tile, column, masked, triangle)
-            accumulate(tile, column - sub, triangle, *waiting)
-            waiting = scored
-        accumulate(tile, block_q - sub, triangle, *waiting)
+        """A tile in pieces of `sub` queries and `sub_kv` keys, so that few registers wait.
+
+        One piece ahead: the scores of a piece overlap the updates of the one before.
+        """
+        pieces = [
+            (pl.ds(column, sub), key, min(sub_kv, block_kv - key), key + sub_kv > column)
+            for column in range(0, block_q, sub)
+            for key in range(0, column + sub if triangle else block_kv, sub_kv)
+        ]
+        waiting = []
+        for columns, key, size, crossed in pieces:
+            # Without segments a triangle is partly seen only where the diagonal crosses a piece.
+            partly = masked and (crossed or not triangle or lo_ref is not None)
+            scored = probabilities(tile, columns, key, size, partly)
+            for piece in waiting:
+                accumulate(tile, *piece)
+            waiting = [(columns, key, size, *scored)]
+        accumulate(tile, *waiting[0])
 
     stop = last - 1 if diagonal else last
     head, body = first, stop
@@ -148,6 +159,7 @@ def backward(
     chunk: int,
     buffers: int,
     sub: int,
+    sub_kv: int,
     diagonal: bool,
     vmem_limit: int | None,
     interpret: bool,
@@ -183,7 +195,12 @@ def backward(
         (None, None, None, block_q, H), lambda b, kv, c, g, i, _: (c, b, kv * G + g, i, 0)
     )
     kernel = functools.partial(
-        backward_kernel, block_kv=block_kv, sub=sub, scale=scale, diagonal=diagonal
+        backward_kernel,
+        block_kv=block_kv,
+        sub=sub,
+        sub_kv=sub_kv,
+        scale=scale,
+        diagonal=diagonal,
     )
     dq, dk, dv = pl.pallas_call(
         kernel,

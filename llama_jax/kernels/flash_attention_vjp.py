@@ -128,7 +128,7 @@ def prepare(q, k, v, masks, scale, block_sizes, interpret):
     generation = sizes_of.generation()
     if block_sizes is None:
         segmented = masks["segment_ids"] is not None
-        block_sizes = sizes_of.choose(T, S, q.dtype, segmented, generation)
+        block_sizes = sizes_of.choose(T, S, H, q.dtype, segmented, generation)
     # Where every query sees itself last, the last tile of a block of queries is a triangle.
     own = masks["causal"] and masks["kv_segment_ids"] is None and isinstance(q_offset, int)
     plan = functools.partial(
@@ -302,6 +302,7 @@ def gradients_of(config: Config, q, k, v, do, lse, delta, lo, hi):
         hi,
         bounds,
         scale=config.scale,
+        sub_kv=plan.sizes.sub_kv,
         interpret=config.interpret,
         **plan.statics,
     )

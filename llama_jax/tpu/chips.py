@@ -36,6 +36,8 @@ class Chip:
     """Its share of the host's data-centre network, one way; joins slices."""
     largest: tuple[int, ...]
     """Chips along each torus axis of the largest slice."""
+    rows_per_cycle: int = 1
+    """Rows of an operand that one matrix unit takes."""
 
     @property
     def clock(self) -> float:
@@ -57,5 +59,7 @@ CHIPS = {
     "v5p": Chip(
         "v5p:2x2x1", 2, 4 * MXU, 459e12, int(95.73 * GiB), 2765e9, 100e9, 6.25e9, (16, 20, 28)
     ),
-    "v6e": Chip("v6e:2x2", 1, 16 * MXU, 918e12, int(31.24 * GiB), 1640e9, 100e9, 12.5e9, (16, 16)),
+    "v6e": Chip(
+        "v6e:2x2", 1, 16 * MXU, 918e12, int(31.24 * GiB), 1640e9, 100e9, 12.5e9, (16, 16), 2
+    ),
 }

@@ -2,12 +2,15 @@
 
 libtpu compiles a Pallas kernel on any x86-64 Linux machine, down to bundles: very long instruction
 words, one a cycle when nothing stalls. This module has it dump them, cuts the program where control
-flow does, and multiplies each region by how often the kernel visits it.
+flow does, and multiplies each region by how often the kernel visits it. The compiler may issue
+products faster than the matrix units take rows and count on stalls to space them out, so a region
+lasts for its bundles or for the rows of its busiest matrix unit, whichever is longer.
 
-What it cannot see: waits for memory (the bytes are set against the bandwidth beside it), stalls
-when a queue is full, and trip counts, which whoever describes the kernel must supply.
+What it cannot see: waits for memory (the bytes are set against the bandwidth beside it), other
+stalls, and trip counts, which whoever describes the kernel must supply.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -29,6 +32,9 @@ SLOTS = (
 VECTOR_WORK = 64
 # A branch takes effect after four more bundles.
 DELAY_SLOTS = 4
+# Rows that one product instruction streams past a matrix unit; from the unit's own register, half.
+ROWS = {"f32": 8, "bf16": 16, "s8": 32, "u8": 32}
+MATMUL = re.compile(rf"vmatmul\.(lmr\.)?(?:mubr\.)?({'|'.join(ROWS)})\.\S*mxu(\d)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,13 @@ class Region:
     bundles: int
     slots: dict[str, int]
     """Slots used, by unit."""
+    matmul_cycles: int
+    """What the busiest matrix unit needs for the rows that it is given."""
+
+    @property
+    def cycles(self) -> int:
+        """How long one visit lasts when memory does not stall it."""
+        return max(self.bundles, self.matmul_cycles)
 
     @property
     def is_vector(self) -> bool:
@@ -71,7 +84,7 @@ class Schedule:
         return self.total(slot) / (self.capacity[slot] * self.bundles)
 
     def cycles(self, visits: Sequence[int], steps: int) -> int:
-        """Bundles executed when the vector regions, in order, run `visits` times in `steps` steps.
+        """Cycles when the vector regions, in order, run `visits` times in `steps` steps.
 
         Raises ValueError if the kernel has another number of vector regions.
         """
@@ -82,16 +95,18 @@ class Schedule:
                 f"{self.name} has {len(vector)} vector regions, not {visits=}: {found}"
             )
         scalar = sum(region.bundles for region in self.regions if not region.is_vector)
-        return steps * scalar + sum(r.bundles * n for r, n in zip(vector, visits, strict=True))
+        return steps * scalar + sum(r.cycles * n for r, n in zip(vector, visits, strict=True))
 
     def busy(self, slot: str, visits: Sequence[int], steps: int) -> float:
         """Share of the executed bundles' slots of one unit that are used."""
         vector = [region for region in self.regions if region.is_vector]
         used = sum(r.slots[slot] * n for r, n in zip(vector, visits, strict=True))
-        return used / (self.capacity[slot] * self.cycles(visits, steps))
+        executed = sum(r.bundles * n for r, n in zip(vector, visits, strict=True))
+        executed += steps * sum(region.bundles for region in self.regions if not region.is_vector)
+        return used / (self.capacity[slot] * executed)
 
 
-def parse(folder: Path) -> list[Schedule]:
+def parse(folder: Path, rows_per_cycle: int) -> list[Schedule]:
     """The kernels in a folder of dumps; what XLA itself compiled is left out."""
     vmem = {}
     for report in folder.glob("*vmem_report.html"):
@@ -109,15 +124,17 @@ def parse(folder: Path) -> list[Schedule]:
             continue
         stem = bundles.name.split(f"-{name}-")[0]
         (usage,) = folder.glob(f"{stem}-{name}-*per-bundle-utilization.txt")
-        schedules.append(_schedule(name, bundles.read_text(), usage.read_text(), vmem[name]))
+        texts = bundles.read_text(), usage.read_text()
+        schedules.append(_schedule(name, *texts, vmem[name], rows_per_cycle))
     return schedules
 
 
-def _schedule(name: str, bundles: str, usage: str, vmem: int) -> Schedule:
+def _schedule(name: str, bundles: str, usage: str, vmem: int, rows_per_cycle: int) -> Schedule:
     lines = usage.splitlines()
     capacity = dict(zip(SLOTS, map(int, lines[2].split()), strict=True))
     rows = [tuple(map(int, line.split())) for line in lines[4:] if line.strip()]
     cuts = {0, len(rows)}
+    products: list[tuple[int, str, int]] = []
     address = 0
     for line in bundles.splitlines():
         match = re.match(r"\s*(0x[0-9a-f]+|0)\s+(LB|PB|PF|CT|LH|LE)?\s*:", line)
@@ -127,11 +144,18 @@ def _schedule(name: str, bundles: str, usage: str, vmem: int) -> Schedule:
                 cuts.add(address)
         if "sbr.rel" in line:
             cuts.add(min(address + DELAY_SLOTS + 1, len(rows)))
+        for register, dtype, unit in MATMUL.findall(line):
+            products.append((address, unit, ROWS[dtype] // (2 if register else 1)))
     edges = sorted(cuts)
     regions = []
     for start, stop in itertools.pairwise(edges):
         slots = dict(zip(SLOTS, map(sum, zip(*rows[start:stop], strict=True)), strict=True))
-        regions.append(Region(start, stop - start, slots))
+        streamed = collections.Counter()
+        for address, unit, count in products:
+            if start <= address < stop:
+                streamed[unit] += count
+        matmul_cycles = max(streamed.values(), default=0) // rows_per_cycle
+        regions.append(Region(start, stop - start, slots, matmul_cycles))
     return Schedule(name, capacity, tuple(regions), vmem)
 
 
@@ -160,7 +184,7 @@ def compile_in_subprocess(
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{module} {arguments} on {generation}: {done.stderr[-2000:]}")
-        return parse(Path(folder))
+        return parse(Path(folder), CHIPS[generation].rows_per_cycle)
 
 
 def compile_for(generation: str, function, *shapes):

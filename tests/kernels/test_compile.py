@@ -77,15 +77,18 @@ def test_training(generation, model):
 @pytest.mark.parametrize(
     ("dtype", "H", "T", "S", "masks"),
     [
+        ("bfloat16", 64, 4096, 4096, "causal"),
         ("float32", 64, 1000, 1000, "segments"),
         ("bfloat16", 128, 512, 16384, "offset"),
     ],
-    ids=["f32-packed", "chunked-prefill"],
+    ids=["narrow-heads", "f32-packed", "chunked-prefill"],
 )
 def test_other_shapes(generation, dtype, H, T, S, masks):
     def gradients(q, k, v, numbers):
-        mask = {"segment_ids": numbers} if masks == "segments" else {"q_offset": numbers[0, 0]}
-        out, pull = jax.vjp(lambda q, k, v: flash_attention(q, k, v, **mask), q, k, v)
+        mask = {"segments": {"segment_ids": numbers}, "offset": {"q_offset": numbers[0, 0]}}
+        out, pull = jax.vjp(
+            lambda q, k, v: flash_attention(q, k, v, **mask.get(masks, {})), q, k, v
+        )
         return out, *pull(out)
 
     shapes = [jax.ShapeDtypeStruct((1, n, h, H), dtype) for n, h in ((T, 4), (S, 2), (S, 2))]

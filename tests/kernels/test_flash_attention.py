@@ -224,14 +224,32 @@ def test_blocks_that_cannot_work_name_the_nearest():
 @pytest.mark.parametrize("dtype", block_sizes.DTYPES)
 @pytest.mark.parametrize("H", block_sizes.HEAD_WIDTHS)
 def test_chosen_blocks_fit(generation, dtype, H):
-    """The tuned sizes fit the VMEM of their generation at every length, in chunks if need be."""
+    """Every row of the table fits the VMEM of its generation at any length, in chunks if needed."""
     limit = block_sizes.VMEM[generation or "v4"]
     of_pass = block_sizes.forward_bytes, block_sizes.backward_bytes
-    for length in (1, 128, 1000, 4096, 32768):
+    for length in (1, 128, 1000, 2048, 4096, 8192, 32768, 131072):
         for segmented in (False, True):
-            pair = block_sizes.choose(length, length, dtype, segmented, generation)
+            pair = block_sizes.choose(length, length, H, dtype, segmented, generation)
             for sizes, bytes_of in zip(pair, of_pass, strict=True):
                 item = jnp.dtype(dtype).itemsize
                 chunk, buffers = block_sizes.chunk_of(sizes, length, H, item, bytes_of, limit)
                 assert chunk % sizes.block_kv == 0
+                assert buffers == 2 or chunk >= length
                 assert bytes_of(sizes, chunk, H, item, buffers) <= limit
+
+
+def test_the_table_has_a_row_for_every_case():
+    for rows in block_sizes.TUNED.values():
+        assert set(rows) == set(block_sizes.HEAD_WIDTHS)
+        for table in rows.values():
+            keys = [row.keys for row in table]
+            assert keys == sorted(set(keys))
+            assert keys[-1] == 1 << 31
+            # The causal triangle needs square tiles.
+            for row in table:
+                assert all(sizes.block_q == sizes.block_kv for sizes in row[1:])
+    assert block_sizes.TUNED.keys() == block_sizes.VMEM.keys()
+    longest = block_sizes.choose(4096, 4096, 128, "bfloat16", False, "v6e")[0]
+    assert (
+        longest.block_q > block_sizes.choose(2048, 2048, 128, "bfloat16", False, "v6e")[0].block_q
+    )
