@@ -59,8 +59,11 @@ def initialize(
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )
-    except (RuntimeError, ValueError) as error:
-        raise ConnectionError(f"the hosts did not find each other: {error}") from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConnectionError(
+            f"the hosts did not find each other ({error}); for a TPU machine by itself set "
+            "TPU_SKIP_MDS_QUERY=1"
+        ) from error
     logger.info("host %d of %d", jax.process_index(), jax.process_count())
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)

@@ -87,6 +87,16 @@ def test_a_variable_that_is_no_number_is_named(env):
         distributed.initialize()
 
 
+def test_hosts_that_do_not_meet_are_a_failure_of_one_line(env, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no metadata server")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    env(TPU_WORKER_HOSTNAMES="a,b")
+    with pytest.raises(ConnectionError, match=r"find each other \(no metadata server\); for a TPU"):
+        distributed.initialize()
+
+
 def hosts_say(monkeypatch, *values):
     monkeypatch.setattr(distributed, "exchange", lambda _: list(values))
 
