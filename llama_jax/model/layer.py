@@ -23,7 +23,12 @@ from llama_jax.ops.linear import project
 from llama_jax.ops.mlp import swiglu
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.rope import apply_rope, rope_frequencies
-from llama_jax.parallel.rules import constrain, spec_in_context
+from llama_jax.parallel.rules import constrain, relayout, spec_in_context
+
+# The stream between two blocks, and what a block reads: under tensor parallelism its parts of the
+# heads or of the MLP need all positions of a row, and leave sums that are scattered over them.
+BY_POSITION = ("batch", "norm_seq", "act_embed")
+WHOLE = ("batch", "seq", "act_embed")
 
 Cache = tuple[Float[Array, "B x y H"], Float[Array, "B x y H"]]
 """Keys and values, [B,K,S,H] or [B,S,K,H] as `order_of_cache` says."""
@@ -51,8 +56,8 @@ def decoder_layer(
         `ops.ring_attention`), not in natural order.
     """
     attended, kv = attention_block(w, x, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
-    x = constrain(x + attended, ("batch", "norm_seq", "act_embed"))
-    return constrain(x + mlp_block(w, x, cfg=cfg), ("batch", "norm_seq", "act_embed")), kv
+    x = constrain(x + attended, BY_POSITION)
+    return constrain(x + mlp_block(w, x, cfg=cfg), BY_POSITION), kv
 
 
 @jax.named_scope("attention")
@@ -65,20 +70,20 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigza
         factor=cfg.rope_factor,
         pretrained_len=cfg.pretrained_seq_len,
     )
-    h = rms_norm(x, w["attn_norm"], eps=cfg.norm_eps)
+    h = relayout(rms_norm(x, w["attn_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
     q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
     k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
     v = checkpoint_name(project(h, w["v"]), "v")
     with settings_refused(cfg):
         out, kv = attend(q, k, v, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
-    return project(out, w["o"], inputs=2), kv
+    return relayout(project(out, w["o"], inputs=2), BY_POSITION, WHOLE), kv
 
 
 @jax.named_scope("mlp")
 def mlp_block(w, x, *, cfg: ModelConfig):
     """SwiGLU (Shazeer 2020): (silu(h gate) * (h up)) down."""
-    h = rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps)
-    return swiglu(h, w["gate"], w["up"], w["down"])
+    h = relayout(rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
+    return relayout(swiglu(h, w["gate"], w["up"], w["down"]), BY_POSITION, WHOLE)
 
 
 def attend(q, k, v, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
-from llama_jax.model.layer import decoder_layer
+from llama_jax.model.layer import BY_POSITION, WHOLE, decoder_layer
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
-from llama_jax.parallel.rules import constrain
+from llama_jax.parallel.rules import constrain, relayout
 
 _policies = jax.checkpoint_policies
 # "out" and "lse" are named by attention itself: what its backward pass reads.
@@ -75,7 +75,7 @@ class Llama(nn.Module):
         w = declare(self, outer_weights(cfg), cfg)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        x = constrain(w["embed"][tokens], ("batch", "norm_seq", "act_embed"))
+        x = constrain(w["embed"][tokens], BY_POSITION)
         layer = DecoderLayer
         if cfg.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[cfg.remat])
@@ -88,7 +88,7 @@ class Llama(nn.Module):
         )(cfg, self.zigzag, name="layers")
         x, _ = stack(x, positions, segment_ids)
         # Each part of the vocabulary is multiplied with all positions.
-        x = constrain(rms_norm(x, w["norm"], eps=cfg.norm_eps), ("batch", "seq", "act_embed"))
+        x = relayout(rms_norm(x, w["norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
         return x, w["embed"].T if cfg.tie_embeddings else w["head"]
 
 

@@ -6,6 +6,7 @@ A tensor names its axes by meaning ("embed", "heads"); this table maps meanings 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -78,6 +79,27 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Ask the compiler to lay x out as the rules say; without a mesh in context, x itself."""
     spec = spec_in_context(axes, x.shape)
     return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def relayout(x: jax.Array, axes: Axes, before: Axes) -> jax.Array:
+    """`constrain` x, laid out as `before`, to axes, and its gradient back to `before`.
+
+    Left alone, the compiler lays a gradient out as its value, and meets a sharded product with it:
+    it would gather weights where the activations should be gathered.
+    """
+    return constrain(x, axes)
+
+
+def _relayout_forward(x, axes, before):
+    return constrain(x, axes), None
+
+
+def _relayout_backward(axes, before, _, gradient):
+    return (constrain(gradient, before),)
+
+
+relayout.defvjp(_relayout_forward, _relayout_backward)
 
 
 def spec_in_context(axes: Axes, shape: Sequence[int]) -> PartitionSpec | None:

@@ -13,6 +13,7 @@ from llama_jax.parallel.rules import (
     named_sharding,
     num_shards,
     partition_spec,
+    relayout,
 )
 
 
@@ -102,3 +103,19 @@ def test_constrain_lays_out_under_a_mesh_and_is_nothing_without():
         one = jax.jit(lambda x: constrain(x, axes))(x[:1, :1])
     assert one.sharding.is_fully_replicated
     assert num_shards("batch") == 1
+
+
+def test_relayout_lays_out_the_value_and_its_gradient_apart():
+    mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))
+    whole, by_position = ("batch", "seq", "act_embed"), ("batch", "norm_seq", "act_embed")
+
+    def both(x):
+        value, pull = jax.vjp(lambda x: relayout(x, whole, by_position), x)
+        return value, *pull(2 * value)
+
+    x = jnp.arange(2 * 8 * 3, dtype=jnp.float32).reshape(2, 8, 3)
+    with jax.set_mesh(mesh):
+        value, gradient = jax.jit(both)(x)
+    assert {shard.data.shape for shard in value.addressable_shards} == {(1, 4, 3)}
+    assert {shard.data.shape for shard in gradient.addressable_shards} == {(1, 2, 3)}
+    assert jnp.array_equal(gradient, 2 * x)
