@@ -91,9 +91,12 @@ def make(folder: Path, tokenizer: str | None) -> None:
 
 def check(folder: Path) -> bool:
     """Load each export with transformers and compare; whether all agree."""
-    import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import torch  # pyrefly: ignore[missing-import]
+    import transformers  # pyrefly: ignore[missing-import]
+    from transformers import (  # pyrefly: ignore[missing-import]
+        AutoModelForCausalLM,
+        AutoTokenizer,
+    )
 
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
     good = True
@@ -116,7 +119,7 @@ def check(folder: Path) -> bool:
             f"{path.name:16} logits within {difference:.2e} (largest {largest:.1f}), "
             f"{NEW} greedy tokens {'equal' if equal else 'differ'}: {'ok' if ok else 'NOT OK'}"
         )
-        tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "grouped")
     expected, texts = json.loads((folder / "ids.json").read_text()), strings()
     # Unless told not to, Hugging Face reads control tokens out of the text, where we never do.
     wrong = [

@@ -46,6 +46,9 @@ def call(capsys, *argv):
         (["generate", "nowhere"], "--prompt"),
         (["eval", "nowhere"], "nowhere does not exist"),
         (["verify", "nowhere"], "nowhere"),
+        (["convert", "nowhere", "x"], "nowhere does not exist"),
+        (["convert", "tests", "x"], "is in no format that is known"),
+        (["convert", "nowhere", "x", "--to", "zip"], "--to zip is unknown; choose from native"),
         (
             ["tokenizer", "train", "--input", "gone.txt", "--vocab-size", "500", "--output", "x"],
             "gone.txt",
@@ -107,6 +110,21 @@ def test_generate_refuses_what_it_cannot_do(capsys, run, argv, message):
     assert (status, out) == (2, "")
     assert re.search(message, err)
     assert err.count("\n") == 1
+
+
+def test_a_run_is_converted_verified_evaluated_and_speaks_alike(capsys, run, tmp_path):
+    folder = str(tmp_path / "hf")
+    status, out, _ = call(capsys, "convert", str(run), folder, "--to", "hf")
+    assert status == 0
+    assert "every number as it was sent" in out
+    status, out, _ = call(capsys, "verify", folder)
+    assert status == 0
+    assert "digests agree" in out
+    argv = ("--prompt", "The", "--temperature", "0", "--max-new-tokens", "8")
+    assert call(capsys, "generate", folder, *argv) == call(capsys, "generate", str(run), *argv)
+    (tmp_path / "hf/model.safetensors").write_bytes(b"")
+    assert call(capsys, "verify", folder)[0] == 2
+    assert call(capsys, "convert", str(run), folder)[0] == 2  # it exists
 
 
 def test_eval_agrees_with_its_json(capsys, run):

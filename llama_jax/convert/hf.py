@@ -189,11 +189,10 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
-    stream = source.stream()
+    stream = source.stream(then=lambda n, a: dense(to_rows(n, a, interleaved=False)))
     for file, shard in zip(files, shards, strict=True):
         with safetensors.Writer(folder / file, shard) as writer:
-            for tensor, layer, array in itertools.islice(stream, len(shard)):
-                rows = dense(to_rows(tensor, array, interleaved=False))
+            for tensor, layer, rows in itertools.islice(stream, len(shard)):
                 writer.write(their_name(tensor, layer), rows)
     _write_json(folder / "config.json", values)
     generation = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"]}

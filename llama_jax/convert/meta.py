@@ -258,9 +258,8 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     if c.tie_embeddings:
         order.append(("embed", None))
         shapes[their_name("head", None)] = shapes[their_name("embed", None)]
-    arrays = (
-        dense(to_rows(tensor, array, interleaved=True)) for tensor, _, array in source.stream(order)
-    )
+    stream = source.stream(order, then=lambda n, a: dense(to_rows(n, a, interleaved=True)))
+    arrays = (rows for _, _, rows in stream)
     pth.write(folder / "consolidated.00.pth", shapes, jnp.dtype(c.param_dtype), arrays)
     (folder / "params.json").write_text(json.dumps(params) + "\n")
     if source.tokenizer is not None:

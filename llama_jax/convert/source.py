@@ -11,6 +11,7 @@ Face, pair j and j + H/2 (half-split).
 """
 
 import math
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -69,16 +70,25 @@ class Source:
         return np.asarray(self.tensor(name, layer)[...])
 
     def stream(
-        self, order: Iterable[tuple[str, int | None]] | None = None
+        self,
+        order: Iterable[tuple[str, int | None]] | None = None,
+        then: Callable[[str, np.ndarray], np.ndarray] = lambda _, array: array,
     ) -> Iterator[tuple[str, int | None, np.ndarray]]:
-        """Every tensor in the order given, or that of `tensors`; the next is read meanwhile."""
+        """Every tensor in the order given, or that of `tensors`, as `then(name, tensor)` makes it.
+
+        While the caller writes one, a thread reads the next.
+        """
+
+        def read(name: str, layer: int | None) -> np.ndarray:
+            return then(name, self.read(name, layer))
+
         wanted = [(n, i) for n, i, _ in tensors(self.config)] if order is None else list(order)
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.read, *wanted[0])
+            ahead = pool.submit(read, *wanted[0])
             for here, after in zip(wanted, [*wanted[1:], None], strict=True):
                 array = ahead.result()
                 if after is not None:
-                    ahead = pool.submit(self.read, *after)
+                    ahead = pool.submit(read, *after)
                 yield *here, array
 
 
@@ -98,9 +108,17 @@ def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Weight]]:
 def on_host(array: np.ndarray) -> jax.Array:
     """The array in C order as jax has it on the CPU, whatever the default device.
 
-    XLA copies transposed matrices two to four times faster than NumPy does.
+    XLA copies transposed matrices two to four times faster than NumPy does. The pages of a memory
+    map that were read for it go back to the system, so that a map is never in memory whole.
     """
-    return jax.device_put(array, jax.local_devices(backend="cpu")[0])
+    copied = jax.device_put(array, jax.local_devices(backend="cpu")[0])
+    jax.block_until_ready(copied)
+    base: Any = array
+    while base is not None:
+        if isinstance(base, mmap.mmap):
+            base.madvise(mmap.MADV_DONTNEED)
+        base = getattr(base, "base", None)
+    return copied
 
 
 def dense(array: np.ndarray) -> np.ndarray:
