@@ -3,8 +3,9 @@
 Run once by hand, in an environment with this package and its extra [gguf], and with xllamacpp,
 whose wheels hold a built llama.cpp:
 
-    python -m tests.golden.make_llama_cpp_goldens
+    python -m tests.golden.make_llama_cpp_goldens [MODEL.gguf]
 
+With a file it prints what llama.cpp makes of that one, as a line of JSON, and stores nothing.
 The stored llama_cpp.json was made with xllamacpp 2026.10.11549 and gguf 0.19.0 on a CPU. For each
 case it holds the greedy continuations of PROMPTS, the natural logarithms of the highest
 probabilities after each, and the ids of TEXTS. tests/convert/test_llama_cpp.py compares them with
@@ -12,6 +13,7 @@ ours everywhere, and runs llama.cpp anew where xllamacpp is installed.
 """
 
 import json
+import sys
 import tempfile
 import urllib.request
 from dataclasses import replace
@@ -109,13 +111,16 @@ def run(path):
     return found
 
 
-def main():
-    """All cases, into FILE."""
+def main(argv):
+    """All cases, into FILE; or one file, to stdout."""
+    if argv:
+        print(json.dumps(run(argv[0])))
+        return
     with tempfile.TemporaryDirectory() as folder:
         cases = {name: run(write(name, Path(folder))) for name in CASES}
     versions = {name: version(name) for name in ("xllamacpp", "gguf")}
-    FILE.write_text(json.dumps({"versions": versions, "cases": cases}, ensure_ascii=True) + "\n")
+    FILE.write_text(json.dumps({"versions": versions, "cases": cases}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
