@@ -70,7 +70,7 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
 
 def _package() -> Any:
     try:
-        import gguf  # pyrefly: ignore[missing-import]  # the extra is not part of [dev]
+        import gguf
     except ImportError as error:
         raise InputError(
             "writing GGUF needs the gguf package: pip install 'llama-jax[gguf]'"
