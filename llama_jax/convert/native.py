@@ -77,7 +77,8 @@ class _Arrays:
 
     def __init__(self, folder: Path, prefix: str, manifest: Manifest):
         self._folder, self._prefix, self._manifest = folder, prefix, manifest
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        size = _CACHE_BYTES if (folder / "manifest.ocdbt").exists() else 0
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": size}})
         self._open: dict[str, ts.TensorStore] = {}
 
     def __call__(self, name: str, layer: int | None) -> Lazy:
