@@ -339,6 +339,9 @@ def _row(case: Case, schedules: list[Schedule], chip: Chip) -> dict:
     parts = []
     for name, counts, steps in visits(case):
         (schedule,) = (s for s in schedules if name in s.name)
+        if case.direction == "decode":
+            # On v4 and v6e the output is too little to count as a vector region.
+            counts = counts[: sum(region.is_vector for region in schedule.regions)]
         parts.append((schedule, counts, steps, schedule.cycles(counts, steps)))
     executed = sum(cycles for *_, cycles in parts)
 

@@ -133,7 +133,7 @@ def test_ours_is_ahead_of_splash(generation):
             ours, splash = (found[k, "causal", direction, model] for k in ("ours", "splash"))
             assert ours["cycles"] < splash["cycles"]
             packed = found["ours", "packed", direction, model]
-            assert packed["over_visited"] < 1.3
+            assert packed["over_visited"] < 1.6
             assert packed["cycles"] < 0.3 * splash["cycles"]
         share = {"v5e": 0.85, "v5p": 0.85, "v6e": 0.73}.get(generation, 0.0)
         assert found["ours", "causal", "forward", model]["matmul_text"] >= share
