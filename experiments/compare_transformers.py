@@ -16,10 +16,11 @@ interpreter that has torch and transformers; by default the running one is tried
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+
+from turns import Worker, serve, take_turns  # pyrefly: ignore[missing-import]
 
 BIG = {
     "vocab_size": 32_000, "d_model": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 8,
@@ -84,55 +85,14 @@ def theirs(case: dict) -> Iterator[float]:
         yield time.perf_counter() - begin
 
 
-def serve(side: str, case: dict) -> None:
-    """One step, and its seconds on a line, for each line of stdin."""
-    steps = {"ours": ours, "theirs": theirs}[side](case)
-    for _ in sys.stdin:
-        print(next(steps), flush=True)
-
-
-class Worker:
-    """A process of `serve`."""
-
-    def __init__(self, python: str, side: str, case: dict):
-        self.name = f"{python} ({side})"
-        command = [python, __file__, "--serve", side, json.dumps(case)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def step(self) -> float:
-        """Seconds of the worker's next step; SystemExit if it has died."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-            return float(self.process.stdout.readline())
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"{self.name} ended; see above") from error
-
-    def close(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.communicate()
-
-
 def compare(case: dict, torch_python: str, steps: int, warmup: int) -> dict:
     """Median seconds of both, and the ratio of their tokens/s."""
+    pythons = {"ours": sys.executable, "theirs": torch_python}
     workers = {
-        "ours": Worker(sys.executable, "ours", case),
-        "theirs": Worker(torch_python, "theirs", case),
+        side: Worker(python, __file__, "--serve", side, json.dumps(case))
+        for side, python in pythons.items()
     }
-    seconds: dict[str, list[float]] = {side: [] for side in workers}
-    try:
-        for _ in range(warmup + steps):
-            for side, worker in workers.items():
-                seconds[side].append(worker.step())
-    finally:
-        for worker in workers.values():
-            worker.close()
-    counted = {side: taken[warmup:] for side, taken in seconds.items()}
+    counted = take_turns(workers, warmup, steps)
     tokens = case["batch_size"] * case["seq_len"]
     result: dict = {"steps": steps, "seconds": counted}
     for name, choose in (("median", statistics.median), ("best", min)):
@@ -157,7 +117,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--serve", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
-        serve(args.serve[0], json.loads(args.serve[1]))
+        side, case = args.serve
+        serve({"ours": ours, "theirs": theirs}[side](json.loads(case)))
         return
     if not args.json:
         print(

@@ -2,10 +2,10 @@
 
 All rows of a batch advance together, yet a row's tokens depend on its own prompt, seed and settings
 alone: rows keep their own positions, each draw has a key of its own made from the row's seed and
-the position drawn for, padding is masked, and the sums of a step are added in an order
-that does not depend on the number of rows (`ops.linear.project`; bit by bit on CPUs, where a test
-compares them; elsewhere the library that multiplies picks its order by shape, and rows agree up to
-that rounding).
+the position drawn for, padding is masked, and on CPUs the products of a step are added in an order
+that does not depend on the number of rows (`ops.linear.project`, bit by bit). Norms, softmax and
+prefill leave that order to XLA, which picks it by shape; elsewhere products do too. So neighbours
+can move the last bits of a row's logits, and its choice only where two tokens tie to within those.
 """
 
 from collections.abc import Iterator, Sequence

@@ -130,15 +130,14 @@ def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"], order: O
     """Row b's new keys and values [T,K,H] at positions start[b] onwards of its cache.
 
     The cache has the order of axes in which attention reads it, so that no step transposes all of
-    it, and rows are written one by one: XLA's CPU backend makes a slow loop of a batched update.
+    it.
     """
     axis = order.index("S")
+    place = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
 
     def write(cache, new):
-        new = new.astype(cache.dtype) if axis == 1 else new.swapaxes(1, 2).astype(cache.dtype)
-        for b in range(cache.shape[0]):
-            place = (b, start[b], 0, 0) if axis == 1 else (b, 0, start[b], 0)
-            cache = jax.lax.dynamic_update_slice(cache, new[b : b + 1], place)
-        return cache
+        new = (new if axis == 1 else new.swapaxes(1, 2)).astype(cache.dtype)
+        return place(cache, new, start, axis - 1)
 
-    return write(kv[0], k), write(kv[1], v)
+    # Without the barrier XLA writes once more into a copy, fused with what reads it.
+    return jax.lax.optimization_barrier((write(kv[0], k), write(kv[1], v)))

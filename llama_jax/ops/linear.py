@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# XLA's CPU backend adds fewer terms than this in the same order whatever the number of rows; from
-# 512 it splits the sum for few rows (measured for 1 to 16 rows and up to 2048 terms).
-CHUNK = 256
+# XLA's CPU backend adds so many terms in one order for up to so many rows; from 512 terms it splits
+# the sum for few rows, from 56 rows it takes another kernel (measured, 1 to 256 rows).
+CHUNK = 384
+ROWS = 32
 
 
 def project(x: Float[Array, "B T *inputs"], w: Float[Array, "*weight"], inputs: int = 1) -> Array:
@@ -35,10 +36,22 @@ def _dot(x, w, inputs):
 
 
 def _by_row(x, w, inputs):
-    B, terms, outputs = x.shape[0], math.prod(w.shape[:inputs]), w.shape[inputs:]
+    B = x.shape[0]
+    if B > ROWS:
+        groups = jnp.pad(x, [(0, -B % ROWS), *[(0, 0)] * (x.ndim - 1)])
+        groups = groups.reshape(-1, ROWS, *x.shape[1:])
+        out = jax.lax.map(lambda group: _by_row(group, w, inputs), groups)
+        return out.reshape(-1, *out.shape[2:])[:B]
+    terms, outputs = math.prod(w.shape[:inputs]), w.shape[inputs:]
     chunks = next(n for n in range(-(-terms // CHUNK), terms + 1) if terms % n == 0)
+    # A barrier of its own for every product: products that share x would share its broadcast, an
+    # array of the weight's size that would be written to memory for each row.
+    x, w = jax.lax.optimization_barrier((x, w))
     x32 = x.reshape(B, chunks, terms // chunks, 1).astype(jnp.float32)
     w32 = w.reshape(1, chunks, terms // chunks, -1).astype(jnp.float32)
     # The barrier keeps the two sums apart: as one it would be split by the number of rows again.
     partial = jax.lax.optimization_barrier(jnp.sum(x32 * w32, axis=2))
-    return jnp.sum(partial, axis=1).astype(x.dtype).reshape(B, 1, *outputs)
+    total = partial[:, 0]
+    for chunk in range(1, chunks):  # one by one: a sum over the axis has no order of its own
+        total = total + partial[:, chunk]
+    return total.astype(x.dtype).reshape(B, 1, *outputs)

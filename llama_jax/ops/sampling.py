@@ -24,7 +24,7 @@ def sample(
     `top_p` (1 for all; Holtzman et al. 2020), and one is drawn in proportion. Of equal logits those
     with the lower ids count as larger. Work that no row asks for is not done.
     """
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = _first_largest(logits)
 
     def draw():
         warm = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
@@ -33,10 +33,20 @@ def sample(
             lambda: truncate(warm, top_k=top_k, top_p=top_p),
             lambda: warm,
         )
-        drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
-        return jnp.where(temperature > 0, drawn, greedy)
+        # The largest after adding Gumbel noise is a draw in proportion (Gumbel 1954).
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        return jnp.where(temperature > 0, _first_largest(kept + noise), greedy)
 
     return jax.lax.cond(jnp.any(temperature > 0), draw, lambda: greedy)
+
+
+def _first_largest(x: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The lowest index of the largest value: argmax, of which XLA's CPU backend makes a loop over
+    single elements. It has fast ones for a maximum of floats and a minimum of integers."""
+    V = x.shape[-1]
+    largest = jnp.max(x, axis=-1, keepdims=True)
+    found = jnp.where(x == largest, jnp.arange(V, dtype=jnp.int32)[None], V - 1)
+    return jnp.min(found, axis=-1)
 
 
 def truncate(

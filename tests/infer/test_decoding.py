@@ -130,6 +130,16 @@ def test_prompts_of_one_bucket_share_a_program():
     assert (module.prefill._cache_size(), module.advance._cache_size()) == before
 
 
+def test_the_program_for_many_rows_is_not_longer():
+    def size(B):
+        state, rows, _ = module._start([[1, 2]] * B, SMALL, 8, 0.0, 0, 1.0, range(B), None)
+        w = jax.eval_shape(lambda p: module.prepare(p, SMALL), params_of(SMALL))
+        lowered = module.advance.lower(w, state, rows, np.int32(8), config=SMALL)
+        return lowered.as_text().count("\n")
+
+    assert size(1024) == size(64)
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [

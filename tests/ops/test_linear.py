@@ -1,0 +1,44 @@
+"""Projections of one position a row: right, and the same for any number of rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.ops.linear import project
+
+
+def arrays(B, shape, inputs):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((B, 1, *shape[:inputs])).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs"),
+    [((24, 40), 1), ((288, 6, 8), 1), ((6, 48, 96), 2), ((768, 288), 1), ((511, 64), 1)],
+    ids=str,
+)
+def test_a_row_comes_out_the_same_bit_by_bit_whatever_the_number_of_rows(shape, inputs):
+    x, w = arrays(67, shape, inputs)
+    run = jax.jit(lambda x: project(x, w, inputs))
+    alone = np.asarray(run(x[:1]))[0]
+    for B in (2, 3, 8, 32, 33, 67):
+        np.testing.assert_array_equal(np.asarray(run(x[:B]))[0], alone, err_msg=f"{B} rows")
+
+
+@pytest.mark.parametrize("B", [1, 5, 33])
+def test_it_is_the_product(B):
+    x, w = arrays(B, (6, 48, 10, 4), 2)
+    expected = np.tensordot(np.asarray(x, np.float64), np.asarray(w, np.float64), axes=2)
+    np.testing.assert_allclose(project(x, w, 2), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_the_program_for_many_rows_is_not_longer():
+    """Rows beyond one group are a loop, not one product after another."""
+
+    def size(B):
+        x, w = arrays(B, (24, 40), 1)
+        return jax.jit(project).lower(x, w).as_text().count("\n")
+
+    assert size(4096) == size(64)
