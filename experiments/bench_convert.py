@@ -8,7 +8,8 @@ Expected  a minute on two cores
 Each measurement is a process of its own, so that the peak of its memory (VmHWM) is its own: `cp`
 without reflinks, a plain write of as many bytes from memory, Hugging Face -> native and back
 without the proof and once with it, and `llama_jax.load` of the native folder against reading its
-files. All writes end on the disk (fsync), those of `cp` too. --width and --mlp give the size of a
+files into memory (`load` checks the digests as well). All writes end on the disk (fsync), those of
+`cp` too. --width and --mlp give the size of a
 matrix; the model is random.
 """
 
@@ -75,13 +76,11 @@ def step_write(folder: Path) -> None:
 
 
 def step_read(folder: Path) -> None:
-    """Read the files of the native folder into one buffer."""
-    buffer = bytearray(16 << 20)
+    """Read the files of the native folder, all into memory that is new, as a model's must be."""
+    contents = []
     for file in sorted((folder / "native").rglob("*")):
         if file.is_file():
-            with file.open("rb", buffering=0) as stream:
-                while stream.readinto(buffer):
-                    pass
+            contents.append(np.fromfile(file, np.uint8))
 
 
 def step_load(folder: Path) -> None:

@@ -9,8 +9,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,10 +23,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from llama_jax import manifest as mf
+from llama_jax import plain_zarr
 from llama_jax.config import InputError
 from llama_jax.manifest import ArrayRecord, Manifest
+from llama_jax.plain_zarr import PlainArray
 
 logger = logging.getLogger(__name__)
+_READERS = 4  # files that are read at once: a core each while they come from the page cache
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -183,8 +188,8 @@ def restore(
 
 def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays from an orbax folder: jax arrays where a sharding is given, else NumPy arrays."""
-    stored = {name: a for name, a in wanted.items() if a.size}
-    leaves: dict[str, Any] = {}
+    leaves = _read_plain(folder, wanted)
+    stored = {name: a for name, a in wanted.items() if a.size and name not in leaves}
     if stored:
         args = _nest({name: _restore_args(a) for name, a in stored.items()})
         request = ocp.args.PyTreeRestore(args, restore_args=args, partial_restore=True)
@@ -203,6 +208,26 @@ def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         if (shape, dtype) != (a.shape, a.dtype):
             raise ValueError(f"array {name} is damaged (read as {dtype}, shape {shape})")
     return {name: leaves[name] for name in wanted}
+
+
+def _read_plain(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arrays that lie there as plain numbers: each device's part straight from the file."""
+    if not can_rename(folder):
+        return {}
+    plain: dict[str, PlainArray] = {}
+    for name, a in wanted.items():
+        stored = plain_zarr.find(Path(folder, name.replace("/", ".")), a.shape, a.dtype)
+        if stored is not None and a.size:
+            plain[name] = stored
+
+    def array(name: str) -> Any:
+        stored, a = plain[name], wanted[name]
+        if a.sharding is None:
+            return stored.read((slice(None),) * len(a.shape))
+        return jax.make_array_from_callback(a.shape, a.sharding, stored.read)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(plain, pool.map(array, plain), strict=True))
 
 
 def _explained(error: Exception, folder: epath.Path) -> Exception:

@@ -1,9 +1,10 @@
-"""Our own model folders, and run folders: read through tensorstore, written one layer at a time.
+"""Our own model folders, and run folders, read and written one layer at a time.
 
 A training run writes all arrays at once from its devices (storage.py). A conversion has them one
 layer at a time, and so writes the same folder in another way: orbax first saves a tree of the same
 names that holds nothing, and each stacked array is then put in its place in plain Zarr, one chunk a
-layer, which is one file. Orbax restores it like any other, and devices read their layers alone.
+layer, which is one file (plain_zarr.py). Orbax restores it like any other, devices read their
+layers alone, and we read it as memory maps. What orbax has written is read through tensorstore.
 """
 
 import json
@@ -18,13 +19,15 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from llama_jax import checkpoint
+from llama_jax import checkpoint, plain_zarr
 from llama_jax import manifest as mf
 from llama_jax.config import InputError, model_json, read_config
+from llama_jax.convert.blocks import BlockFile
 from llama_jax.convert.source import Lazy, Source
 from llama_jax.data.tokenizer import MODEL_FILE
 from llama_jax.manifest import ArrayRecord, Manifest
 from llama_jax.model.weights import abstract_params
+from llama_jax.plain_zarr import PlainArray
 
 _CACHE_BYTES = 1 << 29  # arrays of older folders are one chunk, which serves all their layers
 
@@ -73,20 +76,23 @@ def read(path: Path) -> Source:
 
 
 class _Arrays:
-    """The stacked arrays of an orbax folder, opened on first use."""
+    """The stacked arrays of a folder, opened on first use: maps, or through tensorstore."""
 
     def __init__(self, folder: Path, prefix: str, manifest: Manifest):
         self._folder, self._prefix, self._manifest = folder, prefix, manifest
-        size = _CACHE_BYTES if (folder / "manifest.ocdbt").exists() else 0
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": size}})
-        self._open: dict[str, ts.TensorStore] = {}
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._open: dict[str, PlainArray | ts.TensorStore] = {}
 
     def __call__(self, name: str, layer: int | None) -> Lazy:
         path = f"{self._prefix}{name}" if layer is None else f"{self._prefix}layers/{name}"
+        record = self._manifest.arrays[path]
         if path not in self._open:
-            self._open[path] = self._opened(path)
-        store = self._open[path]
-        return _Part(store if layer is None else store[layer], f"{self._folder}: {path}")
+            plain = plain_zarr.find(
+                self._folder / path.replace("/", "."), record.shape, record.dtype
+            )
+            self._open[path] = plain or self._opened(path)
+        where = f"{self._folder}: {path}"
+        return _Part(self._open[path], layer, record.shape, jnp.dtype(record.dtype), where)
 
     def _opened(self, path: str) -> ts.TensorStore:
         key = path.replace("/", ".") + "/"
@@ -107,16 +113,26 @@ class _Arrays:
 
 
 class _Part:
-    """A tensorstore view that reads when indexed."""
+    """An array, or a layer of it, that is read when indexed."""
 
-    def __init__(self, store: ts.TensorStore, what: str):
-        self._store, self._what = store, what
-        self.shape = tuple(store.shape)
-        self.dtype = store.dtype.numpy_dtype
+    def __init__(
+        self,
+        stored: PlainArray | ts.TensorStore,
+        layer: int | None,
+        shape: tuple[int, ...],
+        dtype: Any,
+        what: str,
+    ):
+        self._stored, self._layer, self._what = stored, layer, what
+        self.shape = shape[layer is not None :]
+        self.dtype = dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        stored, layer = self._stored, self._layer
         try:
-            return np.asarray(self._store[index].read().result())
+            if isinstance(stored, PlainArray):
+                return stored.map(layer)[index]
+            return np.asarray((stored if layer is None else stored[layer])[index].read().result())
         except ValueError as error:  # a chunk that is missing or short
             raise InputError(
                 f"{self._what} cannot be read; `llama-jax verify` says more"
@@ -135,9 +151,9 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
         _declare(params / path.replace("/", "."), a, layered=path.startswith("layers/"))
     for tensor, layer, array in source.stream():
         where = params / (tensor if layer is None else f"layers.{tensor}")
-        chunk = [0] * array.ndim if layer is None else [layer, *[0] * array.ndim]
-        with open(where / ".".join(map(str, chunk)), "wb") as file:
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        place = [0] * array.ndim if layer is None else [layer, *[0] * array.ndim]
+        with BlockFile(where / plain_zarr.chunk_name(place)) as file:
+            file.write(array)
     files = {"config.json": model_json(config).encode()}
     if source.tokenizer is not None:
         files[MODEL_FILE] = source.tokenizer
@@ -163,6 +179,5 @@ def _declare(folder: Path, a: Any, *, layered: bool) -> None:
         if old.name != ".zarray":
             old.unlink()
     zarray = json.loads((folder / ".zarray").read_text())
-    chunks = [1, *a.shape[1:]] if layered else list(a.shape)
-    zarray |= {"shape": list(a.shape), "chunks": chunks, "compressor": None, "order": "C"}
+    zarray = plain_zarr.description(zarray, a.shape, a.dtype, layered=layered)
     (folder / ".zarray").write_text(json.dumps(zarray))

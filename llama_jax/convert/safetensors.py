@@ -14,12 +14,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from llama_jax.config import InputError, require
+from llama_jax.convert.blocks import BlockFile
 
 MAX_HEADER = 16 << 20
 """Bytes; the header of a 70B model in one file takes 0.1 MB."""
@@ -126,16 +127,16 @@ class Writer:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._expected: Iterator[str] = iter(tensors)
-        self._stream: BinaryIO = file.open("wb")
+        self._stream = BlockFile(file)
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """The next tensor, in C order."""
         assert name == next(self._expected)
-        self._stream.write(array.reshape(-1).view(np.uint8))
+        self._stream.write(array)
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stream.__exit__(*error)

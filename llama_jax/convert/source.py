@@ -12,6 +12,7 @@ Face, pair j and j + H/2 (half-split).
 
 import math
 import mmap
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ import numpy as np
 
 from llama_jax.config import InputError, ModelConfig
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
+
+_READERS = 2  # each copies one tensor into our layout: work of one core
 
 
 @runtime_checkable
@@ -76,20 +79,21 @@ class Source:
     ) -> Iterator[tuple[str, int | None, np.ndarray]]:
         """Every tensor in the order given, or that of `tensors`, as `then(name, tensor)` makes it.
 
-        While the caller writes one, a thread reads the next.
+        While the caller writes one, threads read the next two.
         """
 
-        def read(name: str, layer: int | None) -> np.ndarray:
-            return then(name, self.read(name, layer))
+        def read(place: tuple[str, int | None]) -> np.ndarray:
+            return then(place[0], self.read(*place))
 
         wanted = [(n, i) for n, i, _ in tensors(self.config)] if order is None else list(order)
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(read, *wanted[0])
-            for here, after in zip(wanted, [*wanted[1:], None], strict=True):
-                array = ahead.result()
-                if after is not None:
-                    ahead = pool.submit(read, *after)
-                yield *here, array
+        with ThreadPoolExecutor(_READERS) as pool:
+            ahead = deque(pool.submit(read, place) for place in wanted[:_READERS])
+            for number, place in enumerate(wanted):
+                array = ahead.popleft().result()
+                if number + _READERS < len(wanted):
+                    ahead.append(pool.submit(read, wanted[number + _READERS]))
+                yield *place, array
+                del array  # so that it does not wait in memory for the next
 
 
 def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Weight]]:
@@ -108,11 +112,14 @@ def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Weight]]:
 def on_host(array: np.ndarray) -> jax.Array:
     """The array in C order as jax has it on the CPU, whatever the default device.
 
-    XLA copies transposed matrices two to four times faster than NumPy does. The pages of a memory
-    map that were read for it go back to the system, so that a map is never in memory whole.
+    XLA copies transposed matrices two to four times faster than NumPy does, and takes aligned ones
+    in C order as they are. The pages of a memory map that were copied go back to the system, so
+    that a map is never in memory whole.
     """
     copied = jax.device_put(array, jax.local_devices(backend="cpu")[0])
     jax.block_until_ready(copied)
+    if copied.unsafe_buffer_pointer() == array.ctypes.data:
+        return copied
     base: Any = array
     while base is not None:
         if isinstance(base, mmap.mmap):

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from llama_jax import checkpoint
@@ -65,11 +66,11 @@ def load(path: epath.PathLike) -> Model:
         f"{folder}: tokenizer.model has {getattr(tokenizer, 'vocab_size', 0)} pieces and the model "
         f"{config.vocab_size} rows; the tokenizer is another model's",
     )
-    abstract = abstract_params(config)
-    if (shardings := _shardings(config)) is not None:
-        abstract = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-        )
+    abstract, default = abstract_params(config), jnp.zeros(()).sharding
+    shardings = _shardings(config) or jax.tree.map(lambda _: default, abstract)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
     return Model(config, checkpoint.load_params(folder, abstract), tokenizer)
 
 
