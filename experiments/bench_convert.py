@@ -26,6 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_jax.host_memory import keep_freed_memory
+
 GIB = 2**30
 
 
@@ -121,6 +123,8 @@ def step_proven(folder: Path) -> None:
 def timed(step: Callable[[Path], None], folder: Path) -> None:
     """Run one step in this process and print what it took."""
     if step not in (step_cp, step_write, step_read):  # imports and start-up are not the disk's
+        if step is not step_load:
+            keep_freed_memory()  # as `llama-jax convert` does, before jax starts its threads
         import jax
 
         import llama_jax.convert.api

@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import llama_jax
 from llama_jax.checkpoint import load_params, verify
-from llama_jax.config import InputError, read_config
+from llama_jax.config import InputError, MeshConfig, read_config
 from llama_jax.convert import api, proof
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
+from llama_jax.parallel.mesh import make_mesh
 from tests.convert.folders import BASE, CONFIGS, params_of, same_bits, save, tokenizer
 
 
@@ -59,6 +61,19 @@ def test_any_format_loads_and_generates_without_converting(tmp_path, to):
     assert same_bits(a.params, b.params)
     texts = [llama_jax.generate(m, "Once", max_new_tokens=8, temperature=0.0) for m in (a, b)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("to", ["native", "hf", "meta"])
+def test_devices_of_a_mesh_load_their_own_parts(tmp_path, to):
+    save(tmp_path / "a", BASE)
+    api.convert(tmp_path / "a", tmp_path / "b", to=to)
+    whole = llama_jax.load(tmp_path / "b").params
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4, tensor=2))):
+        split = llama_jax.load(tmp_path / "b").params
+    assert same_bits(whole, split)
+    q = split["layers"]["q"]
+    assert len({str(shard.index) for shard in q.addressable_shards}) == 8
+    assert all(shard.data.size == q.size // 8 for shard in q.addressable_shards)
 
 
 @pytest.mark.parametrize("name", ["grouped", "multi_head_tied"])
