@@ -139,7 +139,6 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     _quiet_start()
-    keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _run(arguments)
@@ -227,6 +226,7 @@ on several hosts, where it is not Cloud TPU, GKE, Slurm or Open MPI that says so
 
 
 def _train(arguments: Sequence[str]) -> int:
+    keep_freed_memory()  # before anything imports jax
     parser = _Parser(prog="llama-jax train", add_help=False, allow_abbrev=False)
     parser.add_argument("--coordinator-address")
     for name in ("--num-processes", "--process-id", "--heartbeat-seconds"):

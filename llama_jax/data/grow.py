@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from llama_jax.config import require
-from llama_jax.data.pieces import KIND_NUMBERS, SPACE, ModelProto
+from llama_jax.data.pieces import KIND_NUMBERS, SPACE, model_message
 from llama_jax.data.tokenizer import Tokenizer, check_unicode
 
 _MAX_CHARS = 16  # of a piece, as sentencepiece's own limit
@@ -32,7 +32,7 @@ def grow(
     Raises InputError if the texts support fewer new pieces, or if they hold lone surrogates.
     """
     require(num_new > 0, f"number of new pieces {num_new} must be positive")
-    model = ModelProto.FromString(tokenizer.model_bytes)
+    model = model_message().FromString(tokenizer.model_bytes)
     known = {piece.piece for piece in model.pieces}
     bare = _without_dummy_prefix(model)
     words = [
@@ -86,7 +86,7 @@ def _symbols(bare: Tokenizer, word: str) -> list[str]:
 @cache
 def _pieces(tokenizer: Tokenizer) -> list[str | None]:
     """Pieces by id; None for bytes."""
-    model = ModelProto.FromString(tokenizer.model_bytes)
+    model = model_message().FromString(tokenizer.model_bytes)
     return [None if piece.type == KIND_NUMBERS["byte"] else piece.piece for piece in model.pieces]
 
 
@@ -176,6 +176,6 @@ def _merged(symbols: list[str], piece: str) -> Iterator[str]:
 
 def _without_dummy_prefix(model: Any) -> Tokenizer:
     """The old tokenizer for parts of words."""
-    bare = ModelProto.FromString(model.SerializeToString())
+    bare = model_message().FromString(model.SerializeToString())
     bare.normalizer_spec.add_dummy_prefix = False
     return Tokenizer.from_bytes(bare.SerializeToString())

@@ -5,6 +5,7 @@ protobuf keeps the others. The message classes that come with sentencepiece dema
 than TFDS allows. Field numbers and defaults: sentencepiece_model.proto of sentencepiece 0.2.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -50,7 +51,7 @@ class Vocabulary:
     @staticmethod
     def from_bytes(model: bytes) -> "Vocabulary":
         """Of a serialised model that sentencepiece has loaded."""
-        proto = ModelProto.FromString(model)
+        proto = model_message().FromString(model)
         trainer, rules = proto.trainer_spec, proto.normalizer_spec
         pieces = tuple(Piece(p.piece, p.score, _KINDS.get(p.type, "normal")) for p in proto.pieces)
         ids = {piece.text: token for token, piece in enumerate(pieces)}
@@ -68,7 +69,8 @@ class Vocabulary:
 
     def to_bytes(self) -> bytes:
         """A serialised model for sentencepiece. The rules must be Llama's: `require_llama`."""
-        proto = ModelProto()
+        message = model_message()
+        proto = message()
         for piece in self.pieces:
             proto.pieces.add(piece=piece.text, score=piece.score, type=KIND_NUMBERS[piece.kind])
         trainer = proto.trainer_spec
@@ -117,8 +119,11 @@ class Vocabulary:
         require(not missing, f"{where} lacks the byte pieces {', '.join(missing[:4])}")
 
 
-def _model_proto() -> Any:
-    """The message class of a model file."""
+@functools.cache
+def model_message() -> Any:
+    """The message class of a model file: pieces (piece, score, type), trainer_spec,
+    normalizer_spec. Made on first use: protobuf takes longer to import than all of this.
+    """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field = descriptor_pb2.FieldDescriptorProto
@@ -177,7 +182,3 @@ def _model_proto() -> Any:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("llama_jax.Model"))
-
-
-ModelProto = _model_proto()
-"""Fields: pieces (piece, score, type), trainer_spec, normalizer_spec."""

@@ -34,7 +34,7 @@ v5e:16x16 and v5p:4x4x8 give the shape; x2 behind any of them means two slices.
 examples:
   llama-jax plan --model llama2-70b --topology v5p-128
   llama-jax plan --model llama2-70b --topology v5e-256 --mesh.tensor 4 --batch-size 256 --json
-  llama-jax plan experiments/llama2_7b_32k.py --topology v5p-128
+  llama-jax plan experiments/tpu/llama2_7b_32k.py --topology v5p-128
   llama-jax plan --model llama2-13b --topology v6e-64 --search
   llama-jax plan --model llama2-70b --topology v5e-16 --decode --batch-size 32
 """
