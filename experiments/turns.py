@@ -5,7 +5,12 @@ A B A B ...: whatever else the machine does meets all of them. Those that wait s
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+
+# OpenMP's threads go on spinning for a while after a turn (0.2 s in Intel's runtime), and would take
+# a core of the next.
+REST_SECONDS = 0.5
 
 
 def serve(seconds: Iterator[float]) -> None:
@@ -47,6 +52,7 @@ def take_turns(workers: dict[str, Worker], warmup: int, turns: int) -> dict[str,
         for _ in range(warmup + turns):
             for side, worker in workers.items():
                 seconds[side].append(worker.turn())
+                time.sleep(REST_SECONDS)
     finally:
         for worker in workers.values():
             worker.close()
