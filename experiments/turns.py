@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-# OpenMP's threads go on spinning for a while after a turn (0.2 s in Intel's runtime), and would take
-# a core of the next.
+# OpenMP's threads go on spinning for a while after a turn (0.2 s in Intel's runtime), and would
+# take a core of the next.
 REST_SECONDS = 0.5
 
 

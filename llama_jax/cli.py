@@ -327,6 +327,7 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    keep_freed_memory()
     from llama_jax.convert.api import convert, describe
 
     report = convert(

@@ -245,5 +245,6 @@ def test_published_models_are_planned(model, topology, parts):
     assert {c["axis"] for c in p["collective_bytes"]} == {"fsdp"}
     gathered = sum(c["bytes"] for c in p["collective_bytes"] if c["kind"] != "all-to-all")
     weights = hbm["parameters"] / 4 * 2 * parts
-    # Weights travel forward, backward and as gradients, in bfloat16, and little else does.
-    assert 2.5 * weights < gathered < 5 * weights
+    # Weights are gathered forward and backward in bfloat16. Their gradients are reduced whole,
+    # twice the bytes of scattering them, and the head's in float32 for each chunk of the loss.
+    assert 3.5 * weights < gathered < 9 * weights
