@@ -9,7 +9,7 @@ RUN := runs/quickstart
 .PHONY: help quickstart test test-slow lint types check locks clean
 
 help:
-	@echo "make quickstart   train a small Llama 2 (about five minutes on two cores) and sample from it"
+	@echo "make quickstart   train a small Llama 2 (a few minutes on two cores) and sample from it"
 	@echo "make test         fast tests            make test-slow   kills, signals, long runs"
 	@echo "make check        lint + types + test   make locks       resolve the dependencies anew"
 	@echo "make clean        remove .venv; runs/ is yours and stays"
