@@ -48,7 +48,7 @@ def make(folder: Path, tokenizer: str | None) -> None:
 
     import llama_jax
     from llama_jax.checkpoint import save_model
-    from llama_jax.config import model_json
+    from llama_jax.config_file import model_json
     from llama_jax.convert.api import convert
     from llama_jax.data.corpora.tales import story
     from llama_jax.data.tokenizer import Tokenizer, train_tokenizer

@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "llama_jax").rglob("*.py"))
 CHECKPOINTS = {"checkpoint", "manifest", "plain_zarr", "preemption", "storage"}
 ARROWS = {
     "config": set(),
+    "config_file": {"config"},
     "host_memory": set(),
     "kernels": set(),
     "ops": {"kernels"},
@@ -25,16 +26,19 @@ ARROWS = {
     "preemption": {"config"},
     "storage": {"config", "manifest", "plain_zarr"},
     "checkpoint": {"config", *CHECKPOINTS},
-    "convert": {"config", "model", "ops", "data.tokenizer", "data.pieces", *CHECKPOINTS},
-    "train": {"config", "model", "ops", "parallel", "data", *CHECKPOINTS},
+    "convert": {
+        "config", "config_file", "model", "ops", "data.tokenizer", "data.pieces", *CHECKPOINTS,
+    },
+    "train": {"config", "config_file", "model", "ops", "parallel", "data", *CHECKPOINTS},
     "infer": {"config", "model", "ops", "parallel"},
     # The public Python interface: it loads every format, so it stands above `convert`.
     "infer.api": {
-        "config", "model", "parallel.rules", "data.tokenizer", "convert", *CHECKPOINTS,
+        "config", "config_file", "model", "parallel.rules", "data.tokenizer", "convert",
+        *CHECKPOINTS,
     },
     "align": {"config", "train", "infer", "data", "model", "ops", "parallel", *CHECKPOINTS},
     "serve": {"config", "infer", "data", *CHECKPOINTS},
-    "tpu": {"config", "train", "infer", "model", "parallel", "kernels"},
+    "tpu": {"config", "config_file", "train", "infer", "model", "parallel", "kernels"},
     "cli": {
         "config", "serve", "align", "tpu", "convert", "train", "infer", "data", "parallel",
         "host_memory", *CHECKPOINTS,

@@ -21,7 +21,8 @@ from etils import epath
 
 from llama_jax import checkpoint, plain_zarr
 from llama_jax import manifest as mf
-from llama_jax.config import InputError, model_json, read_config
+from llama_jax.config import InputError
+from llama_jax.config_file import model_json, read_config
 from llama_jax.convert.blocks import BlockFile
 from llama_jax.convert.source import Lazy, Source
 from llama_jax.data.tokenizer import MODEL_FILE

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from llama_jax import checkpoint
-from llama_jax.config import InputError, ModelConfig, read_config, require
+from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.config_file import read_config
 from llama_jax.convert import load as foreign
 from llama_jax.convert import native
 from llama_jax.convert.api import open_source

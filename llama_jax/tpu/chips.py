@@ -12,6 +12,8 @@ available when a program asks for more.
 
 import dataclasses
 
+from llama_jax.parallel.devices import PEAK_FLOPS
+
 GiB = 1 << 30
 
 
@@ -53,13 +55,48 @@ class Chip:
 MXU = 128 * 128
 CHIPS = {
     "v4": Chip(
-        "v4:2x2x1", 2, 4 * MXU, 275e12, int(30.75 * GiB), 1228e9, 50e9, 6.25e9, (12, 16, 16)
+        topology="v4:2x2x1",
+        cores=2,
+        macs_per_cycle=4 * MXU,
+        bf16_flops=PEAK_FLOPS["TPU v4"],
+        hbm_bytes=int(30.75 * GiB),
+        hbm_bytes_per_second=1228e9,
+        link_bytes_per_second=50e9,
+        network_bytes_per_second=6.25e9,
+        largest=(12, 16, 16),
     ),
-    "v5e": Chip("v5e:2x2", 1, 4 * MXU, 197e12, int(15.75 * GiB), 819e9, 50e9, 3.125e9, (16, 16)),
+    "v5e": Chip(
+        topology="v5e:2x2",
+        cores=1,
+        macs_per_cycle=4 * MXU,
+        bf16_flops=PEAK_FLOPS["TPU v5 lite"],
+        hbm_bytes=int(15.75 * GiB),
+        hbm_bytes_per_second=819e9,
+        link_bytes_per_second=50e9,
+        network_bytes_per_second=3.125e9,
+        largest=(16, 16),
+    ),
     "v5p": Chip(
-        "v5p:2x2x1", 2, 4 * MXU, 459e12, int(95.73 * GiB), 2765e9, 100e9, 6.25e9, (16, 20, 28)
+        topology="v5p:2x2x1",
+        cores=2,
+        macs_per_cycle=4 * MXU,
+        bf16_flops=PEAK_FLOPS["TPU v5"],
+        hbm_bytes=int(95.73 * GiB),
+        hbm_bytes_per_second=2765e9,
+        link_bytes_per_second=100e9,
+        network_bytes_per_second=6.25e9,
+        largest=(16, 20, 28),
     ),
     "v6e": Chip(
-        "v6e:2x2", 1, 16 * MXU, 918e12, int(31.24 * GiB), 1640e9, 100e9, 12.5e9, (16, 16), 2
+        topology="v6e:2x2",
+        cores=1,
+        macs_per_cycle=16 * MXU,
+        bf16_flops=PEAK_FLOPS["TPU v6 lite"],
+        hbm_bytes=int(31.24 * GiB),
+        hbm_bytes_per_second=1640e9,
+        link_bytes_per_second=100e9,
+        network_bytes_per_second=12.5e9,
+        largest=(16, 16),
+        rows_per_cycle=2,
     ),
 }

@@ -22,7 +22,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from llama_jax.config import InputError, TrainConfig, from_dict
+from llama_jax.config import InputError, TrainConfig
+from llama_jax.config_file import from_dict
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.tpu import topology as topology_of

@@ -12,7 +12,8 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from llama_jax.config import DataConfig, InputError, MeshConfig, read_config, require
+from llama_jax.config import DataConfig, InputError, MeshConfig, require
+from llama_jax.config_file import read_config
 from llama_jax.data.loader import Loader
 from llama_jax.data.packing import target_bytes
 from llama_jax.data.prepare import prepare

@@ -13,18 +13,7 @@ from tensorboardX import SummaryWriter
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.weights import parameter_count
-
-# Dense bfloat16 FLOP/s of one device as its maker publishes it (Cloud TPU system architecture
-# pages; NVIDIA A100 and H100 data sheets, SXM). MFU is left out on devices that are not listed.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from llama_jax.parallel.devices import peak_flops
 
 
 def flops_per_token(c: ModelConfig, seq_len: int, *, causal: bool) -> float:
@@ -41,17 +30,11 @@ def flops_per_token(c: ModelConfig, seq_len: int, *, causal: bool) -> float:
     return 6 * (parameter_count(c) - lookup - norms) + attention * (0.5 if causal else 1.0)
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Published bfloat16 FLOP/s of the device, None if it is not known."""
-    names = [n for n in PEAK_FLOPS if device.device_kind.startswith(n)]
-    return PEAK_FLOPS[max(names, key=len)] if names else None
-
-
 def throughput(c: ModelConfig, seq_len: int, tokens: int, seconds: float) -> dict[str, float]:
     """tokens/s of each device and, where its peak is known, MFU counted both ways."""
     rate = tokens / seconds / jax.device_count()
     values = {"perf/tokens_per_second_per_device": rate}
-    peak = peak_flops(jax.devices()[0])
+    peak = peak_flops(jax.devices()[0].device_kind)
     if peak is not None:
         for name, causal in (("causal", True), ("full", False)):
             flops = flops_per_token(c, seq_len, causal=causal)

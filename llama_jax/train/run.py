@@ -12,7 +12,8 @@ import jax
 from etils import epath
 
 from llama_jax import __version__
-from llama_jax.config import InputError, TrainConfig, read_config, to_json
+from llama_jax.config import InputError, TrainConfig
+from llama_jax.config_file import read_config, to_json
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
 CONFIG_FILE = "config.json"

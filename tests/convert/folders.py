@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.checkpoint import save_model
-from llama_jax.config import ModelConfig, model_json
+from llama_jax.config import ModelConfig
+from llama_jax.config_file import model_json
 from llama_jax.data.corpora.tales import story
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 from llama_jax.model.weights import abstract_params

@@ -9,7 +9,8 @@ import pytest
 import llama_jax
 from llama_jax import cli
 from llama_jax.checkpoint import load_params
-from llama_jax.config import InputError, read_config
+from llama_jax.config import InputError
+from llama_jax.config_file import read_config
 from llama_jax.convert import api
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.weights import abstract_params

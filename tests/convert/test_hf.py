@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import llama_jax
-from llama_jax.config import InputError, ModelConfig, from_dict
+from llama_jax.config import InputError, ModelConfig
+from llama_jax.config_file import from_dict
 from llama_jax.convert import api, hf, hf_config, safetensors
 from llama_jax.model.llama import apply
 from llama_jax.model.presets import LLAMA2_7B, extend_context

@@ -9,7 +9,8 @@ import pytest
 
 import llama_jax
 from llama_jax.checkpoint import load_params, verify
-from llama_jax.config import InputError, MeshConfig, read_config
+from llama_jax.config import InputError, MeshConfig
+from llama_jax.config_file import read_config
 from llama_jax.convert import api, proof
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.config import ModelConfig, from_dict
+from llama_jax.config import ModelConfig
+from llama_jax.config_file import from_dict
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from tests import oracle

@@ -1,0 +1,92 @@
+"""config.json of a model folder and of a run folder: any config dataclass to JSON and back.
+
+Reading checks every key and type, so that a damaged or foreign file is one line that names the key.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any, Literal
+
+from llama_jax.config import InputError, ModelConfig, TrainConfig, require
+
+FORMAT_VERSION = 1
+"""Of the config.json of a model folder."""
+
+
+def to_json(config: Any) -> str:
+    """Any config dataclass as indented JSON, keys in field order."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict[C](cls: type[C], values: Any, where: str = "config") -> C:
+    """The config dataclass `cls` from parsed JSON; InputError names unknown and missing keys."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    require(isinstance(values, dict), f"{where} must be a JSON object, not {values!r:.60}")
+    unknown = sorted(set(values) - set(fields))
+    require(not unknown, f"{where} has unknown keys {unknown}; known are {sorted(fields)}")
+    missing = sorted(
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    )
+    require(not missing, f"{where} lacks {missing}")
+    return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
+    """What config.json says of a model folder (the model) or a run folder (the experiment too).
+
+    Raises:
+      InputError: there is none, it is no JSON, or its keys or values do not fit.
+    """
+    from etils import epath  # gs:// paths too
+
+    file = epath.Path(folder).expanduser() / "config.json"
+    require(file.exists(), f"{folder} is no model folder and no run folder: it has no config.json")
+    try:
+        values = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    require(isinstance(values, dict), f"{file} must hold a JSON object")
+    if "model" in values:
+        config = from_dict(TrainConfig, values, str(file))
+        return config.model, config
+    version = values.pop("format_version", None)
+    require(
+        version == FORMAT_VERSION,
+        f"{file} has format_version {version}; this program reads {FORMAT_VERSION}",
+    )
+    return from_dict(ModelConfig, values, str(file)), None
+
+
+def model_json(config: ModelConfig) -> str:
+    """The config.json of a model folder."""
+    values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check one JSON value against a field's type; tuples come back from lists."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{where}={value!r} must be a list")
+        hints = args[:1] * len(value) if args[-1] is Ellipsis else args
+        require(len(value) == len(hints), f"{where}={value!r} must have {len(hints)} values")
+        return tuple(_convert(hints[i], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is Literal:
+        require(value in args, f"{where}={value!r} must be one of {', '.join(map(str, args))}")
+        return value
+    kinds = args if origin in (types.UnionType, typing.Union) else (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    matches = any(type(value) is kind for kind in kinds)
+    names = " or ".join(kind.__name__ for kind in kinds)
+    require(matches, f"{where}={value!r} must be of type {names}")
+    return value

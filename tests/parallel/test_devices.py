@@ -1,0 +1,20 @@
+import pytest
+
+from llama_jax.parallel.devices import peak_flops
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),  # the longest name that fits counts
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+        ("TPU v9", None),
+    ],
+)
+def test_the_peak_is_that_of_the_kind(kind, peak):
+    assert peak_flops(kind) == peak
