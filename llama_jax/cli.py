@@ -6,8 +6,10 @@ command that needs it, so that `--help` answers at once.
 """
 
 import argparse
+import difflib
 import glob
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -42,6 +44,19 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+class _Command(_Parser):
+    """One command's options: a misspelt one is named before what is missing because of it."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        known = self._option_string_actions
+        for option in () if self._subparsers else itertools.takewhile("--".__ne__, args or ()):
+            name = option.partition("=")[0]
+            if name.startswith("--") and " " not in option and name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                self.error(f"{name} is unknown" + "".join(f"; did you mean {n}?" for n in near))
+        return super().parse_known_args(args, namespace)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="llama-jax",
@@ -50,10 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Command
+    )
 
     def command(name: str, run: Callable[..., int | None], help: str, **kwargs: Any):
-        sub = commands.add_parser(name, help=help, description=help, **kwargs)
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **kwargs)
         sub.set_defaults(run=run)
         return sub
 
@@ -115,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("tokenizer", _tokenizer, "train a sentencepiece tokenizer as the paper did")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
-    sub = actions.add_parser("train", help="BPE with byte fallback, digits split")
+    sub = actions.add_parser(
+        "train", help="BPE with byte fallback, digits split", allow_abbrev=False
+    )
     sub.add_argument(
         "--input",
         nargs="+",

@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         allow_abbrev=False,
     )
     parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e-256")
+    parser.add_argument("--topology", metavar="NAME", help="such as v5e-256")
     parser.add_argument("--remat", metavar="POLICY", help="as --model.remat (full with --model)")
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat policies and batch sizes"
@@ -68,6 +68,11 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
     arguments = list(arguments)
     path = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else []
     args, rest = parser.parse_known_args(arguments)
+    typo = difflib.get_close_matches("--topology", rest, n=1)
+    require(
+        args.topology,
+        f"{PROG} needs --topology NAME, such as v5e-256" + "".join(f", not {t}" for t in typo),
+    )
     topology = topology_of.parse(args.topology)
     if args.remat:
         rest += ["--model.remat", args.remat]
