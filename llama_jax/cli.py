@@ -49,7 +49,8 @@ class _Command(_Parser):
 
     def parse_known_args(self, args=None, namespace=None):
         known = self._option_string_actions
-        for option in () if self._subparsers else itertools.takewhile("--".__ne__, args or ()):
+        options = [] if self._subparsers else [str(argument) for argument in args or ()]
+        for option in itertools.takewhile("--".__ne__, options):
             name = option.partition("=")[0]
             if name.startswith("--") and " " not in option and name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
