@@ -190,6 +190,10 @@ def _run(arguments: list[str]) -> int:
         return _fail("interrupted", 130)
     except OSError as error:
         return _fail(error, 1)
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        return _fail("gs:// needs gcsfs: pip install gcsfs, or llama_jax[tpu], which has it", 2)
     except (RuntimeError, MemoryError) as error:
         # TrainingError and the runtime's own out-of-memory errors say what happened; anything else
         # of this kind is a fault of the program and keeps its traceback.
@@ -218,7 +222,7 @@ def _fail(reason: object, status: int) -> int:
 def _quiet_start() -> None:
     """Logs to stderr; jax is not asked to look for a TPU where only its library is installed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("jax", "grain", "tensorboardX", "gguf"):
+    for name in ("jax", "grain", "tensorboardX", "gguf", "gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Orbax (through absl) and the threads that it writes with print the stacks of failures that
     # reach us as exceptions too, which are told in one line.

@@ -153,6 +153,11 @@ class DataConfig:
     def __post_init__(self):
         require(self.dataset.strip(), "data.dataset is empty: name a corpus, a file or a folder")
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
+        require(
+            "://" not in self.cache_dir,
+            f"data.cache_dir={self.cache_dir}: records are read in place; name a folder on a file "
+            "system (each host may have its own: what they prepare is the same)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

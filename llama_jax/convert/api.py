@@ -37,7 +37,7 @@ def open_source(path: str | os.PathLike[str], tokenizer: str | None = None) -> S
 
     Raises InputError for what is no model of a known format or not a sound one.
     """
-    path = Path(path).expanduser().absolute()
+    path = _local(path)
     name = detect(path)
     source = FORMATS[name].read(path)
     if tokenizer is not None:
@@ -50,6 +50,16 @@ def open_source(path: str | os.PathLike[str], tokenizer: str | None = None) -> S
             "rows; name the right one with --tokenizer",
         )
     return source
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    text = os.fspath(path)
+    require(
+        "://" not in text,
+        f"{text}: other formats are read and written on this machine alone; copy the folder, as "
+        "with gcloud storage cp --recursive",
+    )
+    return Path(text).expanduser().absolute()
 
 
 def convert(
@@ -77,7 +87,7 @@ def convert(
     row = FORMATS[name]
     variant = variant or row.variants[0]
     require(variant in row.variants, f"--to {to}: choose the variant from {row.variants}")
-    target = Path(dst).expanduser().absolute()
+    target = _local(dst)
     require(
         not target.exists() or (not row.is_file and target.is_dir() and not any(target.iterdir())),
         f"{target} exists{'' if row.is_file else ' and is not empty'}: name a new place",

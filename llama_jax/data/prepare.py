@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from llama_jax.config import DataConfig, InputError, require
 from llama_jax.data import packing
 from llama_jax.data import tokenizer as tokenizers
-from llama_jax.data.files import as_path
+from llama_jax.data.files import as_path, reason
 from llama_jax.data.sources import SPLITS, TRAIN, VALIDATION, Source, digest, resolve
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -114,7 +113,7 @@ def _prepare_source(
     fingerprint = digest(
         "records", source.identity, tokenizer.fingerprint, seq_len, packing.VERSION, shards.VERSION
     )
-    folder = as_path(config.cache_dir) / f"{source.name}-{fingerprint[:16]}"
+    folder = Path(config.cache_dir).expanduser() / f"{source.name}-{fingerprint[:16]}"
     with _lock(folder):
         if not shards.is_complete(folder):
             log.info("preparing %s for seq_len %d in %s", source.name, seq_len, folder)
@@ -135,11 +134,8 @@ def _prepare_source(
 
 
 @contextmanager
-def _lock(folder: Any):
+def _lock(folder: Path):
     """One process of this machine at a time; others wait. The lock ends with its process."""
-    if not isinstance(folder, Path):  # a bucket: the final rename decides
-        yield
-        return
     import fcntl
 
     try:
@@ -147,7 +143,7 @@ def _lock(folder: Any):
         file = Path(f"{folder}.lock").open("w")  # noqa: SIM115, closed below
     except OSError as error:
         raise InputError(
-            f"data.cache_dir {folder.parent} cannot be written: {error.strerror}"
+            f"data.cache_dir {folder.parent} cannot be written: {reason(error)}"
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -204,7 +200,7 @@ def train_tokenizer_on(inputs: Sequence[str], vocab_size: int, output: str) -> T
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be written: {error.strerror}") from error
+        raise InputError(f"--output {folder} cannot be written: {reason(error)}") from error
     return tokenizer
 
 

@@ -1,7 +1,8 @@
 """What `DataConfig.dataset` can name, as documents that processes can read in parts.
 
-`tales`, `tales:50000`, `python_docs`, a .jsonl, .jsonl.gz or .txt file, a folder of those,
-`tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as `tales=0.7,my.jsonl=0.3`.
+`tales`, `tales:50000`, `python_docs`, a .jsonl, .jsonl.gz or .txt file, a folder of those
+(gs:// too), `tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as
+`tales=0.7,my.jsonl=0.3`.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from llama_jax.config import InputError, require
 from llama_jax.data import textfiles
 from llama_jax.data.corpora import tales
+from llama_jax.data.files import AnyPath, as_path
 from llama_jax.data.split import VALIDATION_SHARE, in_validation
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
@@ -54,7 +56,7 @@ def resolve(spec: str, text_field: str = "text") -> list[tuple[Source, float]]:
     that are missing, empty, not text or have lines above 64 MiB.
     """
     spec = spec.strip()
-    if "=" not in spec or Path(spec).expanduser().exists():
+    if "=" not in spec or as_path(spec).exists():
         return [(_source(spec, text_field), 1.0)]
     sources, weights = [], []
     for part in spec.split(","):
@@ -92,14 +94,14 @@ def _source(name: str, text_field: str) -> Source:
         return TfdsData(rest, text_field)
     if kind == "hf":
         return HfData(rest, text_field)
-    path = Path(name).expanduser()
+    path = as_path(name)
     if not path.exists():
         near = difflib.get_close_matches(name, EMBEDDED, n=1) or _neighbours(path)
         hint = (
             f"; did you mean {near[0]}?" if near else f"; embedded corpora: {', '.join(EMBEDDED)}"
         )
         raise InputError(f"data {name} is neither a corpus nor an existing file or folder{hint}")
-    return Files(str(path.resolve()), text_field)
+    return Files(str(path.resolve() if isinstance(path, Path) else path), text_field)
 
 
 def _count(name: str, number: str) -> int:
@@ -110,7 +112,7 @@ def _count(name: str, number: str) -> int:
     return int(number)
 
 
-def _neighbours(path: Path) -> list[str]:
+def _neighbours(path: AnyPath) -> list[str]:
     if not path.parent.is_dir():
         return []
     names = [str(path.parent / p.name) for p in path.parent.iterdir()]
@@ -185,7 +187,7 @@ class Files:
 
     @cached_property
     def _scans(self) -> list[textfiles.Scan]:
-        return [textfiles.scan(path) for path in textfiles.find_files(Path(self.path))]
+        return [textfiles.scan(path) for path in textfiles.find_files(as_path(self.path))]
 
     @cached_property
     def identity(self) -> str:

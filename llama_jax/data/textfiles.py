@@ -1,4 +1,4 @@
-"""Plain files as documents: .jsonl, .jsonl.gz and .txt, alone or in folders.
+"""Plain files as documents: .jsonl, .jsonl.gz and .txt, alone or in folders, local or behind a URL.
 
 A file is scanned once (digest, UTF-8, line lengths) and cut at document ends into chunks of some
 megabytes, which processes then read on their own.
@@ -6,14 +6,16 @@ megabytes, which processes then read on their own.
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from llama_jax.config import InputError, require
+from llama_jax.data.files import AnyPath, as_path, reason
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
 SEPARATOR = "<|endoftext|>"
@@ -44,10 +46,10 @@ class Scan:
     chunks: tuple[Chunk, ...]
 
 
-def find_files(path: Path) -> list[Path]:
+def find_files(path: AnyPath) -> list[AnyPath]:
     """The file itself, or every text file below a folder, sorted by path."""
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+        files = sorted(p for p in _walk(path) if p.name.endswith(SUFFIXES))
         require(files, f"folder {path} holds no {', '.join(SUFFIXES)} file")
         return files
     require(path.exists(), f"data {path} does not exist")
@@ -58,7 +60,15 @@ def find_files(path: Path) -> list[Path]:
     return [path]
 
 
-def scan(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Scan:
+def _walk(folder: AnyPath) -> Iterator[AnyPath]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _walk(path)
+        elif path.is_file():
+            yield path
+
+
+def scan(path: AnyPath, chunk_bytes: int = CHUNK_BYTES) -> Scan:
     """Read a file once and find its chunks.
 
     Raises InputError, with the line, if it is empty, not UTF-8 or holds a line above 64 MiB.
@@ -89,7 +99,7 @@ def scan(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Scan:
 
 def read_chunk(chunk: Chunk, field: str) -> Iterator[str]:
     """The documents of a chunk. InputError, with file and line, where a line holds none."""
-    path = Path(chunk.path)
+    path = as_path(chunk.path)
     with _open(path) as file:
         file.seek(chunk.start)
         lines = _lines_until(path, file, chunk)
@@ -101,14 +111,19 @@ def read_chunk(chunk: Chunk, field: str) -> Iterator[str]:
                     yield _json_text(path, number, line, field)
 
 
-def _open(path: Path) -> BinaryIO:
+@contextmanager
+def _open(path: AnyPath) -> Iterator[BinaryIO]:
     try:
-        return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # type: ignore
+        file = path.open("rb")
     except OSError as error:
-        raise InputError(f"data {path} cannot be read: {error.strerror}") from error
+        raise InputError(f"data {path} cannot be read: {reason(error)}") from error
+    with file:
+        if not isinstance(file, io.BufferedReader):  # an object store's knows no limit of a line
+            file = io.BufferedReader(file)
+        yield gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file  # type: ignore
 
 
-def _raw_lines(path: Path, file: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
+def _raw_lines(path: AnyPath, file: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
     """Numbered lines, checked."""
     number = first
     while True:
@@ -135,7 +150,7 @@ def _raw_lines(path: Path, file: BinaryIO, first: int = 1) -> Iterator[tuple[int
         number += 1
 
 
-def _lines_until(path: Path, file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+def _lines_until(path: AnyPath, file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
     left = chunk.stop - chunk.start
     for number, line in _raw_lines(path, file, chunk.line):
         yield number, line
@@ -144,7 +159,7 @@ def _lines_until(path: Path, file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int
             return
 
 
-def _text_cuts(path: Path, separated: bool, chunk_bytes: int) -> list[tuple[int, int]]:
+def _text_cuts(path: AnyPath, separated: bool, chunk_bytes: int) -> list[tuple[int, int]]:
     """(byte, line) at the ends of documents, at least `chunk_bytes` apart."""
     cuts = [(0, 1)]
     with _open(path) as file:
@@ -179,7 +194,7 @@ def _text_documents(
         yield text, offset, number + 1
 
 
-def _json_text(path: Path, number: int, line: bytes, field: str) -> str:
+def _json_text(path: AnyPath, number: int, line: bytes, field: str) -> str:
     """The text field of one JSON line."""
     where = f"data {path}, line {number}"
     try:

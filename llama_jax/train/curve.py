@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from llama_jax.train.metrics import read_metrics
+from llama_jax.data.files import write_atomic
+from llama_jax.train.metrics import METRICS_FILE, read_metrics
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 40, 48
@@ -15,7 +16,7 @@ Points = list[tuple[float, float]]
 
 def write_loss_curve(workdir: epath.Path) -> epath.Path | None:
     """Draw RUN/metrics.jsonl into RUN/loss.svg; None if there are not two points to join."""
-    metrics = read_metrics(workdir / "metrics.jsonl")
+    metrics = read_metrics(workdir / METRICS_FILE)
     series: list[Points] = []
     for key, _, _ in SERIES:
         points = [(float(m["step"]), m[key]) for m in metrics if key in m]
@@ -23,9 +24,7 @@ def write_loss_curve(workdir: epath.Path) -> epath.Path | None:
     if len(series[0]) < 2:
         return None
     path = workdir / "loss.svg"
-    temporary = workdir / "loss.svg.tmp"
-    temporary.write_text(_draw(series, workdir.name))
-    temporary.replace(path)
+    write_atomic(path, _draw(series, workdir.name).encode())
     return path
 
 

@@ -28,7 +28,8 @@ from llama_jax.parallel.mesh import make_mesh
 from llama_jax.preemption import Preemption
 from llama_jax.train.curve import write_loss_curve
 from llama_jax.train.evaluate import Evaluation, evaluate
-from llama_jax.train.metrics import Clock, read_metrics
+from llama_jax.train.metrics import METRICS_FILE, Clock, read_metrics
+from llama_jax.train.mirror import Mirror
 from llama_jax.train.optimizer import learning_rate, make_optimizer
 from llama_jax.train.report import Reporter
 from llama_jax.train.run import check_run, host_facts, open_run
@@ -95,7 +96,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         # ---- Data
         with clock("data"):
-            tokenizer, data = _data(config, workdir)
+            with together():
+                tokenizer, data = _data(config, workdir)
             identity = {"data": data["train"].fingerprint, "tokenizer": tokenizer.fingerprint}
             agree(identity)
             with together():
@@ -196,7 +198,7 @@ class _Examiner:
     def catch_up(self, step: int, state: TrainState) -> None:
         """Make the evaluation that SIGTERM cut off right before the checkpoint was saved."""
         if step and self.due(step):
-            lines = read_metrics(self.workdir / "metrics.jsonl")
+            lines = read_metrics(self.workdir / METRICS_FILE)
             if not any(m["step"] == step and "eval/step" in m for m in lines):
                 self(step, state)
 
@@ -221,6 +223,7 @@ class _Examiner:
                 text = "step %d: validation loss %.3f, %.3f bits per byte"
                 logger.info(text, step, self.result.loss, self.result.bits_per_byte)
             self.report.write(step, line)
+            self.report.sync()
             texts = []
             if self.sample is not None:
                 for prompt in self.config.sample_prompts:
@@ -236,25 +239,30 @@ class _Profiler:
 
     def __init__(self, steps: tuple[int, int], workdir: epath.Path):
         self.first, self.last = steps
-        self.folder = str(workdir / "profile")
+        self.mirror = Mirror(workdir / "profile")
         self.running = False
 
     def __enter__(self):
         return self
 
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+        self.mirror.close()
+
     def before(self, step: int) -> None:
         """Call before each step."""
         if self.last and step == self.first:
-            jax.profiler.start_trace(self.folder)
+            jax.profiler.start_trace(str(self.mirror.local))
             self.running = True
         elif self.running and step == self.last + 1:
-            self.__exit__()
+            self._stop()
 
-    def __exit__(self, *error: object) -> None:
+    def _stop(self) -> None:
         if self.running:
             jax.profiler.stop_trace()
             self.running = False
-            logger.info("profile written to %s: open it with xprof", self.folder)
+            self.mirror.upload()
+            logger.info("profile written to %s: open it with xprof", self.mirror.folder)
 
 
 def write_samples(workdir: epath.Path, step: int, texts: Sequence[str]) -> None:
@@ -275,18 +283,8 @@ def _tokenizer(config: TrainConfig, workdir: epath.Path) -> Tokenizer:
 
 
 def _data(config: TrainConfig, workdir: epath.Path) -> tuple[Tokenizer, dict[str, Mixture]]:
-    """Tokenizer and records; in a bucket, which knows no locks, host 0 makes them for all."""
-
-    def both() -> tuple[Tokenizer, dict[str, Mixture]]:
-        tokenizer = _tokenizer(config, workdir)
-        return tokenizer, prepare(config.data, tokenizer, seq_len=config.seq_len)
-
-    if "://" in config.data.cache_dir:
-        with together():
-            if jax.process_index() == 0:
-                both()
-    with together():
-        return both()
+    tokenizer = _tokenizer(config, workdir)
+    return tokenizer, prepare(config.data, tokenizer, seq_len=config.seq_len)
 
 
 def _loader(

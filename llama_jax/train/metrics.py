@@ -14,6 +14,11 @@ from tensorboardX import SummaryWriter
 from llama_jax.config import ModelConfig
 from llama_jax.model.weights import parameter_count
 from llama_jax.parallel.devices import peak_flops
+from llama_jax.train.mirror import Mirror
+
+METRICS_FILE = "metrics.jsonl"
+UPLOAD_SECONDS = 60.0
+"""How old the metrics of a run in a bucket may be."""
 
 
 def flops_per_token(c: ModelConfig, seq_len: int, *, causal: bool) -> float:
@@ -71,13 +76,17 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: epath.Path, step: int):
-        self.path = workdir / "metrics.jsonl"
         self._main = jax.process_index() == 0
         if not self._main:
             return
-        _drop_after(self.path, step)
-        self._file = self.path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._mirror = Mirror(workdir)
+        path = self._mirror.local / METRICS_FILE
+        if path.parent != workdir and (workdir / METRICS_FILE).exists():
+            path.write_bytes((workdir / METRICS_FILE).read_bytes())
+        _drop_after(path, step)
+        self._file = path.open("a")
+        folder = self._mirror.local / "tensorboard"
+        self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One line of JSON; the numbers go to TensorBoard too."""
@@ -88,14 +97,15 @@ class MetricsWriter:
         for name, value in values.items():
             if not isinstance(value, str):
                 self._board.add_scalar(name, value, step)
+        self._mirror.upload(every=UPLOAD_SECONDS)
 
     def sync(self) -> None:
         """Make what was written durable, before a checkpoint that counts on it."""
         if self._main:
             self._file.flush()
-            if hasattr(self._file, "fileno"):
-                os.fsync(self._file.fileno())
+            os.fsync(self._file.fileno())
             self._board.flush()
+            self._mirror.upload()
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -103,6 +113,7 @@ class MetricsWriter:
             self.sync()
             self._file.close()
             self._board.close()
+            self._mirror.close()
 
 
 def read_metrics(path: epath.Path) -> list[dict]:

@@ -14,6 +14,7 @@ from etils import epath
 from llama_jax import __version__
 from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_file import read_config, to_json
+from llama_jax.data.files import reason, write_atomic
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -68,7 +69,7 @@ def check_run(config: TrainConfig) -> epath.Path:
                 "--workdir or empty it"
             )
     except OSError as error:
-        raise InputError(f"workdir {path} cannot be used: {error.strerror}") from error
+        raise InputError(f"workdir {path} cannot be used: {reason(error)}") from error
     return path
 
 
@@ -83,11 +84,9 @@ def open_run(config: TrainConfig, path: epath.Path, tokenizer: Tokenizer) -> Non
         path.mkdir(parents=True, exist_ok=True)
         if not (path / MODEL_FILE).exists():
             tokenizer.save(path / MODEL_FILE)
-        temporary = path / (CONFIG_FILE + ".tmp")
-        temporary.write_text(to_json(config))
-        temporary.replace(path / CONFIG_FILE)
+        write_atomic(path / CONFIG_FILE, to_json(config).encode())
     except OSError as error:
-        raise InputError(f"workdir {path} cannot be written: {error.strerror}") from error
+        raise InputError(f"workdir {path} cannot be written: {reason(error)}") from error
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
