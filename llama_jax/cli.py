@@ -222,11 +222,11 @@ def _fail(reason: object, status: int) -> int:
 def _quiet_start() -> None:
     """Logs to stderr; jax is not asked to look for a TPU where only its library is installed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("jax", "grain", "tensorboardX", "gguf", "gcsfs", "fsspec"):
+    for name in ("jax", "grain", "tensorboardX", "gguf"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Orbax (through absl) and the threads that it writes with print the stacks of failures that
-    # reach us as exceptions too, which are told in one line.
-    for name in ("absl", "asyncio", "concurrent.futures"):
+    # Orbax (through absl), the threads that it writes with, and gcsfs print the stacks of failures
+    # that reach us as exceptions too, which are told in one line.
+    for name in ("absl", "asyncio", "concurrent.futures", "gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
         chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")

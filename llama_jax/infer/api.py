@@ -53,7 +53,7 @@ def load(path: epath.PathLike) -> Model:
       CheckpointError: no checkpoint verifies.
     """
     folder = epath.Path(path).expanduser()
-    if not native.is_format(folder):
+    if "://" not in os.fspath(folder) and not native.is_format(folder):
         source = open_source(os.fspath(folder))
         model = source.tokenizer
         tokenizer = None if model is None else Tokenizer.from_bytes(model, where=str(folder))
