@@ -1,4 +1,4 @@
-"""Llama 2 in JAX and Flax: `load`, `apply`, `generate`, and the `llama-jax` command line.
+"""Llama 2 in JAX and Flax: `load`, `apply`, `generate`, `stream`, and the `llama-jax` command line.
 
 The public names are imported on first use, so that `import llama_jax` and `llama-jax --help`
 stay fast and a program that only prepares data never starts jax.
@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_jax.infer.api import Model, apply, generate, load
+    from llama_jax.infer.api import Model, apply, generate, load, stream
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "apply", "generate", "load"]
+__all__ = ["Model", "__version__", "apply", "generate", "load", "stream"]
 
 
 def __getattr__(name: str) -> Any:

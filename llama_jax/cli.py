@@ -312,11 +312,10 @@ def _print_summary(s: Any) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from llama_jax.infer.api import generate, load
+    from llama_jax.infer.api import load, stream
 
-    model = load(args.model)
-    text = generate(
-        model,
+    pieces = stream(
+        load(args.model),
         args.prompt,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -324,7 +323,12 @@ def _generate(args: argparse.Namespace) -> None:
         top_p=args.top_p,
         seed=args.seed,
     )
-    print(json.dumps({"prompt": args.prompt, "text": text}) if args.json else text)
+    if args.json:
+        print(json.dumps({"prompt": args.prompt, "text": "".join(pieces)}))
+        return
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 def _eval(args: argparse.Namespace) -> None:

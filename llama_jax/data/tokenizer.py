@@ -5,10 +5,11 @@ Byte-pair encoding, digits split, unknown characters spelled in bytes, text kept
 `</s>` in a document is four ordinary characters.
 """
 
+import codecs
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -160,15 +161,29 @@ class Tokenizer:
 
         Raises InputError if an id is out of range.
         """
-        text = self.decode_bytes(ids)
-        if self._dummy_prefix and text[:1] == b" " and not self.decode_bytes(after):
-            text = text[1:]
-        return text.decode("utf-8", errors="replace")
+        return self.decoder(after=after)(ids, final=True)
+
+    def decoder(self, *, after: Sequence[int] = ()) -> Callable[..., str]:
+        """`decode` in pieces: a function of the next ids, and `final=True` with the last of them.
+
+        It keeps the bytes of a character until it is whole.
+        """
+        characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        begins = self._dummy_prefix and not self.decode_bytes(after)
+
+        def decode(ids: Sequence[int], final: bool = False) -> str:
+            nonlocal begins
+            text = self.decode_bytes(ids)
+            if begins and text:
+                text, begins = text.removeprefix(b" "), False
+            return characters.decode(text, final)
+
+        return decode
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes that ids spell, the space before the text included; InputError as `decode`.
 
-        The bytes of a concatenation are the concatenation of the bytes: what streaming needs.
+        The bytes of a concatenation are the concatenation of the bytes.
         """
         surfaces = self._surfaces
         for token in ids:

@@ -1,6 +1,7 @@
 """The Python interface: load a model in any format, compute logits, continue text."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +17,12 @@ from llama_jax.convert import load as foreign
 from llama_jax.convert import native
 from llama_jax.convert.api import open_source
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
-from llama_jax.infer.generate import generate_tokens, prepare
+from llama_jax.infer.generate import prepare, stream_tokens
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params, map_weights
 from llama_jax.parallel.rules import named_sharding
 
-__all__ = ["Model", "apply", "generate", "load"]
+__all__ = ["Model", "apply", "generate", "load", "stream"]
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,40 @@ def generate(
       InputError: the model has no tokenizer, the prompt is longer than the context or no valid
         text, or a sampling setting is out of range.
     """
+    parts = stream(
+        model,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        block=max(max_new_tokens, 1),
+    )
+    return "".join(parts)
+
+
+def stream(
+    model: Model,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    block: int = 8,
+) -> Iterator[str]:
+    """What `generate` returns, in pieces as they are drawn, `block` tokens at a time.
+
+    The first piece begins with the prompt; a character of several tokens comes whole. Raises as
+    `generate` does, before the first piece.
+    """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")
     ids = tokenizer.encode(prompt, bos=True)
-    (new,) = generate_tokens(
+    parts = stream_tokens(
         model.prepared,
         [ids],
         config=model.config,
@@ -114,5 +144,10 @@ def generate(
         top_p=top_p,
         seeds=[seed],
         eos_id=tokenizer.eos_id,
+        block=block,
     )
-    return prompt + tokenizer.decode(new, after=ids)
+    said, decode = prompt, tokenizer.decoder(after=ids)
+    for (new,) in parts:
+        yield said + decode(new)
+        said = ""
+    yield said + decode([], final=True)

@@ -74,6 +74,21 @@ def test_continuation_is_exact(tokenizer, text, cut):
     assert tokenizer.decode(prompt) + tokenizer.decode(rest, after=prompt) == text
 
 
+@settings(deadline=None, max_examples=100)
+@given(text=TEXT, sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8), cut=st.booleans())
+def test_decoding_in_pieces_is_decoding(tokenizer, text, sizes, cut):
+    ids = tokenizer.encode(text, bos=True) + [3 + 0xF0] * cut  # a character cut at the end
+    for after in ([], ids[:3]):
+        decode, pieces, at = tokenizer.decoder(after=after), [], 0
+        for size in sizes:
+            pieces.append(decode(ids[at : at + size]))
+            at += size
+        pieces.append(decode(ids[at:], final=True))
+        assert "".join(pieces) == tokenizer.decode(ids, after=after)
+        # No character is cut between pieces.
+        assert "".join(pieces).count("\ufffd") == text.count("\ufffd") + cut
+
+
 def test_decode_agrees_with_sentencepiece(tokenizer):
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     for text in [
