@@ -1,103 +1,191 @@
-"""Arrays in plain Zarr: no compression, each chunk a file, read without a library.
+"""Uncompressed Zarr, read without copies: numbers that lie in files as memory has them.
 
-Conversions write parameters so, one chunk for the whole array or one a layer. Orbax restores such
-folders like any other, through several copies; here the bytes go from the file straight into the
-memory that jax uses for the array on CPUs. Arrays stored in another way are left to orbax.
+Orbax restores its folders through several copies, and a chunk at a time, which for a stacked array
+is all its layers. Where chunks are not compressed (ours never are), the bytes go from the file
+straight into the memory that jax uses for the array on CPUs, or are mapped. Chunks are files of
+their own, one a layer, in what conversions write; what training saves has them in a database
+(OCDBT), which tensorstore tells the places of. Arrays stored in another way are left to orbax.
 """
 
+import itertools
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import tensorstore as ts
+
+_INLINE_BYTES = 1024
+"""A database holds values of up to so many bytes itself, as orbax tells it to."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where the bytes of a chunk are."""
+
+    file: Path
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
 class PlainArray:
-    """One array, in a folder of its own."""
+    """One array, as a grid of chunks in C order."""
 
-    folder: Path
+    name: str
     shape: tuple[int, ...]
     dtype: Any
-    layered: bool
-    """Whether each index of the first axis has a chunk; else one chunk has all."""
+    chunks: tuple[int, ...]
+    """Shape of every chunk; the last ones along an axis may reach beyond the array."""
+    locate: Callable[[str], _Span | None]
+    """Finds a chunk by the name of the array and its own; None if it is missing."""
 
-    def map(self, layer: int | None = None) -> np.ndarray:
-        """A chunk as a memory map: that of a layer, or the only one.
+    def view(self, index: Any) -> np.ndarray:
+        """A part: of a memory map where one chunk has all of it, else a copy.
 
-        Raises ValueError if its file is missing or has another size.
+        index: slices of step 1, one for each axis.
+
+        Raises ValueError if a chunk is missing or has another size.
         """
-        file = self._checked(layer)
-        return np.memmap(file, self.dtype, mode="r", shape=self.shape[layer is not None :])
+        pieces = list(self._pieces(index))
+        if len(pieces) != 1:
+            return self.read(index)
+        ((place, inside, _),) = pieces
+        span = self._span(place)
+        return np.memmap(span.file, self.dtype, "r", span.offset, self.chunks)[inside]
 
     def read(self, index: Any) -> np.ndarray:
-        """A part in memory that jax takes over on CPUs without a copy.
-
-        index: a tuple of slices of step 1, one for each axis.
-
-        Raises ValueError as `map` does.
-        """
-        cuts = [slice(*i.indices(n)[:2]) for i, n in zip(index, self.shape, strict=True)]
+        """A part in memory that jax takes over on CPUs without a copy; as `view` otherwise."""
+        cuts = self._cuts(index)
         part = _aligned([cut.stop - cut.start for cut in cuts], self.dtype)
-        if not self.layered:
-            self._fill(part, None, tuple(cuts))
-        else:
-            for row, layer in enumerate(range(cuts[0].start, cuts[0].stop)):
-                self._fill(part[row], layer, tuple(cuts[1:]))
+        for place, inside, outside in self._pieces(index):
+            span, out = self._span(place), part[outside]
+            if out.shape == self.chunks and out.flags.c_contiguous:
+                self._fill(out, span)
+            else:
+                stored = np.memmap(span.file, self.dtype, "r", span.offset, self.chunks)
+                out[...] = stored[inside]
         return part
 
-    def _fill(self, out: np.ndarray, layer: int | None, cuts: tuple[slice, ...]) -> None:
-        if out.shape != self.shape[layer is not None :]:
-            out[...] = self.map(layer)[cuts]
-            return
-        with self._checked(layer).open("rb", buffering=0) as stream:
+    def _cuts(self, index: Any) -> list[slice]:
+        return [slice(*i.indices(n)[:2]) for i, n in zip(index, self.shape, strict=True)]
+
+    def _pieces(self, index: Any) -> Iterator[tuple[tuple[int, ...], Any, Any]]:
+        """Place in the grid of each chunk that a part takes from, what of it, and to where."""
+        along = []
+        for cut, size in zip(self._cuts(index), self.chunks, strict=True):
+            found = []
+            for place in range(cut.start // size, -(-cut.stop // size)):
+                start, stop = max(cut.start, place * size), min(cut.stop, (place + 1) * size)
+                inside = slice(start - place * size, stop - place * size)
+                found.append((place, inside, slice(start - cut.start, stop - cut.start)))
+            along.append(found)
+        for chosen in itertools.product(*along):
+            yield tuple(zip(*chosen, strict=True))  # pyrefly: ignore[invalid-yield]
+
+    def _fill(self, out: np.ndarray, span: _Span) -> None:
+        with span.file.open("rb", buffering=0) as stream:
+            stream.seek(span.offset)
             left = memoryview(out.reshape(-1).view(np.uint8))
             while left:
                 count = stream.readinto(left)
                 if not count:
-                    raise ValueError(f"{self.folder.name} is cut short")
+                    raise ValueError(f"{self.name} is cut short")
                 left = left[count:]
 
-    def _checked(self, layer: int | None) -> Path:
-        axes = len(self.shape)
-        place = [0] * axes if layer is None else [layer, *[0] * (axes - 1)]
-        file = self.folder / chunk_name(place)
-        size = math.prod(self.shape[layer is not None :]) * self.dtype.itemsize
-        if not file.is_file():
-            raise ValueError(f"{self.folder.name}/{file.name} is missing")
-        if file.stat().st_size != size:
-            raise ValueError(f"{self.folder.name}/{file.name} is not {size} bytes")
-        return file
+    def _span(self, place: tuple[int, ...]) -> _Span:
+        name = chunk_name(place)
+        span = self.locate(f"{self.name}/{name}")
+        size = math.prod(self.chunks) * self.dtype.itemsize
+        if span is None:
+            raise ValueError(f"{self.name}/{name} is missing")
+        if span.size != size:
+            raise ValueError(f"{self.name}/{name} is not {size} bytes")
+        return span
 
 
-def find(folder: Path, shape: tuple[int, ...], dtype: Any) -> PlainArray | None:
-    """The array of that shape and type in a folder, if it is stored in this way and order."""
+class PlainArrays:
+    """The arrays of one orbax folder that can be read so."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._stored = _database(folder) if (folder / "manifest.ocdbt").exists() else None
+
+    def find(self, name: str, shape: tuple[int, ...], dtype: Any) -> PlainArray | None:
+        """The array `name` (parts joined with `/`), if it is plain and of that shape and type."""
+        name, dtype = name.replace("/", "."), jnp.dtype(dtype)
+        said = self._description(name)
+        chunks = said.get("chunks") if isinstance(said, dict) else None
+        if not shape or not isinstance(chunks, list) or len(chunks) != len(shape):
+            return None
+        if not all(type(n) is int and n > 0 for n in chunks):
+            return None
+        if said != description(said, shape, dtype, chunks):
+            return None
+        if self._stored is not None and math.prod(chunks) * dtype.itemsize <= _INLINE_BYTES:
+            return None
+        return PlainArray(name, tuple(shape), dtype, tuple(chunks), self._locate)
+
+    def _description(self, name: str) -> Any:
+        try:
+            if self._stored is None:
+                return json.loads((self._folder / name / ".zarray").read_bytes())
+            found = self._stored.get(f"{name}/.zarray")
+            return json.loads(found) if isinstance(found, bytes) else None
+        except (OSError, ValueError):
+            return None
+
+    def _locate(self, chunk: str) -> _Span | None:
+        if self._stored is None:
+            file = self._folder / chunk
+            return _Span(file, 0, file.stat().st_size) if file.is_file() else None
+        found = self._stored.get(chunk)
+        return found if isinstance(found, _Span) else None
+
+
+def _database(folder: Path) -> dict[str, bytes | _Span]:
+    """The newest version of an OCDBT database: its small values, and the places of others.
+
+    Empty for one that is damaged, points out of its folder, or is so large that its index has
+    several levels: orbax reads it, and says what is wrong.
+    """
     try:
-        said = json.loads((folder / ".zarray").read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(said, dict):
-        return None
-    for layered in (False, True):
-        if shape and said == description(said, shape, jnp.dtype(dtype), layered=layered):
-            return PlainArray(folder, shape, jnp.dtype(dtype), layered)
-    return None
+        store = ts.KvStore.open(f"file://{folder.absolute()}/").result()
+        root = ts.ocdbt.dump(store).result()["versions"][-1]["root"]
+        node = ts.ocdbt.dump(store, root["location"]).result()
+        if node["height"]:
+            return {}
+        values: dict[str, bytes | _Span] = {}
+        for entry in node["entries"]:
+            key = entry["key"].decode()
+            if "inline_value" in entry:
+                values[key] = entry["inline_value"]
+                continue
+            place, offset, size = entry["indirect_value"].rsplit(":", 2)
+            file = folder.joinpath(*place.split(":")[1:])
+            inside = file.resolve().is_relative_to(folder.resolve())
+            if not inside or int(offset) + int(size) > file.stat().st_size:
+                return {}
+            values[key] = _Span(file, int(offset), int(size))
+        return values
+    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+        return {}
 
 
 def description(
-    zarray: Mapping[str, Any], shape: tuple[int, ...], dtype: Any, *, layered: bool
+    zarray: Mapping[str, Any], shape: Sequence[int], dtype: Any, chunks: Sequence[int]
 ) -> dict[str, Any]:
-    """`.zarray` of an array, from that of one of the same type as orbax writes it."""
+    """`.zarray` of an array in plain chunks, from that of one as orbax writes it."""
     known = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
     return {
         **zarray,
         "shape": list(shape),
-        "chunks": [1, *shape[1:]] if layered else list(shape),
+        "chunks": list(chunks),
         "dtype": known.get(str(dtype)),
         "compressor": None,
         "filters": None,
@@ -107,8 +195,8 @@ def description(
     }
 
 
-def chunk_name(place: list[int]) -> str:
-    """File name of the chunk at a place of the grid of chunks."""
+def chunk_name(place: Sequence[int]) -> str:
+    """Name of the chunk at a place of the grid of chunks."""
     return ".".join(map(str, place))
 
 

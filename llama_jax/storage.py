@@ -23,13 +23,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from llama_jax import manifest as mf
-from llama_jax import plain_zarr
 from llama_jax.config import InputError
 from llama_jax.manifest import ArrayRecord, Manifest
-from llama_jax.plain_zarr import PlainArray
+from llama_jax.plain_zarr import PlainArray, PlainArrays
 
 logger = logging.getLogger(__name__)
-_READERS = 4  # files that are read at once: a core each while they come from the page cache
+# Arrays that are read at once: a core each while they come from the page cache. More than there
+# are cores wait for each other's new pages.
+_READERS = min(os.cpu_count() or 1, 4)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -165,20 +166,26 @@ def restore(
     Raises InputError if `abstract` is another tree, another exception if anything is damaged.
     """
     wanted = mf.flatten(abstract)
+    started: dict[str, Any] = {}
+
+    def there(name: str, leaf: Any) -> None:
+        if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1:
+            started[name] = mf.digest(leaf)
+
     loaded: tuple[Manifest, dict[str, Any]] | None = None
     failure: Exception | None = None
     try:
         manifest = Manifest.read(folder, step)
         manifest.require_same(wanted, prefix, folder)
-        loaded = manifest, read(folder / manifest.folder, wanted)
+        loaded = manifest, read(folder / manifest.folder, wanted, there)
     except Exception as error:
         failure = error
-    # Every host must take part in what follows, or none: digests are collective.
+    # Every host must take part in what follows, or none: the other digests are collective.
     everywhere = _on_all_hosts(loaded is not None)
     if loaded is None or not everywhere:
         raise failure or ValueError("another host cannot read it")
     manifest, leaves = loaded
-    started = {name: mf.digest(leaf) for name, leaf in leaves.items()}
+    started |= {name: mf.digest(leaf) for name, leaf in leaves.items() if name not in started}
     damaged = [n for n, lanes in started.items() if mf.as_text(lanes) != manifest.arrays[n].digest]
     if damaged:
         more = f" and of {len(damaged) - 1} more" if len(damaged) > 1 else ""
@@ -186,9 +193,16 @@ def restore(
     return jax.tree.unflatten(jax.tree.structure(abstract), list(leaves.values())), manifest
 
 
-def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays from an orbax folder: jax arrays where a sharding is given, else NumPy arrays."""
-    leaves = _read_plain(folder, wanted)
+def read(
+    folder: epath.Path,
+    wanted: Mapping[str, Any],
+    there: Callable[[str, Any], None] = lambda name, leaf: None,
+) -> dict[str, Any]:
+    """Arrays from an orbax folder: jax arrays where a sharding is given, else NumPy arrays.
+
+    there: is told of some arrays while others are still read, by several threads.
+    """
+    leaves = _read_plain(folder, wanted, there)
     stored = {name: a for name, a in wanted.items() if a.size and name not in leaves}
     if stored:
         args = _nest({name: _restore_args(a) for name, a in stored.items()})
@@ -210,13 +224,15 @@ def read(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {name: leaves[name] for name in wanted}
 
 
-def _read_plain(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _read_plain(
+    folder: epath.Path, wanted: Mapping[str, Any], there: Callable[[str, Any], None]
+) -> dict[str, Any]:
     """Those arrays that lie there as plain numbers: each device's part straight from the file."""
     if not can_rename(folder):
         return {}
-    plain: dict[str, PlainArray] = {}
+    arrays, plain = PlainArrays(Path(folder)), dict[str, PlainArray]()
     for name, a in wanted.items():
-        stored = plain_zarr.find(Path(folder, name.replace("/", ".")), a.shape, a.dtype)
+        stored = arrays.find(name, a.shape, a.dtype)
         if stored is not None and a.size:
             plain[name] = stored
 
@@ -224,7 +240,9 @@ def _read_plain(folder: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]
         stored, a = plain[name], wanted[name]
         if a.sharding is None:
             return stored.read((slice(None),) * len(a.shape))
-        return jax.make_array_from_callback(a.shape, a.sharding, stored.read)
+        leaf = jax.make_array_from_callback(a.shape, a.sharding, stored.read)
+        there(name, leaf)
+        return leaf
 
     with ThreadPoolExecutor(_READERS) as pool:
         return dict(zip(plain, pool.map(array, plain), strict=True))

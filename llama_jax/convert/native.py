@@ -28,9 +28,9 @@ from llama_jax.convert.source import Lazy, Source
 from llama_jax.data.tokenizer import MODEL_FILE
 from llama_jax.manifest import ArrayRecord, Manifest
 from llama_jax.model.weights import abstract_params
-from llama_jax.plain_zarr import PlainArray
+from llama_jax.plain_zarr import PlainArray, PlainArrays
 
-_CACHE_BYTES = 1 << 29  # arrays of older folders are one chunk, which serves all their layers
+_CACHE_BYTES = 1 << 29  # a compressed array is one chunk, which serves all its layers
 
 
 def is_format(path: Path | epath.Path) -> bool:
@@ -82,15 +82,14 @@ class _Arrays:
     def __init__(self, folder: Path, prefix: str, manifest: Manifest):
         self._folder, self._prefix, self._manifest = folder, prefix, manifest
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._plain = PlainArrays(folder)
         self._open: dict[str, PlainArray | ts.TensorStore] = {}
 
     def __call__(self, name: str, layer: int | None) -> Lazy:
         path = f"{self._prefix}{name}" if layer is None else f"{self._prefix}layers/{name}"
         record = self._manifest.arrays[path]
         if path not in self._open:
-            plain = plain_zarr.find(
-                self._folder / path.replace("/", "."), record.shape, record.dtype
-            )
+            plain = self._plain.find(path, record.shape, record.dtype)
             self._open[path] = plain or self._opened(path)
         where = f"{self._folder}: {path}"
         return _Part(self._open[path], layer, record.shape, jnp.dtype(record.dtype), where)
@@ -132,7 +131,11 @@ class _Part:
         stored, layer = self._stored, self._layer
         try:
             if isinstance(stored, PlainArray):
-                return stored.map(layer)[index]
+                index = () if index is Ellipsis else index if isinstance(index, tuple) else (index,)
+                index = (*index, *(slice(None),) * (len(self.shape) - len(index)))
+                if layer is None:
+                    return stored.view(index)
+                return stored.view((slice(layer, layer + 1), *index))[0]
             return np.asarray((stored if layer is None else stored[layer])[index].read().result())
         except ValueError as error:  # a chunk that is missing or short
             raise InputError(
@@ -149,7 +152,8 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
         empty = jax.tree.map(lambda a: np.zeros(1, a.dtype), abstract_params(config))
         orbax.save(params, args=ocp.args.PyTreeSave(empty))
     for path, a in stacked.items():
-        _declare(params / path.replace("/", "."), a, layered=path.startswith("layers/"))
+        chunks = (1, *a.shape[1:]) if path.startswith("layers/") else a.shape
+        _declare(params / path.replace("/", "."), a, chunks)
     for tensor, layer, array in source.stream():
         where = params / (tensor if layer is None else f"layers.{tensor}")
         place = [0] * array.ndim if layer is None else [layer, *[0] * array.ndim]
@@ -174,11 +178,11 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     (folder / mf.FILENAME).write_text(manifest.to_json())
 
 
-def _declare(folder: Path, a: Any, *, layered: bool) -> None:
-    """Zarr's description of one array, a chunk a layer, in place of the empty one."""
+def _declare(folder: Path, a: Any, chunks: tuple[int, ...]) -> None:
+    """Zarr's description of one array in chunks, in place of the empty one."""
     for old in folder.iterdir():
         if old.name != ".zarray":
             old.unlink()
     zarray = json.loads((folder / ".zarray").read_text())
-    zarray = plain_zarr.description(zarray, a.shape, a.dtype, layered=layered)
+    zarray = plain_zarr.description(zarray, a.shape, a.dtype, chunks)
     (folder / ".zarray").write_text(json.dumps(zarray))
