@@ -96,7 +96,7 @@ def test_what_orbax_saves_is_found(tmp_path):
         np.testing.assert_array_equal(found.view(ALL), tree[name])
     assert arrays.find("small", (8,), "float32") is None  # the database holds it: orbax reads it
     for file in (tmp_path / "saved/ocdbt.process_0/d").iterdir():
-        os.truncate(file, file.stat().st_size - 1)
+        os.truncate(file, min(file.stat().st_size, 1000))
     assert PlainArrays(tmp_path / "saved").find("x", SHAPE, "float32") is None
 
 
