@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llama_jax.config import InputError, ModelConfig
 from llama_jax.convert import api, hf_config, meta
-from tests.convert.folders import BASE, save
+from tests.convert.models import BASE, save
 
 HF = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 330,

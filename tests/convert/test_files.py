@@ -14,7 +14,7 @@ from llama_jax.config_file import read_config
 from llama_jax.convert import api
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.weights import abstract_params
-from tests.convert.folders import BASE, CONFIGS, params_of, same_bits, save, tokenizer
+from tests.convert.models import BASE, CONFIGS, random_params, same_bits, save, tokenizer
 
 LLAMA2C = replace(BASE, rope_theta=10_000.0)
 needs_gguf = pytest.mark.skipif(
@@ -24,7 +24,7 @@ needs_gguf = pytest.mark.skipif(
 
 def there_and_back(folder, config, to):
     """Reports of both ways; asserts that the bits are the same."""
-    params = params_of(config)
+    params = random_params(config)
     save(folder / "a", config, params)
     reports = (
         api.convert(folder / "a", folder / "b", to=to),
@@ -87,7 +87,7 @@ def test_float32_is_taken_where_the_format_has_no_other_type(tmp_path):
     report = api.convert(tmp_path / "a", tmp_path / "b", to="llama2c")
     assert report["result"]["dtype"] == "float32"
     loaded = llama_jax.load(tmp_path / "b")
-    assert np.array_equal(loaded.params["layers"]["q"], params_of(config)["layers"]["q"])
+    assert np.array_equal(loaded.params["layers"]["q"], random_params(config)["layers"]["q"])
     with pytest.raises(InputError, match=r"--dtype bfloat16: a llama2\.c \.bin file keeps float32"):
         api.convert(tmp_path / "a", tmp_path / "c", to="llama2c", dtype="bfloat16")
 

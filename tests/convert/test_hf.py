@@ -16,7 +16,7 @@ from llama_jax.model.llama import apply
 from llama_jax.model.presets import LLAMA2_7B, extend_context
 from llama_jax.ops.rope import rope_frequencies
 from tests.comparison import assert_close
-from tests.convert.folders import BASE, params_of, same_bits, save
+from tests.convert.models import BASE, random_params, same_bits, save
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HERE = Path("folder/config.json")
@@ -201,10 +201,10 @@ def test_shards_an_index_or_neither_are_read_alike(folder):
     files = sorted(f.name for f in folder.glob("*.safetensors"))
     assert len(files) > 2
     assert files == sorted({*index["weight_map"].values()})
-    assert index["metadata"]["total_size"] == sum(p.nbytes for p in _leaves(params_of(BASE)))
-    assert same_bits(llama_jax.load(folder).params, params_of(BASE))
+    assert index["metadata"]["total_size"] == sum(p.nbytes for p in _leaves(random_params(BASE)))
+    assert same_bits(llama_jax.load(folder).params, random_params(BASE))
     one_file(folder)
-    assert same_bits(llama_jax.load(folder).params, params_of(BASE))
+    assert same_bits(llama_jax.load(folder).params, random_params(BASE))
 
 
 def _leaves(tree):

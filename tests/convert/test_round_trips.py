@@ -15,7 +15,7 @@ from llama_jax.convert import api, proof
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from llama_jax.parallel.mesh import make_mesh
-from tests.convert.folders import BASE, CONFIGS, params_of, same_bits, save, tokenizer
+from tests.convert.models import BASE, CONFIGS, random_params, same_bits, save, tokenizer
 
 
 def load(folder):
@@ -28,7 +28,7 @@ def load(folder):
 def test_round_trip_is_bit_equal(tmp_path, name, to):
     dtype = {"grouped": "bfloat16", "grouped_tied": "float16"}.get(name, "float32")
     config = replace(CONFIGS[name], param_dtype=dtype)
-    params = params_of(config)
+    params = random_params(config)
     save(tmp_path / "a", config, params)
     there = api.convert(tmp_path / "a", tmp_path / "b", to=to)
     back = api.convert(tmp_path / "b", tmp_path / "c")
@@ -80,7 +80,7 @@ def test_devices_of_a_mesh_load_their_own_parts(tmp_path, to):
 @pytest.mark.parametrize("name", ["grouped", "multi_head_tied"])
 def test_proof_logits_are_those_of_the_model(tmp_path, name):
     config = CONFIGS[name]
-    params = params_of(config)
+    params = random_params(config)
     save(tmp_path / name, config, params)
     tokens = proof.fixed_tokens(config.vocab_size)
     whole = apply(params, jnp.asarray([tokens]), config=replace(config, dtype="float32"))[0]
@@ -89,7 +89,7 @@ def test_proof_logits_are_those_of_the_model(tmp_path, name):
 
 
 def test_casts_round_and_are_measured(tmp_path):
-    params = params_of(BASE)
+    params = random_params(BASE)
     save(tmp_path / "a", BASE, params)
     report = api.convert(tmp_path / "a", tmp_path / "b", to="hf", dtype="bfloat16")
     assert 0 < report["logits"]["largest_difference"] < 1
@@ -100,7 +100,7 @@ def test_casts_round_and_are_measured(tmp_path):
 
 
 def test_a_cast_that_overflows_is_refused(tmp_path):
-    params = params_of(BASE)
+    params = random_params(BASE)
     params["layers"]["up"] = params["layers"]["up"].at[1, 2, 3].set(1e6)
     save(tmp_path / "a", BASE, params)
     with pytest.raises(InputError, match=r"up of layer 1 holds 1e\+06, beyond .* float16"):

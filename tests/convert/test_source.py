@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_jax.config import InputError
 from llama_jax.convert.source import from_rows, rows_shape, tensors, to_rows
 from llama_jax.ops.rope import apply_rope, rope_frequencies
-from tests.convert.folders import BASE
+from tests.convert.models import BASE
 
 SHAPES = {name: weight.shape for name, _, weight in tensors(BASE)}
 
