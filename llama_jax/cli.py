@@ -394,9 +394,12 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if all(r.ok for r in reports) and (proof is None or proof["ok"]) else 1
 
 
-def _kernels(args: argparse.Namespace) -> None:
-    rows = kernel_table.report(args.topology)
+def _kernels(args: argparse.Namespace) -> int:
+    rows, failures = kernel_table.report(args.topology)
     print(json.dumps({"kernels": rows}) if args.json else kernel_table.table(rows))
+    for failure in failures:
+        print(f"llama-jax: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _tokenizer(args: argparse.Namespace) -> None:

@@ -18,7 +18,9 @@ MiB = 1 << 20
 # (jax/_src/tpu_info.py); the rest is left to what XLA prefetches for its neighbours.
 VMEM = {"v4": 16 * MiB, "v5e": 64 * MiB, "v5p": 40 * MiB, "v6e": 64 * MiB}
 # Register spills and compiler temporaries, as a share of what a kernel asks for itself.
-HEADROOM = 1.2
+HEADROOM = 1.15
+# Queries that a step of the grid takes at most; more would only delay the first one.
+SPAN = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +73,25 @@ _V6E = (
     _tuned(_ANY, (2048, 256), (1024, 256, 256)),
 )
 _V4 = (_tuned(_ANY, (1024, 128), (512, 256, 256)),)
+# With half the width a tile's products are half as long, and what surrounds them weighs more.
+_V5E_NARROW = (
+    _tuned(2048, (1024, 128), (1024, 256, 256)),
+    _tuned(_ANY, (2048, 128), (1024, 256, 256)),
+)
+_V5P_NARROW = (
+    _tuned(2048, (1024, 128), (1024, 256, 128)),
+    _tuned(_ANY, (2048, 128), (1024, 256, 128)),
+)
+_V6E_NARROW = (
+    _tuned(2048, (1024, 256), (1024, 512, 256)),
+    _tuned(_ANY, (2048, 256), (1024, 512, 256)),
+)
 # Generation -> head width -> rows for ever more keys. bfloat16, one document in a row.
 TUNED = {
     "v4": {64: _V4, 128: _V4},
-    "v5e": {64: _V5, 128: _V5},
-    "v5p": {64: _V5, 128: _V5},
-    "v6e": {64: _V6E, 128: _V6E},
+    "v5e": {64: _V5E_NARROW, 128: _V5},
+    "v5p": {64: _V5P_NARROW, 128: _V5},
+    "v6e": {64: _V6E_NARROW, 128: _V6E},
 }
 # Fits the smallest VMEM at any length and width, in either dtype.
 SAFE = _tuned(_ANY, (512, 256), (512, 256, 256))
@@ -96,23 +111,37 @@ def generation() -> str:
     return name if name in VMEM else ""
 
 
-def forward_bytes(sizes: BlockSizes, chunk: int, H: int, itemsize: int, buffers: int) -> int:
-    """VMEM that the forward kernel asks for: blocks and scratch; K and V have `buffers` each."""
-    H = max(H, LANES)
-    queries, keys = sizes.block_q * H, chunk * H
-    blocks = itemsize * (6 * queries + 2 * buffers * keys) + 2 * 4 * 5 * 8 * sizes.block_q
-    scratch = itemsize * queries + 4 * (sizes.block_kv * sizes.block_q + queries)
-    return blocks + scratch + 4 * 3 * 8 * sizes.block_q
+class Held(NamedTuple):
+    """What one step of a kernel's grid holds in VMEM, in tokens."""
+
+    span: int
+    """Queries, whole blocks."""
+    chunk: int
+    """Keys, whole blocks."""
+    chunks: int
+    """What S is cut into."""
+    buffers: int
+    """Of K and V forward, of dk and dv backward."""
 
 
-def backward_bytes(sizes: BlockSizes, chunk: int, H: int, itemsize: int, buffers: int) -> int:
-    """VMEM that the backward kernel asks for; dk and dv have `buffers` each. dq may be float32."""
+def forward_bytes(sizes: BlockSizes, held: Held, H: int, itemsize: int) -> int:
+    """VMEM that the forward kernel asks for: blocks and scratch."""
     H = max(H, LANES)
-    queries, keys = sizes.block_q * H, chunk * H
-    blocks = itemsize * (4 * queries + (4 + 2 * buffers) * keys) + 2 * 4 * queries
-    scratch = 3 * itemsize * queries + 4 * (queries + 2 * keys)
+    queries, keys, block = held.span * H, held.chunk * H, sizes.block_q
+    blocks = itemsize * (4 * queries + 2 * held.buffers * keys) + 2 * 4 * 3 * 8 * held.span
+    scratch = itemsize * block * H + 4 * (sizes.block_kv * block + block * H)
+    return blocks + scratch + 4 * 3 * 8 * block
+
+
+def backward_bytes(sizes: BlockSizes, held: Held, H: int, itemsize: int) -> int:
+    """VMEM that the backward kernel asks for."""
+    H = max(H, LANES)
+    queries, keys, block = held.span * H, held.chunk * H, sizes.block_q * H
+    dq = queries * (itemsize if held.chunks == 1 else 4)
+    blocks = itemsize * (4 * queries + (4 + 2 * held.buffers) * keys) + 2 * dq
+    scratch = 3 * itemsize * block + 4 * (block + 2 * keys)
     tile = 2 * sizes.sub * sizes.sub_kv * (4 + 2 * itemsize)
-    return blocks + scratch + tile + 2 * 4 * 4 * 8 * sizes.block_q
+    return blocks + scratch + tile + 2 * 4 * 4 * 8 * held.span
 
 
 def choose(
@@ -139,30 +168,36 @@ def _clip(sizes: BlockSizes, T: int, S: int) -> BlockSizes:
     return BlockSizes(block_q, fit(sizes.block_kv, S), sub, sizes.sub_kv)
 
 
-def chunk_of(
-    sizes: BlockSizes, S: int, H: int, itemsize: int, bytes_of, limit: int
-) -> tuple[int, int]:
-    """Keys held in VMEM at a time, and buffers of what spans them.
+def hold(sizes: BlockSizes, T: int, S: int, H: int, itemsize: int, bytes_of, limit: int) -> Held:
+    """What a kernel for T queries and S keys holds in VMEM at a time.
 
-    All of S if they fit, were it with one buffer, whose copies once a head nothing hides; else the
-    fewest equal chunks that fit with two. Raises ValueError if not even one tile fits.
+    All of S if it fits, were it with one buffer, whose copies once a head nothing hides; else the
+    fewest equal chunks that fit with two. Beside all of S as many query blocks as divide T evenly.
+    Raises ValueError if not even one tile fits.
     """
 
-    def fits(sizes, chunk, buffers):
-        return bytes_of(sizes, chunk, H, itemsize, buffers) * HEADROOM <= limit
+    def fits(held, sizes=sizes):
+        return bytes_of(sizes, held, H, itemsize) * HEADROOM <= limit
 
-    tiles = -(-S // sizes.block_kv)
+    tiles, blocks = -(-S // sizes.block_kv), -(-T // sizes.block_q)
     for chunks in range(1, tiles + 1):
         chunk = -(-tiles // chunks) * sizes.block_kv
         for buffers in (2, 1) if chunks == 1 else (2,):
-            if fits(sizes, chunk, buffers):
-                return chunk, buffers
-    needed = bytes_of(sizes, sizes.block_kv, H, itemsize, 2) * HEADROOM
+            spans = [
+                Held(n * sizes.block_q, chunk, chunks, buffers)
+                for n in range(1, blocks + 1 if chunks == 1 else 2)
+                if blocks % n == 0 and (n == 1 or n * sizes.block_q <= SPAN)
+            ]
+            found = [held for held in spans if fits(held)]
+            if found:
+                return found[-1]
+    smallest = Held(sizes.block_q, sizes.block_kv, tiles, 2)
+    needed = bytes_of(sizes, smallest, H, itemsize) * HEADROOM
     near = sizes
     while near.block_q > LANES or near.block_kv > LANES:
         q, kv = (max(LANES, block // 2 // LANES * LANES) for block in (near.block_q, near.block_kv))
         near = BlockSizes(q, kv, LANES, LANES)
-        if fits(near, near.block_kv, 2):
+        if fits(Held(q, kv, -(-S // kv), 2), near):
             break
     raise ValueError(
         f"{sizes} at {H=} needs {needed / MiB:.1f} MiB of VMEM, more than {limit / MiB:.1f}; "

@@ -1,14 +1,16 @@
 """Decoding on TPU: a few query tokens of each row against a ragged cache of keys and values.
 
 Decoding is bound by the bytes of the cache, so the kernel reads each valid block once, for all
-heads together, in the layout in which the cache lies, and nothing beyond a row's length. The
-queries of all heads meet the keys of all heads in one product; the scores of foreign heads are
-dropped before the softmax, which then works on [keys, queries] as in the forward kernel. An int8
-cache is multiplied as it is: its scales act on the scores and on the probabilities.
+heads together, in the layout in which the cache lies, and nothing beyond a row's length. In VMEM a
+head's keys are every K-th row: strided loads of 32-bit words, each of which holds a few heads of
+one token, take them apart. The few queries of a head then stream past its keys, and the scores of
+all heads are one matrix [queries, keys] for the softmax. An int8 cache is multiplied as it is: its
+scales act on the scores and on the probabilities.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,10 @@ LOG2E = math.log2(math.e)
 # Rows of keys, tokens times heads, that one grid step takes: enough to hide the latencies of its
 # operations. And at most so many tokens: half a block is read in vain at the end of a row.
 STEP_ROWS, STEP_TOKENS = 2048, 256
-# lhs [K,M] rhs [K,N] -> [M,N].
-TN = (((0,), (0,)), ((), ()))
+# Rows of a register.
+SUBLANES = 8
+# Key heads of a grid step.
+HEADS = 8
 
 
 def decode_attention(
@@ -119,90 +123,110 @@ def _validate(q, k, v, k_scale, v_scale):
 
 def block_of(S: int, K: int) -> int:
     """Tokens of a block: a multiple of the lanes, no more than S needs."""
-    block = max(LANES, min(STEP_TOKENS, STEP_ROWS // K // LANES * LANES))
+    block = max(LANES, min(STEP_TOKENS, STEP_ROWS // heads_of_step(K) // LANES * LANES))
     return min(block, -(-S // LANES) * LANES)
+
+
+def heads_of_step(K: int) -> int:
+    """Key heads that a grid step takes: with more, the rows of a head would lie so far apart in a
+    block that a strided load takes several instructions."""
+    return HEADS if K % HEADS == 0 else K
+
+
+def parts_of(word: Num[Array, "rows H"], dtype) -> list[Array]:
+    """The numbers of type `dtype` that lie in 32-bit words, lowest first, each as float32."""
+    if dtype == jnp.float32:
+        return [word]
+    if dtype == jnp.bfloat16:
+        halves = word << 16, word & ~0xFFFF
+        return [jax.lax.bitcast_convert_type(half, jnp.float32) for half in halves]
+    return [((word << 24 - 8 * i) >> 24).astype(jnp.float32) for i in range(4)]
 
 
 def decode_kernel(
     # Scalars, in SMEM.
     lengths_ref,  # [B]
-    table_ref,  # page table, for the index maps
+    last_ref,  # [B] last valid block, for the index maps as
+    table_ref,  # the page table
     # Inputs.
-    q_ref,  # [C, H] queries of all heads and tokens, scaled to base 2
-    k_ref,  # [block * K, H] tokens, the heads of each together
-    v_ref,  # [block * K, H]
+    q_ref,  # [K * R, H] queries of each key head, scaled to base 2
+    k_ref,  # [1, block, 1, K, H] or [1, block * K, H]: tokens, the heads of each together
+    v_ref,  # likewise
     k_scale_ref,  # [K, block] or None
     v_scale_ref,  # [K, block] or None
     # Outputs.
-    o_ref,  # [C, H]
-    lse_ref,  # [1, C]
-    # Scratch.
-    m_ref,  # [1, C]
-    l_ref,  # [1, C]
-    acc_ref,  # [H, C]
+    o_ref,  # [K * R, H]
+    lse_ref,  # [K * R, LANES] or None
+    # Scratch; what there is one of a query fills all lanes.
+    m_ref,  # [K * R, LANES]
+    l_ref,  # [K * R, LANES]
+    acc_ref,  # [K * R, H]
+    wide_ref: Any = None,  # [block * K, H] float32, where a word of the cache holds several tokens
     *,
     tokens: int,
-    heads: int,
+    group: int,
     kv_heads: int,
+    dtype,
 ):
-    """One step of the grid (splits, B, blocks of a split)."""
-    del table_ref
-    C, K = q_ref.shape[0], kv_heads
-    block = k_ref.shape[0] // K
-    row, j, steps = pl.program_id(1), pl.program_id(2), pl.num_programs(2)
+    """One step of the grid (splits, B, groups of K key heads, blocks of a split)."""
+    del last_ref, table_ref
+    K, rows, H = kv_heads, q_ref.shape[0], q_ref.shape[1]
+    k_ref, v_ref = (ref.reshape(-1, H) for ref in (k_ref, v_ref))
+    R, block = rows // K, k_ref.shape[0] // K
+    row, j, steps = pl.program_id(1), pl.program_id(3), pl.num_programs(3)
     start = (pl.program_id(0) * steps + j) * block
     length = lengths_ref[row]
-    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    full = precision(q_ref.dtype)
-    column = jax.lax.broadcasted_iota(jnp.int32, (K, C), 1)
-    head = jax.lax.broadcasted_iota(jnp.int32, (K, C), 0)
-    own = head == column % heads // (heads // K)
+    dot = functools.partial(
+        jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision(dtype)
+    )
 
-    def own_heads(s):
-        """[block * K, C] -> [block, C]: the score of every query against its own head."""
-        return s if K == 1 else jnp.sum(jnp.where(own[None], s.reshape(block, K, C), 0.0), axis=1)
+    def heads_of(ref):
+        """The keys or values of each head, [block, H]: every K-th row, read as 32-bit words."""
+        packing = 4 // ref.dtype.itemsize
+        if K == 1:
+            return [ref[...].astype(dtype)]
+        if K % packing:
+            wide_ref[...] = ref[...].astype(jnp.float32)
+            return [wide_ref[pl.ds(h, block, stride=K), :].astype(dtype) for h in range(K)]
+        words, stride = ref if packing == 1 else ref.bitcast(jnp.int32), K // packing
+        taken = [words[pl.ds(w, block, stride=stride), :] for w in range(stride)]
+        return [part.astype(dtype) for word in taken for part in parts_of(word, ref.dtype)]
 
-    def all_heads(p):
-        """[block, C] -> [block * K, C]: zero for the heads that are not a query's own."""
-        return p if K == 1 else jnp.where(own[None], p[:, None, :], 0.0).reshape(block * K, C)
+    def spread(x, width):
+        """[rows, LANES], the same in all lanes, as [rows, width]."""
+        return jnp.concatenate([x] * -(-width // LANES), axis=1)[:, :width]
 
-    def expand(scale_ref):
-        """Scales [K, block] as a factor [block, C] of the queries of each head.
-
-        Three bfloat16 parts hold a float32 in full, so one pass of the matrix unit is exact.
-        """
-        rest, parts = scale_ref[...], []
-        for _ in range(3):
-            parts.append(rest.astype(jnp.bfloat16).astype(jnp.float32))
-            rest = rest - parts[-1]
-        chosen = jnp.concatenate([own.astype(jnp.float32)] * 3).astype(jnp.bfloat16)
-        return dot(jnp.concatenate(parts).astype(jnp.bfloat16), chosen, TN)
+    def scales(ref):
+        """[K, block] as [K * R, block]: those of a head for each of its queries."""
+        return jnp.concatenate([jnp.broadcast_to(ref[h : h + 1], (R, block)) for h in range(K)])
 
     def visit(masked):
-        s = own_heads(dot(k_ref[...].astype(q_ref.dtype), q_ref[...], NT, precision=full))
+        queries = [q_ref[h * R : (h + 1) * R].astype(dtype) for h in range(K)]
+        keys, values = heads_of(k_ref), heads_of(v_ref)
+        s = jnp.concatenate([dot(q, k, NT) for q, k in zip(queries, keys, strict=True)])
         if k_scale_ref is not None:
-            s *= expand(k_scale_ref)
-        v = v_ref[...]
+            s *= scales(k_scale_ref)
         seen = None
         if masked:
-            key = start + jax.lax.broadcasted_iota(jnp.int32, (block, C), 0)
-            token = jax.lax.broadcasted_iota(jnp.int32, (block, C), 1) // heads
-            seen = key <= length - tokens + token
+            key = start + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
+            query = jax.lax.broadcasted_iota(jnp.int32, s.shape, 0) % R
+            seen = key <= length - tokens + jnp.minimum(query // group, tokens - 1)
             s = jnp.where(seen, s, -jnp.inf)
             # What lies beyond the valid keys may be anything, and 0 * NaN is NaN.
-            line = start * K + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0)
-            v = jnp.where(line < length * K, v.astype(jnp.float32), 0.0)
-        v = v.astype(q_ref.dtype)
-        m = jnp.maximum(m_ref[...], jnp.max(s, axis=0, keepdims=True))
-        p = jnp.exp2(s - m)
-        shrink = jnp.exp2(m_ref[...] - m)
+            valid = start + jax.lax.broadcasted_iota(jnp.int32, (block, H), 0) < length
+            values = [jnp.where(valid, v.astype(jnp.float32), 0.0).astype(dtype) for v in values]
+        m_old = m_ref[...]
+        m = jnp.maximum(m_old, jnp.max(s, axis=1, keepdims=True))
+        p = jnp.exp2(s - spread(m, block))
+        shrink = jnp.exp2(m_old - m)
         m_ref[...] = m
-        l_ref[...] = shrink * l_ref[...] + jnp.sum(p, axis=0, keepdims=True)
+        l_ref[...] = shrink * l_ref[...] + jnp.sum(p, axis=1, keepdims=True)
         if v_scale_ref is not None:
-            p *= expand(v_scale_ref)
+            p *= scales(v_scale_ref)
             p = p if seen is None else jnp.where(seen, p, 0.0)
-        spread = all_heads(p).astype(v.dtype)
-        acc_ref[...] = shrink * acc_ref[...] + dot(v.T, spread, NN, precision=full)
+        weights = [p[h * R : (h + 1) * R].astype(dtype) for h in range(K)]
+        out = jnp.concatenate([dot(w, v, NN) for w, v in zip(weights, values, strict=True)])
+        acc_ref[...] = spread(shrink, H) * acc_ref[...] + out
 
     @pl.when(j == 0)
     def _():
@@ -219,8 +243,9 @@ def decode_kernel(
     def _():
         total = l_ref[...]
         safe = jnp.where(total > 0, total, 1.0)
-        o_ref[...] = (acc_ref[...] / safe).T.astype(o_ref.dtype)
-        lse_ref[...] = m_ref[...] + jnp.log2(safe)
+        o_ref[...] = (acc_ref[...] / spread(safe, H)).astype(o_ref.dtype)
+        if lse_ref is not None:
+            lse_ref[...] = m_ref[...] + jnp.log2(safe)
 
 
 def _decode(
@@ -228,68 +253,78 @@ def _decode(
 ):
     B, T, N, H = q.shape
     K = k.shape[2]
-    steps = -(-blocks // splits)
-    C = -(-T * N // LANES) * LANES
+    G, steps = N // K, -(-blocks // splits)
+    # Key heads of a step, and queries of each: rows of one product, whole registers of them.
+    few = heads_of_step(K)
+    R = -(-T * G // SUBLANES) * SUBLANES
     scaled = q.astype(jnp.float32) * ((H**-0.5 if scale is None else scale) * LOG2E)
-    scaled = scaled.astype(q.dtype).reshape(B, T * N, H)
-    scaled = jnp.pad(scaled, ((0, 0), (0, C - T * N), (0, 0)))
+    scaled = scaled.reshape(B, T, K, G, H).swapaxes(1, 2).reshape(B, K, T * G, H)
+    scaled = jnp.pad(scaled, ((0, 0), (0, 0), (0, R - T * G), (0, 0))).reshape(B, K * R, H)
 
-    def at(split, b, j, lengths_ref, table_ref):
+    lengths = lengths.astype(jnp.int32)
+    last = jnp.clip((lengths - 1) // block, 0, blocks - 1)
+
+    def at(split, b, j, lengths_ref, last_ref, table_ref):
         # Blocks beyond the valid ones name the last valid one, which is not copied again.
-        last = jnp.maximum(lengths_ref[b] - 1, 0) // block
-        return place(b, jnp.minimum(jnp.minimum(split * steps + j, last), blocks - 1), table_ref)
+        return place(b, jnp.minimum(split * steps + j, last_ref[b]), table_ref)
 
-    def keys(*indices):
-        return *at(*indices), 0
+    def keys(split, b, heads, j, *refs):
+        place = at(split, b, j, *refs)
+        return (*place, heads, 0, 0) if few < K else (*place, 0)
 
-    def scales(*indices):
-        first, second = at(*indices)
-        return first, 0, second
+    def scales(split, b, heads, j, *refs):
+        first, second = at(split, b, j, *refs)
+        return first, heads, second
 
-    def queries(split, b, j, *_):
-        return b, 0, 0
+    def partial(split, b, heads, j, *_):
+        return split, b, heads, 0
 
-    def partial(split, b, j, *_):
-        return split, b, 0, 0
-
-    # The heads of a token lie together: rows of one matrix, whatever K is.
-    k, v = (x.reshape(x.shape[0], x.shape[1] * K, H) for x in (k, v))
-    key_spec = pl.BlockSpec((None, block * K, H), keys)
-    scale_spec = None if k_scale is None else pl.BlockSpec((None, K, block), scales)
+    if few < K:
+        key_spec = pl.BlockSpec((1, block, 1, few, H), keys)
+        k, v = (x.reshape(*x.shape[:2], K // few, few, H) for x in (k, v))
+    else:
+        # Rows of one matrix: in memory, few heads would fill the registers of a token badly.
+        key_spec = pl.BlockSpec((1, block * K, H), keys)
+        k, v = (x.reshape(x.shape[0], -1, H) for x in (k, v))
+    rows = few * R
+    scale_spec = None if k_scale is None else pl.BlockSpec((None, few, block), scales)
+    split_words = few > 1 and few % (4 // k.dtype.itemsize) > 0
     out, lse = pl.pallas_call(
-        functools.partial(decode_kernel, tokens=T, heads=N, kv_heads=K),
+        functools.partial(decode_kernel, tokens=T, group=G, kv_heads=few, dtype=q.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(splits, B, steps),
+            num_scalar_prefetch=3,
+            grid=(splits, B, K // few, steps),
             in_specs=[
-                pl.BlockSpec((None, C, H), queries),
+                pl.BlockSpec((None, rows, H), lambda split, b, heads, j, *_: (b, heads, 0)),
                 key_spec,
                 key_spec,
                 scale_spec,
                 scale_spec,
             ],
             out_specs=[
-                pl.BlockSpec((None, None, C, H), partial),
-                pl.BlockSpec((None, None, 1, C), partial),
+                pl.BlockSpec((None, None, rows, H), partial),
+                None if splits == 1 else pl.BlockSpec((None, None, rows, LANES), partial),
             ],
             scratch_shapes=[
-                pltpu.VMEM((1, C), jnp.float32),
-                pltpu.VMEM((1, C), jnp.float32),
-                pltpu.VMEM((H, C), jnp.float32),
+                pltpu.VMEM((rows, LANES), jnp.float32),
+                pltpu.VMEM((rows, LANES), jnp.float32),
+                pltpu.VMEM((rows, H), jnp.float32),
+                *([pltpu.VMEM((block * few, H), jnp.float32)] if split_words else []),
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((splits, B, C, H), q.dtype if splits == 1 else jnp.float32),
-            jax.ShapeDtypeStruct((splits, B, 1, C), jnp.float32),
+            jax.ShapeDtypeStruct((splits, B, K * R, H), q.dtype if splits == 1 else jnp.float32),
+            None if splits == 1 else jax.ShapeDtypeStruct((splits, B, K * R, LANES), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
         name="decode_attention",
         interpret=interpret,
-    )(lengths.astype(jnp.int32), table, scaled, k, v, k_scale, v_scale)
+    )(lengths, last, table, scaled, k, v, k_scale, v_scale)
     if splits > 1:
-        weights = jnp.exp2(lse - jnp.max(lse, axis=0, keepdims=True))
-        weights = (weights / jnp.sum(weights, axis=0, keepdims=True))[:, :, 0, :, None]
+        weights = jnp.exp2(lse - jnp.max(lse, axis=0, keepdims=True))[..., :1]
+        weights = weights / jnp.sum(weights, axis=0, keepdims=True)
         out = jnp.sum(weights * out, axis=0, keepdims=True).astype(q.dtype)
-    return out[0, :, : T * N].reshape(B, T, N, H)
+    out = out[0].reshape(B, K, R, H)[:, :, : T * G].reshape(B, K, T, G, H)
+    return out.swapaxes(1, 2).reshape(B, T, N, H)

@@ -40,18 +40,15 @@ def visible(first_key, lo, hi, shape):
 def forward_kernel(
     # Scalars, in SMEM.
     bounds_ref,  # [B * query blocks * 4]: first, full_first, full_last, last key tile
-    # Inputs; "next" belongs to the query block after this one.
-    q_ref,  # [block_q, H]
-    q_next_ref,  # [block_q, H]
+    # Inputs.
+    q_ref,  # [span, H]
     k_ref,  # [chunk, H]
     v_ref,  # [chunk, H]
-    lo_ref,  # [1, block_q] first key that each query sees, or None
-    lo_next_ref,  # [1, block_q] or None
-    hi_ref,  # [1, block_q] one past the last key, or None
-    hi_next_ref,  # [1, block_q] or None
+    lo_ref,  # [1, span] first key that each query sees, or None
+    hi_ref,  # [1, span] one past the last key, or None
     # Outputs.
-    o_ref,  # [block_q, H]
-    lse_ref,  # [1, block_q] base-2 log-sum-exp
+    o_ref,  # [span, H]
+    lse_ref,  # [1, span] base-2 log-sum-exp
     # Scratch.
     scaled_ref,  # [block_q, H] scale * q of the tile in flight
     s_ref,  # [block_kv, block_q] scores of the tile in flight
@@ -66,17 +63,16 @@ def forward_kernel(
     diagonal: bool,
     chunks: int,
 ):
-    """One step of the grid (B, N, query blocks, key chunks). Tiles hold `block_kv` keys each.
+    """One step of the grid (B, N, spans of query blocks, key chunks).
 
-    With one chunk the pipeline runs on across query blocks: a step finds the first tile of its
-    block scored, and ends by scoring the first tile of the next block.
+    Tiles hold `block_kv` keys each. With one chunk the pipeline runs on from query block to query
+    block: each finds its first tile scored, and ends by scoring the first tile of the next. With
+    several chunks a span is one block, whose state stays in scratch from chunk to chunk.
     """
-    block_q = q_ref.shape[0]
-    i, blocks, chunk = pl.program_id(2), pl.num_programs(2), pl.program_id(3)
-    tiles = k_ref.shape[0] // block_kv
+    block_q, blocks = scaled_ref.shape[0], q_ref.shape[0] // scaled_ref.shape[0]
+    chunk, tiles = pl.program_id(3), k_ref.shape[0] // block_kv
     begin = chunk * tiles
-    row = 4 * (pl.program_id(0) * blocks + i)
-    first, last = bounds_ref[row], bounds_ref[row + 3]
+    rows = 4 * blocks * (pl.program_id(0) * pl.num_programs(2) + pl.program_id(2))
     dot = functools.partial(
         jax.lax.dot_general,
         preferred_element_type=jnp.float32,
@@ -84,7 +80,6 @@ def forward_kernel(
     )
     # Without segments everything before the triangle is wholly seen.
     ragged = lo_ref is not None or (hi_ref is not None and not diagonal)
-    here = (q_ref, lo_ref, hi_ref)
 
     def keys_of(column, triangle):
         return column + sub if triangle else block_kv
@@ -92,19 +87,24 @@ def forward_kernel(
     def rows_of(tile, keys):
         return pl.ds(pl.multiple_of((tile - begin) * block_kv, block_kv), keys)
 
-    def score(tile, column, limits, masked, triangle):
+    def queries_of(block, column):
+        """A column of a query block, in what holds the whole span."""
+        return pl.ds(pl.multiple_of(block * block_q + column, sub), sub)
+
+    def score(tile, block, column, masked, triangle):
         """The scores of one column of queries, in base 2."""
         queries = scaled_ref[pl.ds(column, sub), :]
         s = dot(k_ref[rows_of(tile, keys_of(column, triangle)), :], queries, NT)
-        lo, hi = (None if ref is None else ref[:, pl.ds(column, sub)] for ref in limits)
+        if not masked:
+            return s
+        columns = queries_of(block, column)
+        lo, hi = (None if ref is None else ref[:, columns] for ref in (lo_ref, hi_ref))
         if triangle and lo is None:
             # Only the square on the diagonal is partly seen.
             seen = visible(tile * block_kv + column, None, hi, (sub, sub))
             square = jnp.where(seen, s[column:], -jnp.inf)
             return jnp.concatenate([s[:column], square]) if column else square
-        if masked:
-            return jnp.where(visible(tile * block_kv, lo, hi, s.shape), s, -jnp.inf)
-        return s
+        return jnp.where(visible(tile * block_kv, lo, hi, s.shape), s, -jnp.inf)
 
     def accumulate(tile, column, triangle):
         """Softmax and second product of the tile whose scores are kept."""
@@ -119,48 +119,49 @@ def forward_kernel(
         v = v_ref[rows_of(tile, keys), :]
         acc_ref[:, columns] = shrink * acc_ref[:, columns] + dot(v.T, p.astype(v.dtype), NN)
 
-    def load(columns, ref):
-        scaled = ref[columns, :].astype(jnp.float32) * scale
-        scaled_ref[columns, :] = scaled.astype(scaled_ref.dtype)
+    def load(block, column):
+        scaled = q_ref[queries_of(block, column), :].astype(jnp.float32) * scale
+        scaled_ref[pl.ds(column, sub), :] = scaled.astype(scaled_ref.dtype)
 
-    def reset(columns):
+    def reset(column):
         for ref, value in (m_ref, FLOOR), (l_ref, 0.0), (acc_ref, 0.0):
-            ref[:, columns] = jnp.full((ref.shape[0], columns.size), value, jnp.float32)
+            ref[:, pl.ds(column, sub)] = jnp.full((ref.shape[0], sub), value, jnp.float32)
 
-    def leave(columns):
+    def leave(block, column):
         """The output of a column of a query block."""
-        total = l_ref[:, columns]
+        columns, total = pl.ds(column, sub), l_ref[:, pl.ds(column, sub)]
         # A query that saw nothing has the sum 0 and gives 0.
         safe = jnp.where(total > 0, total, 1.0)
-        o_ref[columns, :] = (acc_ref[:, columns] / safe).T.astype(o_ref.dtype)
-        lse_ref[:, columns] = m_ref[:, columns] + jnp.log2(safe)
+        out = (acc_ref[:, columns] / safe).T
+        o_ref[queries_of(block, column), :] = out.astype(o_ref.dtype)
+        lse_ref[:, queries_of(block, column)] = m_ref[:, columns] + jnp.log2(safe)
 
-    def advance(
-        old, new, refs=here, *, masked=False, triangle=False, old_triangle=False, turn=False
-    ):
+    order = range(0, block_q, sub)
+
+    def advance(block, old, new, *, masked=False, triangle=False, old_triangle=False, turn=False):
         """Accumulate tile `old` while tile `new` is scored in its place; None leaves one out.
 
-        With `turn`, `old` ends a query block and `new` begins another, which `refs` belong to.
+        With `turn`, `old` ends the query block and `new` begins the one after it.
         """
-        order = range(0, block_q, sub)
         for column in reversed(order) if triangle else order:
             columns = pl.ds(column, sub)
             if new is not None and turn:
-                load(columns, refs[0])
-            s = score(new, column, refs[1:], masked, triangle) if new is not None else None
+                load(block + 1, column)
+            s = score(new, block + turn, column, masked, triangle) if new is not None else None
             if old is not None:
                 accumulate(old, column, old_triangle)
                 if turn:
-                    leave(columns)
+                    leave(block, column)
             if s is not None:
                 if turn:
-                    reset(columns)
+                    reset(column)
                 s_ref[: keys_of(column, triangle), columns] = s
                 top_ref[:, columns] = jnp.max(s, axis=0, keepdims=True)
 
-    def turn(old, new, end, refs):
-        """From the last tile of one query block to the first of another, which ends at `end`."""
-        step = functools.partial(advance, old, new, refs, old_triangle=diagonal, turn=True)
+    def turn(block, old):
+        """From the last tile of a query block to the first of the one after it."""
+        new, end = bounds_ref[rows + 4 * block + 4], bounds_ref[rows + 4 * block + 7]
+        step = functools.partial(advance, block, old, new, old_triangle=diagonal, turn=True)
         # Without segments only the first block of all can consist of its triangle alone.
         if diagonal and (ragged or old is None):
             pl.when(new == end - 1)(functools.partial(step, masked=True, triangle=True))
@@ -168,49 +169,53 @@ def forward_kernel(
         else:
             step(masked=ragged)
 
-    if chunks == 1:
-        pl.when(i == 0)(lambda: turn(None, first, last, here))
-    else:
+    def visit(block):
+        """All tiles of a query block but the first, which is scored."""
+        row = rows + 4 * block
+        first, last = bounds_ref[row], bounds_ref[row + 3]
+        if chunks > 1:
+            first, last = jnp.maximum(first, begin), jnp.minimum(last, begin + tiles)
+            pl.when(first < last)(lambda: advance(block, None, first, masked=ragged))
+        # Tiles first+1 .. stop-1 in three runs: partly seen, wholly seen, partly seen.
+        stop = last - 1 if diagonal else last
+        head, body = first + 1, stop
+        if ragged:
+            head = jnp.clip(bounds_ref[row + 1], first + 1, jnp.maximum(stop, first + 1))
+            body = jnp.clip(bounds_ref[row + 2], head, jnp.maximum(stop, head))
+        follow = functools.partial(advance, block)
+        if lo_ref is not None:
+            pl.loop(first + 1, head)(lambda tile: follow(tile - 1, tile, masked=True))
+        pl.loop(head, body)(lambda tile: follow(tile - 1, tile))
+        if ragged:
+            pl.loop(body, stop)(lambda tile: follow(tile - 1, tile, masked=True))
+        if chunks > 1:
+            pl.when(first < last)(lambda: follow(last - 1, None))
+            return
+        if diagonal:
+            pl.when(first < stop)(lambda: follow(last - 2, last - 1, masked=True, triangle=True))
+        pl.when(block + 1 < blocks)(lambda: turn(block, last - 1))
 
-        @pl.when(chunk == 0)
+        @pl.when(block + 1 == blocks)
         def _():
-            load(pl.ds(0, block_q), q_ref)
-            reset(pl.ds(0, block_q))
+            follow(last - 1, None, old_triangle=diagonal, turn=True)
 
-        first, last = jnp.maximum(first, begin), jnp.minimum(last, begin + tiles)
-        pl.when(first < last)(lambda: advance(None, first, masked=ragged))
-
-    # Tiles first+1 .. stop-1 in three runs: partly seen, wholly seen, partly seen.
-    stop = last - 1 if diagonal else last
-    head, body = first + 1, stop
-    if ragged:
-        head = jnp.clip(bounds_ref[row + 1], first + 1, jnp.maximum(stop, first + 1))
-        body = jnp.clip(bounds_ref[row + 2], head, jnp.maximum(stop, head))
-    if lo_ref is not None:
-        pl.loop(first + 1, head)(lambda tile: advance(tile - 1, tile, masked=True))
-    pl.loop(head, body)(lambda tile: advance(tile - 1, tile))
-    if ragged:
-        pl.loop(body, stop)(lambda tile: advance(tile - 1, tile, masked=True))
-
-    if chunks > 1:
-        pl.when(first < last)(lambda: advance(last - 1, None))
-        pl.when(chunk == chunks - 1)(lambda: leave(pl.ds(0, block_q)))
+    if chunks == 1:
+        turn(-1, None)
+        pl.loop(0, blocks)(visit)
         return
 
-    if diagonal:
-
-        @pl.when(first < stop)
-        def _():
-            advance(last - 2, last - 1, masked=True, triangle=True)
-
-    @pl.when(i + 1 < blocks)
+    @pl.when(chunk == 0)
     def _():
-        refs = (q_next_ref, lo_next_ref, hi_next_ref)
-        turn(last - 1, bounds_ref[row + 4], bounds_ref[row + 7], refs)
+        for column in order:
+            load(0, column)
+            reset(column)
 
-    @pl.when(i + 1 == blocks)
+    visit(0)
+
+    @pl.when(chunk == chunks - 1)
     def _():
-        advance(last - 1, None, old_triangle=diagonal, turn=True)
+        for column in order:
+            leave(0, column)
 
 
 def forward(
@@ -226,6 +231,7 @@ def forward(
     block_kv: int,
     chunk: int,
     buffers: int,
+    span: int,
     sub: int,
     diagonal: bool,
     vmem_limit: int | None,
@@ -239,11 +245,12 @@ def forward(
         outside [first, last) are skipped, those in [full_first, full_last) need no mask.
       scale: of the logits, log2(e) included.
       buffers: of K and V in VMEM.
+      span: queries of a step of the grid, whole blocks that divide T; one block if S > chunk.
       diagonal: the last tile of every query block is the causal triangle, block_q == block_kv.
     """
     B, N, T, H = q.shape
     K, S = k.shape[1:3]
-    blocks, tiles, chunks = T // block_q, chunk // block_kv, S // chunk
+    spans, blocks, tiles, chunks = T // span, T // block_q, chunk // block_kv, S // chunk
 
     def keys(b, n, i, c, bounds_ref):
         if chunks > 1:
@@ -255,19 +262,8 @@ def forward(
             c = jnp.clip(c, jnp.minimum(first, last), last)
         return b, n // (N // K), c, 0
 
-    def here(i):
-        return i
-
-    def after(i):
-        return jnp.minimum(i + 1, blocks - 1)
-
-    def queries(which):
-        return pl.BlockSpec((None, None, block_q, H), lambda b, n, i, c, _: (b, n, which(i), 0))
-
-    def limits(array, which):
-        spec = pl.BlockSpec((None, 1, block_q), lambda b, n, i, c, _: (b, 0, which(i)))
-        return None if array is None else spec
-
+    queries = pl.BlockSpec((None, None, span, H), lambda b, n, i, c, _: (b, n, i, 0))
+    limits = pl.BlockSpec((None, 1, span), lambda b, n, i, c, _: (b, 0, i))
     kv_spec = pl.BlockSpec(
         (None, None, chunk, H), keys, pipeline_mode=pl.Buffered(buffer_count=buffers)
     )
@@ -279,20 +275,17 @@ def forward(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(B, N, blocks, chunks),
+            grid=(B, N, spans, chunks),
             in_specs=[
-                queries(here),
-                queries(after),
+                queries,
                 kv_spec,
                 kv_spec,
-                limits(lo, here),
-                limits(lo, after),
-                limits(hi, here),
-                limits(hi, after),
+                None if lo is None else limits,
+                None if hi is None else limits,
             ],
             out_specs=[
-                queries(here),
-                pl.BlockSpec((None, None, 1, block_q), lambda b, n, i, c, _: (b, n, 0, i)),
+                queries,
+                pl.BlockSpec((None, None, 1, span), lambda b, n, i, c, _: (b, n, 0, i)),
             ],
             scratch_shapes=[
                 pltpu.VMEM((block_q, H), q.dtype),
@@ -313,4 +306,4 @@ def forward(
         ),
         name="flash_attention",
         interpret=interpret,
-    )(bounds, q, q, k, v, lo, lo, hi, hi)
+    )(bounds, q, k, v, lo, hi)

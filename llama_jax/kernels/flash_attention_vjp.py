@@ -9,59 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.kernels import block_sizes as sizes_of
-from llama_jax.kernels.block_sizes import BlockSizes
+from llama_jax.kernels.block_sizes import BlockSizes, Held
 from llama_jax.kernels.flash_attention import forward
 from llama_jax.kernels.flash_attention_bwd import LN2, backward
 from llama_jax.kernels.intervals import intervals, pad_queries, tile_bounds
 
 LOG2E = math.log2(math.e)
-
-
-def flash_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    *,
-    causal: bool = True,
-    segment_ids: Int[Array, "B T"] | None = None,
-    kv_segment_ids: Int[Array, "B S"] | None = None,
-    q_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
-    scale: float | None = None,
-    block_sizes: tuple[BlockSizes, BlockSizes] | None = None,
-    interpret: bool = False,
-) -> Float[Array, "B T N H"]:
-    """softmax(scale * q k^T + mask) v on a TPU, differentiable in q, k and v.
-
-    Query t of row b stands at position q_offset[b] + t and key s at position s. With `causal` a
-    query sees the keys at its own position and before; with segment ids it sees its own segment
-    only. A query that sees nothing gives zeros and gets zero gradients.
-
-    Args:
-      q, k, v: bfloat16 or float32, H 64 or 128, N a multiple of K. Any T and S.
-      segment_ids, kv_segment_ids: documents of queries and keys; the keys have those of the queries
-        unless given. Equal ids must form one run in a row: documents are packed one after another.
-      q_offset: position of the first query, an int, or traced: one for all rows or one per row.
-      scale: of the logits; None for 1/sqrt(H).
-      block_sizes: (forward, backward); None takes the tuned ones.
-      interpret: run on any backend, slowly, for tests.
-
-    Raises:
-      ValueError: shapes, dtypes or blocks that the kernel does not take, with the nearest that it
-        does, before compilation.
-    """
-    out, _ = flash_attention_with_lse(
-        q,
-        k,
-        v,
-        causal=causal,
-        segment_ids=segment_ids,
-        kv_segment_ids=kv_segment_ids,
-        q_offset=q_offset,
-        scale=scale,
-        block_sizes=block_sizes,
-        interpret=interpret,
-    )
-    return out
 
 
 def flash_attention_with_lse(
@@ -77,16 +30,47 @@ def flash_attention_with_lse(
     block_sizes: tuple[BlockSizes, BlockSizes] | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """`flash_attention` and the natural log-sum-exp of every query's logits, differentiable too.
+    """softmax(scale * q k^T + mask) v on a TPU, and the natural log-sum-exp of all logits.
 
-    A query that sees nothing has a log-sum-exp below -1e29, finite so that merging stays finite.
+    Both are differentiable in q, k and v. Query t of row b stands at position q_offset[b] + t and
+    key s at position s. With `causal` a query sees the keys at its own position and before; with
+    segment ids it sees its own segment only. A query that sees nothing gives zeros, gets zero
+    gradients, and has a log-sum-exp below -1e29, finite so that merging stays finite.
+
+    Args:
+      q, k, v: bfloat16 or float32, H 64 or 128, N a multiple of K. Any T and S.
+      segment_ids, kv_segment_ids: documents of queries and keys; the keys have those of the queries
+        unless given. Equal ids must form one run in a row: documents are packed one after another.
+      q_offset: position of the first query, an int, or traced: one for all rows or one per row.
+      scale: of the logits; None for 1/sqrt(H).
+      block_sizes: (forward, backward); None takes the tuned ones.
+      interpret: run on any backend, slowly, for tests.
+
+    Raises:
+      ValueError: shapes, dtypes or blocks that the kernel does not take, with the nearest that it
+        does, before compilation.
     """
-    masks = dict(
-        causal=causal, segment_ids=segment_ids, kv_segment_ids=kv_segment_ids, q_offset=q_offset
+    config, lo, hi = prepare(
+        q,
+        k,
+        v,
+        causal=causal,
+        segment_ids=segment_ids,
+        kv_segment_ids=kv_segment_ids,
+        q_offset=q_offset,
+        scale=scale,
+        block_sizes=block_sizes,
+        interpret=interpret,
     )
-    config, lo, hi = prepare(q, k, v, masks, scale, block_sizes, interpret)
     out, lse = attend(config, *(x.transpose(0, 2, 1, 3) for x in (q, k, v)), lo, hi)
     return out.transpose(0, 2, 1, 3), lse * LN2
+
+
+def flash_attention(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], **options
+) -> Float[Array, "B T N H"]:
+    """The output alone; `options` and errors are those of `flash_attention_with_lse`."""
+    return flash_attention_with_lse(q, k, v, **options)[0]
 
 
 def flash_attention_gradients(
@@ -96,43 +80,46 @@ def flash_attention_gradients(
     do: Float[Array, "B T N H"],
     lse: Float[Array, "B N T"],
     delta: Float[Array, "B N T"],
-    *,
-    causal: bool = True,
-    segment_ids: Int[Array, "B T"] | None = None,
-    kv_segment_ids: Int[Array, "B S"] | None = None,
-    q_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
-    scale: float | None = None,
-    block_sizes: tuple[BlockSizes, BlockSizes] | None = None,
-    interpret: bool = False,
+    **options,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """What these keys contribute to dq, and dk and dv, when they are a part of all keys.
 
     For ring attention, which merges parts: `lse` (natural) and `delta` = sum(do * out) over H are
-    those of the merged attention. Raises ValueError as `flash_attention`.
+    those of the merged attention. `options` and errors as in `flash_attention_with_lse`.
     """
-    masks = dict(
-        causal=causal, segment_ids=segment_ids, kv_segment_ids=kv_segment_ids, q_offset=q_offset
-    )
-    config, lo, hi = prepare(q, k, v, masks, scale, block_sizes, interpret)
+    config, lo, hi = prepare(q, k, v, **options)
     q, k, v, do = (x.transpose(0, 2, 1, 3) for x in (q, k, v, do))
     gradients = gradients_of(config, q, k, v, do, lse * LOG2E, delta, lo, hi)
     dq, dk, dv = (x.transpose(0, 2, 1, 3) for x in gradients)
     return dq, dk, dv
 
 
-def prepare(q, k, v, masks, scale, block_sizes, interpret):
+def prepare(
+    q,
+    k,
+    v,
+    *,
+    causal=True,
+    segment_ids=None,
+    kv_segment_ids=None,
+    q_offset=0,
+    scale=None,
+    block_sizes=None,
+    interpret=False,
+):
     """The static choices of a call and the interval of keys that each query sees."""
-    validate(q, k, v, masks["segment_ids"], masks["kv_segment_ids"])
+    validate(q, k, v, segment_ids, kv_segment_ids)
     B, T, _, H = q.shape
-    S, q_offset = k.shape[1], masks["q_offset"]
+    S = k.shape[1]
     generation = sizes_of.generation()
     if block_sizes is None:
-        segmented = masks["segment_ids"] is not None
+        segmented = segment_ids is not None
         block_sizes = sizes_of.choose(T, S, H, q.dtype, segmented, generation)
     # Where every query sees itself last, the last tile of a block of queries is a triangle.
-    own = masks["causal"] and masks["kv_segment_ids"] is None and isinstance(q_offset, int)
+    own = causal and kv_segment_ids is None and isinstance(q_offset, int)
     plan = functools.partial(
         make_plan,
+        T=T,
         S=S,
         H=H,
         itemsize=q.dtype.itemsize,
@@ -145,7 +132,8 @@ def prepare(q, k, v, masks, scale, block_sizes, interpret):
         scale=(H**-0.5 if scale is None else scale) * LOG2E,
         interpret=interpret,
     )
-    return config, *intervals(B, T, S, **masks)
+    segments = {"segment_ids": segment_ids, "kv_segment_ids": kv_segment_ids}
+    return config, *intervals(B, T, S, causal=causal, q_offset=q_offset, **segments)
 
 
 def validate(q, k, v, segment_ids, kv_segment_ids):
@@ -176,8 +164,7 @@ class Plan:
     """One kernel's static choices."""
 
     sizes: BlockSizes
-    chunk: int
-    buffers: int
+    held: Held
     diagonal: bool
     vmem_limit: int
 
@@ -188,8 +175,9 @@ class Plan:
             block_q=self.sizes.block_q,
             block_kv=self.sizes.block_kv,
             sub=self.sizes.sub,
-            chunk=self.chunk,
-            buffers=self.buffers,
+            span=self.held.span,
+            chunk=self.held.chunk,
+            buffers=self.held.buffers,
             diagonal=self.diagonal,
             vmem_limit=self.vmem_limit,
         )
@@ -198,6 +186,7 @@ class Plan:
 def make_plan(
     sizes: BlockSizes,
     *,
+    T: int,
     S: int,
     H: int,
     itemsize: int,
@@ -206,14 +195,14 @@ def make_plan(
     bytes_of,
 ) -> Plan:
     """`offset`: the static position of the first query where the mask is causal, else None."""
-    chunk, buffers = sizes_of.chunk_of(sizes, S, H, itemsize, bytes_of, limit)
+    held = sizes_of.hold(sizes, T, S, H, itemsize, bytes_of, limit)
     diagonal = (
         offset is not None
-        and chunk >= S
+        and held.chunks == 1
         and sizes.block_q == sizes.block_kv
         and offset % sizes.block_kv == 0
     )
-    return Plan(sizes, chunk, buffers, diagonal, limit)
+    return Plan(sizes, held, diagonal, limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +219,7 @@ def padded(plan: Plan, queries, keys, lo, hi):
     """Arrays [B,heads,length,H] and limits [B,T] as whole blocks, and their tile bounds."""
     B, T, S = queries[0].shape[0], queries[0].shape[2], keys[0].shape[2]
     whole_t = -(-T // plan.sizes.block_q) * plan.sizes.block_q
-    whole_s = -(-S // plan.chunk) * plan.chunk
+    whole_s = -(-S // plan.held.chunk) * plan.held.chunk
     if whole_s > S and hi is None:
         hi = jnp.full((B, T), S, jnp.int32)
 

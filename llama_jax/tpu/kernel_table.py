@@ -44,14 +44,14 @@ HELP = "\n".join(
 )
 
 
-def report(topology: str) -> list[dict]:
-    """`kernel_cases.kernel_report` for a generation (v5e) or a slice of it (v5e-256, v5e:16x16).
+def report(topology: str) -> tuple[list[dict], list[str]]:
+    """`kernel_report.kernel_report` for a generation (v5e) or a slice of it (v5e-256, v5e:16x16).
 
     Raises:
       InputError: the generation is unknown, or libtpu is not installed.
     """
     from llama_jax.tpu.chips import CHIPS
-    from llama_jax.tpu.kernel_cases import kernel_report
+    from llama_jax.tpu.kernel_report import kernel_report
 
     generation = topology.replace(":", "-").split("-")[0]
     require(

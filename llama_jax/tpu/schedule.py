@@ -42,6 +42,8 @@ class Region:
     """Straight-line code between two places where control flow may turn."""
 
     start: int
+    depth: int
+    """Loops around it; the outermost is the grid."""
     bundles: int
     slots: dict[str, int]
     """Slots used, by unit."""
@@ -83,8 +85,10 @@ class Schedule:
         """Share of the text's slots of one unit that are used."""
         return self.total(slot) / (self.capacity[slot] * self.bundles)
 
-    def cycles(self, visits: Sequence[int], steps: int) -> int:
-        """Cycles when the vector regions, in order, run `visits` times in `steps` steps.
+    def cycles(self, visits: Sequence[int], loops: Sequence[int]) -> int:
+        """Cycles when the vector regions, in order, run `visits` times.
+
+        `loops` says how often scalar code runs: in the grid, in a loop within it, and so on.
 
         Raises ValueError if the kernel has another number of vector regions.
         """
@@ -94,15 +98,23 @@ class Schedule:
             raise ValueError(
                 f"{self.name} has {len(vector)} vector regions, not {visits=}: {found}"
             )
-        scalar = sum(region.bundles for region in self.regions if not region.is_vector)
-        return steps * scalar + sum(r.cycles * n for r, n in zip(vector, visits, strict=True))
+        work = sum(r.cycles * n for r, n in zip(vector, visits, strict=True))
+        return work + self._bookkeeping(loops)
 
-    def busy(self, slot: str, visits: Sequence[int], steps: int) -> float:
+    def _bookkeeping(self, loops: Sequence[int]) -> int:
+        times = (1, *loops)
+        return sum(
+            region.bundles * times[min(region.depth, len(loops))]
+            for region in self.regions
+            if not region.is_vector
+        )
+
+    def busy(self, slot: str, visits: Sequence[int], loops: Sequence[int]) -> float:
         """Share of the executed bundles' slots of one unit that are used."""
         vector = [region for region in self.regions if region.is_vector]
         used = sum(r.slots[slot] * n for r, n in zip(vector, visits, strict=True))
         executed = sum(r.bundles * n for r, n in zip(vector, visits, strict=True))
-        executed += steps * sum(region.bundles for region in self.regions if not region.is_vector)
+        executed += self._bookkeeping(loops)
         return used / (self.capacity[slot] * executed)
 
 
@@ -135,11 +147,15 @@ def _schedule(name: str, bundles: str, usage: str, vmem: int, rows_per_cycle: in
     rows = [tuple(map(int, line.split())) for line in lines[4:] if line.strip()]
     cuts = {0, len(rows)}
     products: list[tuple[int, str, int]] = []
-    address = 0
+    depths = [0] * len(rows)
+    address = depth = 0
     for line in bundles.splitlines():
-        match = re.match(r"\s*(0x[0-9a-f]+|0)\s+(LB|PB|PF|CT|LH|LE)?\s*:", line)
+        match = re.match(r"\s*(0x[0-9a-f]+|0)\s+(LB|PB|PF|CT|LH|LE)?\s*:\s*(>*)(\s*{})?", line)
         if match:
             address = int(match[1], 16)
+            # Empty bundles are not marked.
+            depth = depth if match[4] else len(match[3])
+            depths[address] = depth
             if match[2]:
                 cuts.add(address)
         if "sbr.rel" in line:
@@ -155,7 +171,7 @@ def _schedule(name: str, bundles: str, usage: str, vmem: int, rows_per_cycle: in
             if start <= address < stop:
                 streamed[unit] += count
         matmul_cycles = max(streamed.values(), default=0) // rows_per_cycle
-        regions.append(Region(start, stop - start, slots, matmul_cycles))
+        regions.append(Region(start, depths[start], stop - start, slots, matmul_cycles))
     return Schedule(name, capacity, tuple(regions), vmem)
 
 
@@ -165,7 +181,7 @@ def compile_in_subprocess(
     """Schedules of what `module` compiles when run with `arguments` as JSON for one generation.
 
     libtpu reads its flags when it is loaded, so each compilation has a process of its own.
-    Raises RuntimeError with the end of its output if that fails.
+    Raises RuntimeError with the first line of what the compiler says if that fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = (
@@ -183,8 +199,14 @@ def compile_in_subprocess(
         command = [python, "-m", module, generation, json.dumps(arguments)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{module} {arguments} on {generation}: {done.stderr[-2000:]}")
+            raise RuntimeError(reason(done.stderr) or f"exit status {done.returncode}")
         return parse(Path(folder), CHIPS[generation].rows_per_cycle)
+
+
+def reason(output: str) -> str:
+    """The first line of the message of the last exception in a process's output, else its last."""
+    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception)\w*: .+)$", output, re.MULTILINE)
+    return (raised or output.strip().splitlines() or [""])[-1].strip()
 
 
 def compile_for(generation: str, function, *shapes):

@@ -43,6 +43,8 @@ def expected(q, k, v):
         pytest.param(1, 16, 8, "float32", 1, id="gqa"),
         pytest.param(3, 2, 1, "bfloat16", 1, id="mqa-three-tokens-bf16"),
         pytest.param(1, 4, 4, "float32", 2, id="mha-split"),
+        # Two heads in a word; two groups of eight heads, and halves of S to be merged.
+        pytest.param(1, 16, 16, "bfloat16", 2, id="many-heads-split-bf16"),
     ],
 )
 def test_ragged_cache(T, N, K, dtype, splits, monkeypatch):
@@ -61,10 +63,14 @@ def quantized(x):
     return jnp.asarray(whole), jnp.asarray(scale.transpose(0, 2, 1), jnp.float32)
 
 
-def test_int8_cache(monkeypatch):
-    """Exactly the attention over the dequantised cache, not merely close to the original."""
+@pytest.mark.parametrize("K", [2, 8])
+def test_int8_cache(K, monkeypatch):
+    """Exactly the attention over the dequantised cache, not merely close to the original.
+
+    With two heads a word of the cache holds two tokens, with eight half of one.
+    """
     monkeypatch.setattr(module, "STEP_ROWS", 1)
-    q, k, v = cache(1, 384, 16, 8, 64)
+    q, k, v = cache(1, 384, 2 * K, K, 64)
     (k8, k_scale), (v8, v_scale) = quantized(k), quantized(v)
     got = jit(functools.partial(decode_attention, interpret=True))(
         q, k8, v8, LENGTHS, k_scale=k_scale, v_scale=v_scale

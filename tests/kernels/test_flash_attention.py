@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from llama_jax.kernels import block_sizes
-from llama_jax.kernels.block_sizes import BlockSizes
+from llama_jax.kernels.block_sizes import BlockSizes, Held
 from llama_jax.kernels.flash_attention_vjp import flash_attention, flash_attention_with_lse
 from tests.kernels import oracle
 
@@ -147,11 +147,33 @@ def test_traced_offset_and_foreign_segments(data, offset):
     assert not np.asarray(got[1])[0, blind].any()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiles_that_no_query_sees_are_not_visited(packed):
+    """They hold NaN, which a weight of zero would let through: the future, or another document."""
+    q, k, v, do = inputs(1, 384, 384, 2, 1, 64)
+    ids = jnp.asarray(np.repeat(np.arange(2, dtype=np.int32), [128, 256])[None])
+    blind, seeing = (slice(128), slice(128, None)) if packed else (slice(128, None), slice(128))
+    k, v = (x.at[:, blind].set(jnp.nan) for x in (k, v))
+    out, _, dq, *_ = run(q, k, v, do, blocks=SMALL, segment_ids=ids if packed else None)
+    assert jnp.isfinite(out[:, seeing]).all()
+    assert jnp.isfinite(dq[:, seeing]).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_queries_in_several_spans(packed, monkeypatch):
+    """Two blocks a step of the grid: the second step starts in the middle of what it may see."""
+    monkeypatch.setattr(block_sizes, "SPAN", 256)
+    ids = np.repeat(np.arange(3, dtype=np.int32), [100, 290, 122])[None]
+    mask = {"segment_ids": jnp.asarray(ids)} if packed else {}
+    compare(inputs(1, 512, 512, 2, 1, 64), SMALL, **mask)
+
+
 def test_keys_in_several_chunks(monkeypatch):
     """With VMEM for a few tiles only, state is carried from chunk to chunk and dq is added up."""
     arrays = inputs(1, 256, 640, 2, 1, 64)
     whole = run(*arrays, blocks=SMALL, q_offset=300)
-    limit = block_sizes.HEADROOM * block_sizes.backward_bytes(SMALL[1], 128, 64, 4, 2)
+    tile = Held(span=128, chunk=128, chunks=5, buffers=2)
+    limit = block_sizes.HEADROOM * block_sizes.backward_bytes(SMALL[1], tile, 64, 4)
     monkeypatch.setitem(block_sizes.VMEM, "v4", int(limit) + 1)
     parts = run(*arrays, blocks=SMALL, q_offset=300)
     for a, b in zip(whole, parts, strict=True):
@@ -232,10 +254,13 @@ def test_chosen_blocks_fit(generation, dtype, H):
             pair = block_sizes.choose(length, length, H, dtype, segmented, generation)
             for sizes, bytes_of in zip(pair, of_pass, strict=True):
                 item = jnp.dtype(dtype).itemsize
-                chunk, buffers = block_sizes.chunk_of(sizes, length, H, item, bytes_of, limit)
-                assert chunk % sizes.block_kv == 0
-                assert buffers == 2 or chunk >= length
-                assert bytes_of(sizes, chunk, H, item, buffers) <= limit
+                held = block_sizes.hold(sizes, length, length, H, item, bytes_of, limit)
+                assert held.chunk % sizes.block_kv == 0
+                assert held.span % sizes.block_q == 0
+                assert -(-length // sizes.block_q) % (held.span // sizes.block_q) == 0
+                assert held.chunks == -(-length // held.chunk)
+                assert held.buffers == 2 or held.chunks == 1
+                assert bytes_of(sizes, held, H, item) <= limit
 
 
 def test_the_table_has_a_row_for_every_case():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llama_jax import cli
-from llama_jax.tpu import kernel_cases, kernel_table
+from llama_jax.tpu import kernel_cases, kernel_report, kernel_table, schedule
 
 
 def row(kernel, direction, model, cycles, **values):
@@ -27,7 +27,12 @@ ROWS = [
 @pytest.fixture
 def reported(monkeypatch):
     asked = []
-    monkeypatch.setattr(kernel_cases, "kernel_report", lambda g: asked.append(g) or ROWS)
+
+    def report(generation):
+        asked.append(generation)
+        return ROWS, []
+
+    monkeypatch.setattr(kernel_report, "kernel_report", report)
     return asked
 
 
@@ -51,6 +56,32 @@ def test_json_holds_the_whole_report(capsys, reported):
     pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
     assert cli.main(["kernels", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"kernels": ROWS}
+
+
+def test_a_kernel_that_does_not_compile_is_one_line_and_the_others_go_on(capsys, monkeypatch):
+    """As libtpu fails: the first line of a long message, at the end of a traceback."""
+    pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
+    output = (
+        "Traceback (most recent call last):\n  File x\n"
+        "jaxlib._jax.XlaRuntimeError: INTERNAL: Mosaic failed to compile\n\nThe MLIR operation\n"
+        "--------------------\nFor simplicity, JAX has removed its internal frames"
+    )
+
+    def fail(*args, **kwargs):
+        raise RuntimeError(schedule.reason(output))
+
+    monkeypatch.setattr(kernel_report, "compile_in_subprocess", fail)
+    monkeypatch.setattr(kernel_report, "best_cases", lambda _: kernel_cases.best_cases("v5e")[:2])
+    assert cli.main(["kernels"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith("kernel")
+    assert err.splitlines() == [
+        f"llama-jax: ours {what}, on v5e: XlaRuntimeError: INTERNAL: Mosaic failed to compile"
+        for what in (
+            "forward causal 7B, blocks 1024/1024/256",
+            "backward causal 7B, blocks 1024/1024/256",
+        )
+    ]
 
 
 def test_help_explains_every_column_and_what_is_not_seen(capsys):
