@@ -85,6 +85,9 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
     tx = make_optimizer(config.optimizer, config.model, config.steps)
     abstract = abstract_state(config.model, tx, mesh)
+    # So is an attention that was named and cannot be used here: tracing a step finds that out.
+    with clock("compile"), together(), jax.set_mesh(mesh):
+        traced = jit_train_step(config, tx, abstract).trace(abstract, abstract_batch(config, mesh))
 
     # ---- Folder
     with together():
@@ -123,9 +126,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
 
         # ---- Compile
         with clock("compile"), together():
-            step: Any = jit_train_step(config, tx, abstract)
-            if start < config.steps:
-                step = step.lower(abstract, abstract_batch(config, mesh)).compile()
+            step: Any = traced.lower().compile() if start < config.steps else None
 
         # ---- Steps
         schedule = learning_rate(config.optimizer, config.steps)

@@ -125,6 +125,13 @@ def test_a_batch_for_other_devices_is_refused_before_anything_is_written(tiny, t
     assert not (tmp_path / "run").exists()
 
 
+def test_an_attention_that_cannot_be_used_is_refused_before_anything_is_written(tiny, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="attention=cudnn.* made for gpu, not cpu"):
+        train(tiny.config("--workdir", str(run), "--model.attention", "cudnn"))
+    assert not run.exists()
+
+
 def test_a_run_can_start_from_the_parameters_of_another(tiny, tmp_path, finished):
     config = tiny.config(
         "--workdir", str(tmp_path / "run"), "--init-from", str(finished[0]), "--steps", "2",
