@@ -6,6 +6,7 @@ token, which is as much traffic as the work itself. So generation takes the stac
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,16 +14,26 @@ from llama_jax.config import ModelConfig
 from llama_jax.model.layer import Cache, decoder_layer, order_of_cache
 from llama_jax.ops.linear import project
 from llama_jax.ops.norm import rms_norm
+from llama_jax.parallel.rules import spec_in_context
 
 
 def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
-    """One (keys, values) pair for each layer, zeros in the compute type, see `order_of_cache`."""
+    """One (keys, values) pair for each layer, zeros in the compute type, see `order_of_cache`.
+
+    With a mesh in context, each device makes the rows and heads that it will read.
+    """
     sizes = {"B": B, "K": config.num_kv_heads, "S": S, "H": config.head_dim}
-    shape = tuple(sizes[letter] for letter in order_of_cache(config, B))
-    return [
-        (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-        for _ in range(config.num_layers)
-    ]
+    axes = {"B": "batch", "K": "kv_heads", "S": None, "H": "head_dim"}
+    order = order_of_cache(config, B)
+    shape = tuple(sizes[letter] for letter in order)
+    spec = spec_in_context([axes[letter] for letter in order], shape)
+
+    def zeros():
+        return jnp.zeros(shape, config.dtype)
+
+    if spec is not None:
+        zeros = jax.jit(zeros, out_shardings=spec)
+    return [(zeros(), zeros()) for _ in range(config.num_layers)]
 
 
 def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_jax.config import InputError
+from llama_jax.config import InputError, MeshConfig
 from llama_jax.infer import generate as module
 from llama_jax.infer.generate import generate_tokens
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
 from llama_jax.ops import cached_attention
+from llama_jax.parallel.mesh import make_mesh
 
 SMALL = replace(TINY, vocab_size=61, max_seq_len=48)
 CONFIGS = {
@@ -88,6 +89,19 @@ def test_the_kernels_read_a_cache_of_their_own_order(chunked, monkeypatch):
     expected = run(prompts, xla, 6)
     assert len({*expected[0], *expected[1]}) > 3
     assert run(prompts, pallas, 6) == expected
+
+
+def test_on_a_mesh_no_device_holds_more_than_its_rows_and_heads():
+    """Rows over four devices, the two key heads over two; the text is that of one device."""
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    prompts = [[1, 5, 9], [1], [3, 4], list(range(1, 20))]
+    expected = run(prompts)
+    with jax.set_mesh(mesh):
+        for array in empty_cache(SMALL, 4, 48)[0]:
+            shards = [shard.data.shape for shard in array.addressable_shards]
+            assert (array.shape, shards) == ((4, 2, 48, 8), [(1, 1, 48, 8)] * 8)
+        assert run(prompts) == expected
+        assert empty_cache(SMALL, 1, 48)[0][0].addressable_shards[0].data.shape[:2] == (1, 1)
 
 
 def test_a_row_stops_before_eos_and_at_the_end_of_the_context():

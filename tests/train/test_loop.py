@@ -127,7 +127,7 @@ def test_a_batch_for_other_devices_is_refused_before_anything_is_written(tiny, t
 
 def test_an_attention_that_cannot_be_used_is_refused_before_anything_is_written(tiny, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(InputError, match="attention=cudnn.* made for gpu, not cpu"):
+    with pytest.raises(InputError, match=r"attention=cudnn.* made for gpu, not cpu"):
         train(tiny.config("--workdir", str(run), "--model.attention", "cudnn"))
     assert not run.exists()
 
