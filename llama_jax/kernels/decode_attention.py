@@ -59,7 +59,9 @@ def decode_attention(
       ValueError: shapes or dtypes do not fit, with the values.
     """
     S = k.shape[1]
-    _validate(q, k, v, k_scale, v_scale)
+    _validate(q, k, v, lengths, k_scale, v_scale)
+    if k.shape[0] != q.shape[0]:
+        raise ValueError(f"a cache of {k.shape[0]} rows does not fit {q.shape[0]} rows of queries")
     block = block_of(S, k.shape[2])
     rows = -(-S // block)
     table = jnp.zeros((1,), jnp.int32)
@@ -89,7 +91,9 @@ def paged_decode_attention(
 
     Entries beyond a row's length are not read. Raises ValueError as `decode_attention`.
     """
-    _validate(q, k, v, k_scale, v_scale)
+    _validate(q, k, v, lengths, k_scale, v_scale)
+    if page_table.shape[0] != q.shape[0]:
+        raise ValueError(f"page_table {page_table.shape} must have {q.shape[0]} rows, as q")
     page, pages = k.shape[1], page_table.shape[1]
     if page % LANES and k_scale is not None:
         raise ValueError(f"{page=} must be a multiple of {LANES} for an int8 cache")
@@ -103,7 +107,7 @@ def paged_decode_attention(
     )
 
 
-def _validate(q, k, v, k_scale, v_scale):
+def _validate(q, k, v, lengths, k_scale, v_scale):
     N, H = q.shape[2:]
     K = k.shape[2]
     if H not in HEAD_WIDTHS or k.shape[3] != H:
@@ -119,6 +123,12 @@ def _validate(q, k, v, k_scale, v_scale):
         raise ValueError(f"k and v must be int8 or {q.dtype} as q, not {k.dtype} and {v.dtype}")
     if quantized != (k_scale is not None) or quantized != (v_scale is not None):
         raise ValueError("an int8 cache needs k_scale and v_scale, another takes none")
+    shape = (k.shape[0], K, k.shape[1])
+    for name, scales in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scales is not None and scales.shape != shape:
+            raise ValueError(f"{name} {scales.shape} must be {shape}, heads before tokens")
+    if lengths.shape != q.shape[:1]:
+        raise ValueError(f"lengths {lengths.shape} must be {q.shape[:1]}, one for each row of q")
 
 
 def block_of(S: int, K: int) -> int:

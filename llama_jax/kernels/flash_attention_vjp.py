@@ -138,11 +138,13 @@ def prepare(
 
 def validate(q, k, v, segment_ids, kv_segment_ids):
     """ValueError for what the kernels do not take."""
-    N, H = q.shape[2:]
-    K, S = k.shape[2], k.shape[1]
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
     if H not in sizes_of.HEAD_WIDTHS:
         near = min(sizes_of.HEAD_WIDTHS, key=lambda width: abs(width - H))
         raise ValueError(f"head width {H=} must be one of {sizes_of.HEAD_WIDTHS}; nearest {near}")
+    if k.shape != v.shape or k.shape != (B, S, K, H):
+        raise ValueError(f"k {k.shape} and v {v.shape} must be ({B}, S, K, {H}), as q is {q.shape}")
     if N % K:
         near = max(K, round(N / K) * K)
         raise ValueError(f"query heads {N=} must be a multiple of {K=}; nearest {near}")
@@ -155,8 +157,16 @@ def validate(q, k, v, segment_ids, kv_segment_ids):
         raise ValueError(f"empty arrays: q {q.shape}, k {k.shape}")
     if kv_segment_ids is not None and segment_ids is None:
         raise ValueError("kv_segment_ids needs segment_ids")
-    if segment_ids is not None and kv_segment_ids is None and q.shape[1] != S:
-        raise ValueError(f"T={q.shape[1]} queries, {S=} keys: pass kv_segment_ids too")
+    if segment_ids is not None and kv_segment_ids is None and T != S:
+        raise ValueError(f"{T=} queries, {S=} keys: pass kv_segment_ids too")
+    for name, ids, length in (
+        ("segment_ids", segment_ids, T),
+        ("kv_segment_ids", kv_segment_ids, S),
+    ):
+        if ids is not None and ids.shape != (B, length):
+            raise ValueError(
+                f"{name} {ids.shape} must be ({B}, {length}), as q {q.shape}, k {k.shape}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

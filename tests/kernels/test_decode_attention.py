@@ -108,3 +108,10 @@ def test_errors_hold_the_values():
         decode_attention(q, k.astype(jnp.bfloat16), v.astype(jnp.bfloat16), jnp.asarray(LENGTHS))
     with pytest.raises(ValueError, match="width H=32"):
         decode_attention(q[..., :32], k[..., :32], v[..., :32], jnp.asarray(LENGTHS))
+    # In tests the annotations are checked before; users get these lines.
+    scale = jnp.zeros((4, 128, 2))
+    whole = [q, k.astype(jnp.int8), v.astype(jnp.int8), jnp.asarray(LENGTHS)]
+    with pytest.raises(ValueError, match=r"k_scale \(4, 128, 2\) must be \(4, 2, 128\)"):
+        module._validate(*whole, scale, scale)
+    with pytest.raises(ValueError, match=r"lengths \(3,\) must be \(4,\)"):
+        module._validate(q, k, v, whole[3][:3], None, None)

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from llama_jax.kernels import block_sizes
 from llama_jax.kernels.block_sizes import BlockSizes, Held
-from llama_jax.kernels.flash_attention_vjp import flash_attention, flash_attention_with_lse
+from llama_jax.kernels.flash_attention_vjp import (
+    flash_attention,
+    flash_attention_with_lse,
+    validate,
+)
 from tests.kernels import oracle
 
 # The interpreted kernels run for milliseconds and compile for seconds: skip LLVM's optimizations.
@@ -218,6 +222,18 @@ def test_errors_hold_the_values(change, message):
     q, k, v, _ = inputs(**shape)
     with pytest.raises(ValueError, match=message):
         flash_attention(q, k, v, interpret=True)
+
+
+def test_shapes_that_disagree_are_named():
+    """In tests the annotations are checked before; users get these lines."""
+    q, k = jnp.zeros((2, 128, 2, 64)), jnp.zeros((2, 256, 1, 64))
+    ids = jnp.zeros((2, 100), jnp.int32)
+    with pytest.raises(ValueError, match=r"v \(2, 128, 2, 64\) must be \(2, S, K, 64\)"):
+        validate(q, k, q, None, None)
+    with pytest.raises(ValueError, match=r"segment_ids \(2, 100\) must be \(2, 128\)"):
+        validate(q, k, k, ids, ids)
+    with pytest.raises(ValueError, match=r"kv_segment_ids \(2, 100\) must be \(2, 256\)"):
+        validate(q, k, k, jnp.zeros((2, 128), jnp.int32), ids)
 
 
 def test_segments_of_keys_are_needed_where_lengths_differ():
