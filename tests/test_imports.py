@@ -19,7 +19,7 @@ ARROWS = {
     "kernels": set(),
     "ops": {"kernels"},
     "parallel": {"config"},
-    "model": {"config", "ops", "parallel.rules"},
+    "model": {"config", "ops", "parallel.rules", "parallel.fsdp"},
     "data": {"config"},
     "manifest": {"config"},
     "plain_zarr": set(),

@@ -8,7 +8,8 @@ logits and softmax are float32.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -16,13 +17,15 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import InputError, ModelConfig
+from llama_jax.model.weights import layer_weights
 from llama_jax.ops.attention import dot_product_attention
 from llama_jax.ops.cached_attention import Order, cache_order, cached_attention
 from llama_jax.ops.capabilities import Unsupported
 from llama_jax.ops.linear import project
-from llama_jax.ops.mlp import swiglu
+from llama_jax.ops.mlp import gate_up, gated_down
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.rope import apply_rope, rope_frequencies
+from llama_jax.parallel.fsdp import by_rows
 from llama_jax.parallel.rules import constrain, relayout, spec_in_context
 
 # The stream between two blocks, and what a block reads: under tensor parallelism its parts of the
@@ -55,13 +58,19 @@ def decoder_layer(
       zigzag: the tokens of a row are in zigzag order over the mesh's sequence axis (see
         `ops.ring_attention`), not in natural order.
     """
-    attended, kv = attention_block(w, x, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
+    axes = {name: weight.axes for name, weight in layer_weights(cfg).items()}
+
+    def run(function: Callable[..., Any], *names: str, rows: tuple) -> Any:
+        own = {name: w[name] for name in names}
+        return by_rows(function, own, axes, *rows) if kv is None else function(own, *rows)
+
+    attended, kv = attention_block(run, x, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
     x = constrain(x + attended, BY_POSITION)
-    return constrain(x + mlp_block(w, x, cfg=cfg), BY_POSITION), kv
+    return constrain(x + mlp_block(run, x, cfg=cfg), BY_POSITION), kv
 
 
 @jax.named_scope("attention")
-def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
+def attention_block(run, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
     """Normed, projected, rotated, attended, projected back: what is added to x, and the cache."""
     rotary = rope_frequencies(
         cfg.head_dim,
@@ -70,20 +79,35 @@ def attention_block(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigza
         factor=cfg.rope_factor,
         pretrained_len=cfg.pretrained_seq_len,
     )
-    h = relayout(rms_norm(x, w["attn_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
-    q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
-    k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
-    v = checkpoint_name(project(h, w["v"]), "v")
-    with settings_refused(cfg):
-        out, kv = attend(q, k, v, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
-    return relayout(project(out, w["o"], inputs=2), BY_POSITION, WHOLE), kv
+
+    def attended(w, x, kv, positions, segment_ids):
+        h = relayout(rms_norm(x, w["attn_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
+        q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
+        k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
+        v = checkpoint_name(project(h, w["v"]), "v")
+        with settings_refused(cfg):
+            return attend(q, k, v, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
+
+    def back(w, out):
+        return relayout(project(out, w["o"], inputs=2), BY_POSITION, WHOLE)
+
+    rows = (x, kv, positions, segment_ids)
+    out, kv = run(attended, "attn_norm", "q", "k", "v", rows=rows)
+    return run(back, "o", rows=(out,)), kv
 
 
 @jax.named_scope("mlp")
-def mlp_block(w, x, *, cfg: ModelConfig):
+def mlp_block(run, x, *, cfg: ModelConfig):
     """SwiGLU (Shazeer 2020): (silu(h gate) * (h up)) down."""
-    h = relayout(rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
-    return relayout(swiglu(h, w["gate"], w["up"], w["down"]), BY_POSITION, WHOLE)
+
+    def products(w, x):
+        h = relayout(rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
+        return gate_up(h, w["gate"], w["up"])
+
+    def down(w, g, u):
+        return relayout(gated_down(g, u, w["down"]), BY_POSITION, WHOLE)
+
+    return run(down, "down", rows=run(products, "mlp_norm", "gate", "up", rows=(x,)))
 
 
 def attend(q, k, v, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import BY_POSITION, WHOLE, decoder_layer
-from llama_jax.model.weights import Weight, layer_weights, outer_weights
+from llama_jax.model.weights import Weight, layer_weights, map_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
+from llama_jax.parallel.fsdp import by_rows
 from llama_jax.parallel.rules import constrain, relayout
 
 _policies = jax.checkpoint_policies
@@ -32,12 +33,74 @@ REMAT_POLICIES = {
 
 
 def declare(module: nn.Module, table: dict[str, Weight], cfg: ModelConfig) -> dict[str, Array]:
-    """The one door weights come through: kept in param_dtype, matrices computed with in dtype."""
-    weights = {
-        name: module.param(name, w.init, w.shape, jnp.dtype(cfg.param_dtype))
-        for name, w in table.items()
-    }
-    return {k: w.astype(cfg.dtype) if w.ndim > 1 else w for k, w in weights.items()}
+    """The one door weights come through, in the type that they are kept in."""
+    dtype = jnp.dtype(cfg.param_dtype)
+    return {name: module.param(name, w.init, w.shape, dtype) for name, w in table.items()}
+
+
+def computed(module: nn.Module, weights: dict[str, Array], cfg: ModelConfig) -> dict[str, Array]:
+    """Declared weights as they are computed with: matrices in cfg.dtype, norms as they are.
+
+    Where the caller gave a slot for a weight (see `slots_of`), the slot has its gradient.
+    """
+    weights = {k: w.astype(cfg.dtype) if w.ndim > 1 else w for k, w in weights.items()}
+    slots = module.variables.get("slots", {})
+    return {k: _in_slot(slots[k], w) if k in slots else w for k, w in weights.items()}
+
+
+def slots_of(cfg: ModelConfig) -> dict:
+    """What to differentiate a loss by in place of its parameters: zeros that nothing reads.
+
+    The gradient is theirs, number by number, in the type that is computed with, where the loop over
+    the layers would stack the gradients of float32 parameters in float32.
+    """
+
+    def slot(w):
+        return jnp.zeros(w.shape, cfg.param_dtype if "norm" in w.axes else cfg.dtype)
+
+    return map_weights(slot, cfg)
+
+
+@jax.custom_vjp
+def _in_slot(slot, w):
+    """w; its gradient goes to the slot."""
+    return w
+
+
+def _in_slot_forward(slot, w):
+    return w, None
+
+
+def _in_slot_backward(_, gradient):
+    return gradient, None
+
+
+_in_slot.defvjp(_in_slot_forward, _in_slot_backward)
+
+
+@jax.custom_vjp
+def kept(weights: dict[str, Array], x: Array) -> tuple[dict[str, Array], Array]:
+    """Both as they are, for a layer that casts its weights in a loop over layers.
+
+    A TPU's compiler would cast the whole stack before the loop, and keep that copy beside the
+    parameters: half their size. A barrier alone does not keep it from that: it narrows what is
+    only read as bfloat16 across barriers and loops. It does not narrow bits.
+    """
+    types = {k: w.dtype for k, w in weights.items()}
+    bits = {k: w.view(f"uint{8 * w.dtype.itemsize}") for k, w in weights.items()}
+    bits, x = jax.lax.optimization_barrier((bits, x))
+    return {k: b.view(types[k]) for k, b in bits.items()}, x
+
+
+def _kept_forward(weights, x):
+    return kept(weights, x), None
+
+
+def _kept_backward(_, gradients):
+    return gradients
+
+
+kept.defvjp(_kept_forward, _kept_backward)
 
 
 class DecoderLayer(nn.Module):
@@ -49,8 +112,12 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x, positions, segment_ids):
         """See `decoder_layer`."""
-        w = declare(self, layer_weights(self.cfg), self.cfg)
-        return decoder_layer(w, x, None, positions, segment_ids, cfg=self.cfg, zigzag=self.zigzag)
+        cfg = self.cfg
+        weights = declare(self, layer_weights(cfg), cfg)
+        if cfg.dtype != cfg.param_dtype:
+            weights, x = kept(weights, x)
+        w = computed(self, weights, cfg)
+        return decoder_layer(w, x, None, positions, segment_ids, cfg=cfg, zigzag=self.zigzag)
 
 
 class Llama(nn.Module):
@@ -72,17 +139,19 @@ class Llama(nn.Module):
         a time. Positions default to 0..T-1.
         """
         cfg = self.cfg
-        w = declare(self, outer_weights(cfg), cfg)
+        w = computed(self, declare(self, outer_weights(cfg), cfg), cfg)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        x = constrain(w["embed"][tokens], BY_POSITION)
+        table = {"embed": outer_weights(cfg)["embed"].axes}
+        x = by_rows(lambda w, tokens: w["embed"][tokens], {"embed": w["embed"]}, table, tokens)
+        x = constrain(x, BY_POSITION)
         layer = DecoderLayer
         if cfg.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[cfg.remat])
         stack = nn.scan(
             layer,
             length=cfg.num_layers,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "slots": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
         )(cfg, self.zigzag, name="layers")
@@ -109,12 +178,14 @@ def hidden(
     positions=None,
     segment_ids=None,
     zigzag=False,
+    slots: dict | None = None,
 ):
     """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache.
 
     With `zigzag` the positions of all arrays are in the order of `ops.ring_attention.zigzag`.
     """
-    out: Any = Llama(config, zigzag).apply({"params": params}, tokens, positions, segment_ids)
+    variables = {"params": params} if slots is None else {"params": params, "slots": slots}
+    out: Any = Llama(config, zigzag).apply(variables, tokens, positions, segment_ids)
     return out
 
 

@@ -49,7 +49,7 @@ def partition_spec(
     for position, axis in enumerate(axes):
         if axis is not None and axis not in RULES:
             raise InputError(f"{name}: no sharding rule for axis {axis!r}; known: {sorted(RULES)}")
-        split = tuple(a for a in RULES[axis] if mesh.shape.get(a, 1) > 1) if axis else ()
+        split = tuple(a for a in RULES[axis] if _size(mesh, a) > 1) if axis else ()
         for mesh_axis in split:
             if mesh_axis in taken:
                 raise InputError(
@@ -109,7 +109,7 @@ def spec_in_context(axes: Axes, shape: Sequence[int]) -> PartitionSpec | None:
     (`arrays.check_batch`), so this is the single position or the few rows of a decoder.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or all(_size(mesh, a) == 1 for a in mesh.axis_names):
         return None
     fitting = [a if a and shape[i] % num_shards(a) == 0 else None for i, a in enumerate(axes)]
     return partition_spec(fitting, mesh)
@@ -118,4 +118,10 @@ def spec_in_context(axes: Axes, shape: Sequence[int]) -> PartitionSpec | None:
 def num_shards(axis: str) -> int:
     """Devices that a logical axis is split over by the mesh in context; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape.get(a, 1) for a in RULES[axis])
+    return 1 if mesh.empty else math.prod(_size(mesh, a) for a in RULES[axis])
+
+
+def _size(mesh: Mesh | AbstractMesh, axis: str) -> int:
+    """Devices along an axis; 1 inside a `jax.shard_map` over it, where it has split all it can."""
+    inside = mesh.manual_axes if isinstance(mesh, AbstractMesh) else ()
+    return 1 if axis in inside else mesh.shape.get(axis, 1)

@@ -35,17 +35,26 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
             kind = inner.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
+            fused = instruction.attribute("calls") if inner is not instruction else ""
             arrays = [a.size for a in inner.arrays]
             payload = max(arrays) if inner.opcode.endswith("-start") else sum(arrays)
             group = _group(inner.rest, num_devices)
             if kind == "reduce-scatter":
                 payload *= len(group)
-            elif kind == "all-reduce" and "all-reduce-scatter" in instruction.name:
+            elif kind == "all-reduce" and "all-reduce-scatter" in fused:
                 kind = "reduce-scatter"
-            # The phases of one operation share its channel.
-            key = inner.attribute("channel_id") or inner.name
-            found[key] = Collective(kind, group, payload, times, inner.op_name)
+            if not _goes_on(program, fused):
+                found[inner.name] = Collective(kind, group, payload, times, inner.op_name)
     return [c for c in found.values() if len(c.group) > 1]
+
+
+def _goes_on(program: Program, fused: str) -> bool:
+    """Whether a fusion is a later phase of a collective that another one has begun."""
+    called = program.computations.get(fused)
+    if called is None:
+        return False
+    later = fused.startswith("async_collective_fusion")
+    return later or any("AsyncCollectiveDone" in i.rest for i in called.instructions)
 
 
 def _group(rest: str, num_devices: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -112,10 +113,10 @@ def lower_step(config: TrainConfig, mesh: Mesh):
 def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
     """Compile and analyse; sizes in bytes of one chip.
 
-    Keys: arguments, mesh, versions, axes (mesh axis -> bytes a second of one chip); then either
-    refused (bytes of temporaries that the compiler would not place), or memory (its plan), live (at
-    the peak, by category), hbm_traffic, collectives, estimated_cycles, unknown_loops, kernels
-    (Pallas calls in the program's text), seconds.
+    Keys: arguments, mesh, versions; then either refused (bytes of temporaries that the compiler
+    would not place), or memory (its plan), live (at the peak, by category), hbm_traffic,
+    collectives (see `by_axis`), estimated_cycles, unknown_loops, kernels (Pallas calls in the
+    program's text), seconds.
     """
     begin = time.monotonic()
     mesh = topology_mesh(config, topology)
@@ -127,7 +128,6 @@ def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
             "optimizer": local_bytes(state.opt_state),
             "batch": local_bytes(batch),
         },
-        "axes": {name: axis_bandwidth(mesh, name, topology) for name in mesh.axis_names},
         "mesh": dict(mesh.shape),
         "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
     }
@@ -155,7 +155,9 @@ def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
         "live": categories(Liveness(program), state.params, config.model.num_layers),
         "hbm_traffic": program.hbm_bytes(),
         "estimated_cycles": program.estimated_cycles(),
-        "collectives": by_axis(collectives(program, mesh.size), mesh),
+        "collectives": by_axis(
+            collectives(program, mesh.size), mesh, lambda group: group_bandwidth(group, topology)
+        ),
         "unknown_loops": program.unknown_loops,
         "kernels": sum('"tpu_custom_call"' in i.rest for _, i, _ in program.scheduled()),
     }
@@ -195,10 +197,15 @@ def categories(live: Liveness, params: Any, layers: int) -> dict[str, int]:
     return {**found, "peak": live.peak}
 
 
-def by_axis(found: list[Collective], mesh: Mesh) -> list[dict[str, Any]]:
-    """Bytes that one chip sends and times it does, by kind and by the mesh axes that are joined."""
-    sizes = list(mesh.shape.items())
-    total: dict[tuple[str, str], list[float]] = {}
+def by_axis(
+    found: list[Collective], mesh: Mesh, rate: Callable[[list[Any]], float]
+) -> list[dict[str, Any]]:
+    """Bytes that one chip sends and times it does, by kind and by the mesh axes that are joined.
+
+    Joined in stages along the torus, an axis has an entry for each rate of its stages.
+    """
+    sizes, devices = list(mesh.shape.items()), mesh.devices.ravel()
+    total: dict[tuple[str, str, float], list[float]] = {}
     for c in found:
         axes, rest = [], [c.group]
         for name, size in reversed(sizes):
@@ -206,28 +213,26 @@ def by_axis(found: list[Collective], mesh: Mesh) -> list[dict[str, Any]]:
             rest = [[g // size for g in rest[0]]]
             if len(places) > 1:
                 axes.append(name)
-        entry = total.setdefault((c.kind, "+".join(reversed(axes))), [0, 0])
+        bandwidth = rate([devices[g] for g in c.group])
+        entry = total.setdefault((c.kind, "+".join(reversed(axes)), bandwidth), [0, 0])
         entry[0] += c.link_bytes
         entry[1] += c.times
     return [
-        {"kind": kind, "axis": axis, "bytes": round(size), "times": times}
-        for (kind, axis), (size, times) in sorted(total.items())
+        {"kind": kind, "axis": axis, "bytes": round(size), "times": times, "rate": bandwidth}
+        for (kind, axis, bandwidth), (size, times) in sorted(total.items())
     ]
 
 
-def axis_bandwidth(mesh: Mesh, axis: str, topology: Topology) -> float:
-    """Bytes a second that one chip can send along a mesh axis, by all the links that lie along it.
+def group_bandwidth(devices: Sequence[Any], topology: Topology) -> float:
+    """Bytes a second that one chip can send to a group, by all the links that lie along it.
 
-    A mesh axis that covers a whole ring of the torus uses both its directions. A part of one, or a
+    A group that covers a whole ring of the torus uses both its directions. A part of one, or a
     torus axis without a wrap-around, counts once: its ends would be idle else.
     """
     chip = topology.chip
-    if axis == "slice" and mesh.shape[axis] > 1:
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
         return chip.network_bytes_per_second
-    position = list(mesh.axis_names).index(axis)
-    place = tuple(slice(None) if k == position else 0 for k in range(mesh.devices.ndim))
-    line = mesh.devices[place].flat
-    coordinates = list(zip(*(device.coords for device in line), strict=True))
+    coordinates = list(zip(*(device.coords for device in devices), strict=True))
     links = 0
     for k in range(len(topology.shape)):
         extent = len(set(coordinates[k]))

@@ -126,12 +126,8 @@ def of_facts(config: TrainConfig, topology: Topology, facts: dict[str, Any]) -> 
             "hbm": facts["hbm_traffic"] / chip.hbm_bytes_per_second,
         }
         for entry in facts["collectives"]:
-            # A group over several axes goes at the pace of the slowest.
-            rates = [r for a in entry["axis"].split("+") if (r := facts["axes"].get(a))]
             name = f"links {entry['axis']}"
-            seconds[name] = seconds.get(name, 0.0) + entry["bytes"] / (
-                min(rates) if rates else chip.link_bytes_per_second
-            )
+            seconds[name] = seconds.get(name, 0.0) + entry["bytes"] / entry["rate"]
     return Plan(
         config=config,
         topology=topology,

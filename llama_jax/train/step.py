@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from llama_jax.config import ModelConfig, TrainConfig, require
-from llama_jax.model.llama import hidden
-from llama_jax.model.weights import map_weights
+from llama_jax.model.llama import hidden, slots_of
 from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
 from llama_jax.ops.ring_attention import zigzag
 from llama_jax.parallel.arrays import BATCH_AXES
+from llama_jax.parallel.fsdp import by_rows
 from llama_jax.parallel.rules import constrain, named_sharding, num_shards
+from llama_jax.parallel.torus import on_torus, stages_of
 from llama_jax.train.optimizer import applied_updates
 from llama_jax.train.state import TrainState, shardings_of
 
@@ -56,7 +57,7 @@ class StepMetrics(NamedTuple):
 
 
 def summed_loss(
-    params: dict, batch: Batch, *, cfg: ModelConfig, z_loss: float
+    params: dict, batch: Batch, *, cfg: ModelConfig, z_loss: float, slots: dict | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Next-token loss summed over the batch's targets in nats, and their number.
 
@@ -76,10 +77,17 @@ def summed_loss(
         positions=positions,
         segment_ids=segment_ids,
         zigzag=n > 1,
+        slots=slots,
     )
-    rows = -(-x.shape[0] // num_shards("batch"))
-    chunk = chunk_length(rows, x.shape[1], cfg.vocab_size)
-    return cross_entropy(x, head, targets, mask, z_loss=z_loss, chunk=chunk)
+
+    def loss(w, x, targets, mask):
+        rows = -(-x.shape[0] // num_shards("batch"))
+        chunk = chunk_length(rows, x.shape[1], cfg.vocab_size)
+        found = cross_entropy(x, w["head"], targets, mask, z_loss=z_loss, chunk=chunk)
+        return tuple(jnp.reshape(a, 1) for a in found)
+
+    found = by_rows(loss, {"head": head}, {"head": ("embed", "vocab")}, x, targets, mask)
+    return jnp.sum(found[0]), jnp.sum(found[1])
 
 
 def ring_size(cfg: ModelConfig, T: int) -> int:
@@ -118,16 +126,16 @@ def mean_loss_and_gradient(
     """
     count = jnp.maximum(jnp.sum(batch_targets(batch)[1], dtype=jnp.float32), 1)
 
-    def share(weights, micro):
-        return summed_loss(weights, micro, cfg=cfg, z_loss=z_loss)[0] / count
+    def share(slots, micro):
+        return summed_loss(params, micro, cfg=cfg, z_loss=z_loss, slots=slots)[0] / count
 
-    weights = computing_weights(params, cfg)
+    slots = slots_of(cfg)
     if accumulate == 1:
-        loss, gradient = jax.value_and_grad(share)(weights, batch)
+        loss, gradient = jax.value_and_grad(share)(slots, batch)
         return loss, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
     def add(carry, micro):
-        found = jax.value_and_grad(share)(weights, micro)
+        found = jax.value_and_grad(share)(slots, micro)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, found), None
 
     def interleave(a):
@@ -135,17 +143,6 @@ def mean_loss_and_gradient(
 
     start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, start, jax.tree.map(interleave, dict(batch)))[0]
-
-
-def computing_weights(params: dict, cfg: ModelConfig) -> dict:
-    """The parameters as the layers read them: matrices in the compute type, norms as they are.
-
-    Cast once a step and outside the loop over the layers, they travel between devices in that type
-    and the loop's stacked gradients are kept in it, where a cast inside would make them float32:
-    the same numbers, as each was rounded when its product was.
-    """
-    dtypes = map_weights(lambda w: cfg.param_dtype if "norm" in w.axes else cfg.dtype, cfg)
-    return jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
 
 
 def train_step(
@@ -184,17 +181,14 @@ def train_step(
 
 def jit_train_step(config: TrainConfig, tx: optax.GradientTransformation, abstract: TrainState):
     """`train_step` of an experiment, jitted: the state keeps its layout and its memory."""
-    return jax.jit(
-        partial(
-            train_step,
-            cfg=config.model,
-            tx=tx,
-            accumulate=config.accumulate,
-            z_loss=config.z_loss,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings_of(abstract), None),
-    )
+    stages = stages_of(abstract.step.sharding.mesh)
+    static = {"accumulate": config.accumulate, "z_loss": config.z_loss}
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        with on_torus(stages):
+            return train_step(state, batch, cfg=config.model, tx=tx, **static)
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
 
 
 def jit_eval_step(cfg: ModelConfig):

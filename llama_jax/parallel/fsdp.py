@@ -1,0 +1,83 @@
+"""Fully sharded weights: whole for a function of a device's own rows, their gradients scattered.
+
+Left to the compiler, a gradient that every device has a part of is summed whole on all of them and
+cut afterwards, and a sum of such gradients once for each of its terms. Here a device adds up its
+own, and what leaves it is scattered: half the bytes, and nobody keeps the whole.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from llama_jax.parallel.rules import RULES, Axes, num_shards, partition_spec
+from llama_jax.parallel.torus import gather
+
+
+def by_rows(
+    function: Callable[..., Any], w: Mapping[str, Array], axes: Mapping[str, Axes], *rows: Any
+) -> Any:
+    """function(w, *rows), computed by each device for the rows that it has.
+
+    What comes in and goes out has a leading axis of rows, B; a sum over rows goes out as [1] and
+    comes back with one entry for each device. The backward pass has scattered the gradients of w
+    before it goes on to what comes before: nothing waits for them.
+
+    Args:
+      w: by name, laid out by the rules; the function gets them whole, but for axes that are not
+        those of rows.
+      axes: the logical axes of w.
+      rows: arrays, or None.
+    """
+    mesh, devices = jax.sharding.get_abstract_mesh(), num_shards("batch")
+    if devices == 1 or rows[0].shape[0] % devices:
+        return function(w, *rows)
+    # Axes of one device too: Pallas kernels want all of them, or none, to be left to the compiler.
+    own = {a for a, size in mesh.shape.items() if size == 1 or a in RULES["batch"]}
+
+    def spec(axes: Axes) -> PartitionSpec:
+        entries = partition_spec(axes, mesh)
+        names = [(e,) if isinstance(e, str) else e or () for e in entries]
+        return PartitionSpec(*(tuple(n for n in entry if n in own) or None for entry in names))
+
+    def local(w, *rows):
+        return function({name: whole(name, part) for name, part in w.items()}, *rows)
+
+    def whole(name: str, part: Array) -> Array:
+        left = partition_spec(axes[name], jax.sharding.get_abstract_mesh())
+        for dim, entry in enumerate(specs[name]):
+            for axis in reversed((entry,) if isinstance(entry, str) else entry or ()):
+                part = gather(part, axis, dim, left)
+        return part
+
+    specs, split = {name: spec(axes[name]) for name in w}, spec(("batch",))
+    w, first = dict(w), rows[0]
+    if jnp.issubdtype(first.dtype, jnp.inexact):
+        w, first = _settled(w, first)
+    return jax.shard_map(
+        local,
+        in_specs=(specs, *(split,) * len(rows)),
+        out_specs=split,
+        axis_names=own,
+        check_vma=False,
+    )(w, first, *rows[1:])
+
+
+@jax.custom_vjp
+def _settled(w, x):
+    """As they are; the gradient of x waits for those of w."""
+    return w, x
+
+
+def _settled_forward(w, x):
+    return (w, x), None
+
+
+def _settled_backward(_, gradients):
+    return jax.lax.optimization_barrier(gradients)
+
+
+_settled.defvjp(_settled_forward, _settled_backward)

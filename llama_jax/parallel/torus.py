@@ -1,0 +1,113 @@
+"""Gathers and scatters along a mesh axis that lies on several axes of a TPU's torus.
+
+The TPU compiler scatters over one ring or one plane of a torus, and gathers over two of its axes.
+Over more it sums instead, at twice the bytes: a gradient scattered over the 256 chips of a v5e
+becomes an all-reduce of the whole, a weight gathered over the 64 chips of a v5p-128 an all-reduce
+of zeros around the part that each chip has. Asked in stages, it does as asked.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
+
+Stages = Mapping[str, tuple[int, ...]]
+"""Devices along each torus axis that a mesh axis covers, the slowest first."""
+_stages: ContextVar[Stages] = ContextVar("_stages", default={})  # noqa: B039
+
+
+def stages_of(mesh: Mesh) -> Stages:
+    """How mesh axes lie on the torus; those are left out that lie on one ring or on no torus."""
+    found = {}
+    for k, axis in enumerate(mesh.axis_names):
+        line = np.moveaxis(mesh.devices, k, 0).reshape(mesh.devices.shape[k], -1)[:, 0]
+        sizes = extents([getattr(device, "coords", ()) for device in line])
+        if sizes:
+            found[axis] = sizes
+    return found
+
+
+def extents(line: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Places along each coordinate, slowest first; () unless several change and fill a grid."""
+    places = np.array(line).reshape(len(line), -1)
+    changes = {k: int(np.sum(np.diff(places[:, k]) != 0)) for k in range(places.shape[1])}
+    order = sorted((k for k, count in changes.items() if count), key=changes.__getitem__)
+    values = [np.unique(places[:, k]) for k in order]
+    sizes = tuple(len(v) for v in values)
+    if len(sizes) < 2 or math.prod(sizes) != len(line):
+        return ()
+    grid = np.stack([g.ravel() for g in np.meshgrid(*values, indexing="ij")], axis=1)
+    return sizes if (grid == places[:, order]).all() else ()
+
+
+@contextlib.contextmanager
+def on_torus(stages: Stages) -> Iterator[None]:
+    """Trace what is inside for a mesh that lies on its torus so."""
+    token = _stages.set(stages)
+    try:
+        yield
+    finally:
+        _stages.reset(token)
+
+
+def gather(part: Array, axis: str, dim: int, spec: PartitionSpec) -> Array:
+    """Every device's part, joined along `dim`, inside a `jax.shard_map` over `axis`.
+
+    The gradient is summed over the devices and scattered, in the type that it has.
+
+    Args:
+      spec: how the mesh axes that are left to the compiler split it, before and after.
+    """
+    return _gather(part, axis, dim, spec, _stages.get().get(axis, ()))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(part, axis, dim, spec, sizes):
+    # One operation uses the links of two torus axes at once.
+    stages = reversed(_groups(sizes)) if len(sizes) > 2 else (None,)
+
+    def joined(part):
+        for groups in stages:
+            part = jax.lax.all_gather(part, axis, axis=dim, tiled=True, axis_index_groups=groups)
+        return part
+
+    return _by_all(joined, part, spec)
+
+
+def _gather_forward(part, axis, dim, spec, sizes):
+    return _gather(part, axis, dim, spec, sizes), None
+
+
+def _gather_backward(axis, dim, spec, sizes, _, gradient):
+    def scattered(gradient):
+        for groups in _groups(sizes) if sizes else (None,):
+            gradient = jax.lax.psum_scatter(
+                gradient, axis, scatter_dimension=dim, tiled=True, axis_index_groups=groups
+            )
+        return gradient
+
+    return (_by_all(scattered, gradient, spec),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _by_all(function, x, spec):
+    """function(x) where no mesh axis is left to the compiler, which would make x whole first."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if len(mesh.manual_axes) == len(mesh.axis_names):
+        return function(x)
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
+def _groups(sizes: tuple[int, ...]) -> list[list[list[int]]]:
+    """Devices that each stage joins: those on a plane of the torus or on its slowest ring, then
+    those on its fastest."""
+    rows = np.arange(math.prod(sizes)).reshape(-1, sizes[-1])
+    return [rows.T.tolist(), rows.tolist()]
