@@ -98,6 +98,7 @@ def plan(config: TrainConfig, topology: Topology) -> Plan:
             f"topology {topology.name} is {topology.slices} slices, not mesh "
             f"slice={mesh['slice']}: use --mesh.slice {topology.slices}"
         )
+    check_divides(config, topology)
     return of_facts(config, topology, facts_of(config, topology))
 
 
@@ -206,7 +207,11 @@ def check_divides(config: TrainConfig, topology: Topology) -> None:
         ("seq_len", config.seq_len, mesh["sequence"] * mesh["tensor"]),
     ):
         if value % parts:
-            raise InputError(f"{name}={value} is not divisible by {parts}")
+            near = -(-value // parts) * parts
+            raise InputError(
+                f"{name}={value} is not divisible by the {parts} devices that share it: use a "
+                f"multiple of {parts}, such as {near}, or another mesh"
+            )
 
 
 def as_json(p: Plan) -> dict[str, Any]:

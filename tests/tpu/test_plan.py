@@ -170,6 +170,7 @@ def test_a_search_where_nothing_fits_says_what_is_missing():
         (["--model", "llama2-7b", "--topology", "v5e-256", "--seq-len", "8192"], "exceeds"),
         (["--model", "llama2-7b", "--topology", "v5e-256", "--mesh.fsdp", "100"], "multiply out"),
         (["--model", "llama2-7b", "--topology", "v5e-256", "--mesh.slice", "2"], "--mesh.slice 1"),
+        (["--model", "llama2-7b", "--topology", "v5e-256", "--batch-size", "100"], "such as 256"),
         (["nothing.py", "--topology", "v5e-256"], "does not exist"),
     ],
 )
@@ -179,12 +180,16 @@ def test_bad_input_is_named_before_anything_is_compiled(arguments, said, monkeyp
         run(arguments, argparse.ArgumentParser)
 
 
-def test_the_command_line_says_it_in_one_line(capsys):
-    assert cli.main(["plan", "--model", "llama2-7b", "--topology", "v5e-255"]) == 2
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [(["--topology", "v5e-255"], "v5e-256"), (["--topology", "v5e-16", "--batch-size", "9"], "16")],
+)
+def test_the_command_line_says_it_in_one_line(capsys, options, fix):
+    assert cli.main(["plan", "--model", "llama2-7b", *options]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
-    assert "v5e-256" in said.err
+    assert fix in said.err
 
 
 def test_groups_are_named_by_the_mesh_axes_they_join():
