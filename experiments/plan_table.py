@@ -2,8 +2,8 @@
 
 Command   python experiments/plan_table.py                     all rows, one after another
           python experiments/plan_table.py --rows 1 4 --json
-Hardware  any x86-64 Linux machine with the extra [tpu]; 3 GiB of memory
-Expected  two to five minutes a row on two cores; LOG.md has the table
+Hardware  any x86-64 Linux machine with the extra [tpu]; 2 GiB of memory
+Expected  half a minute a row on two idle cores; LOG.md has the table
 
 Batch 1 a chip, T=4096, bfloat16 compute, float32 parameters and AdamW, fully sharded, whole layers
 recomputed, flash attention, layers scanned. MaxText 0.2.5's `train_compile` gave the figures beside

@@ -271,7 +271,7 @@ def test_published_models_are_planned(model, topology, parts):
     outer = 2 * PRESETS[model].vocab_size * PRESETS[model].d_model
     layers = 2 * (both - outer) // PRESETS[model].num_layers
     share = 2 * (parts - 1) / parts
-    assert sent["all-gather"] == pytest.approx((2 * layers + outer) * share, rel=0.02)
+    assert sent["all-gather"] == pytest.approx((2 * layers + outer) * share, rel=0.03)
     assert sent["reduce-scatter"] == pytest.approx((layers + outer) * share, rel=0.05)
     # Norms, scalars, and what the compiler makes of a last stage over narrow parts: no gradient is
     # summed whole, nothing goes from all to all.
