@@ -25,6 +25,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -173,17 +174,20 @@ def flatten(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def digest(array: Any, start: int = 0) -> Any:
+def digest(array: Any, start: int = 0, within: tuple[int, ...] | None = None) -> Any:
     """Start to compute the digest of one array; `as_text` waits for it.
 
-    A jax array is digested on its devices (every host must call), a NumPy array at once. For whole
-    rows of a larger array, `start` is the linear index of their first element there: the digests
-    of all parts add up to that of the whole.
+    A jax array is digested on its devices (every host must call), a NumPy array at once. For a part
+    of a larger array, `start` is the linear index of its first element there: the digests of all
+    parts add up to that of the whole. `within` is the shape of the whole without the leading axes
+    that the part has not; by default the part is of whole rows, and NumPy arrays must be.
     """
-    if isinstance(array, jax.Array):
-        row = start // max(array.shape[-1] if array.ndim else 1, 1)
-        return _device_digest(array, np.uint32(start % 2**32), np.uint32(row % 2**32))
-    return _host_digest(np.asarray(array), start)
+    if not isinstance(array, jax.Array):
+        assert within is None or within[1:] == array.shape[1:]
+        return _host_digest(np.asarray(array), start)
+    within = array.shape if within is None else within
+    row = start // max(within[-1] if within else 1, 1)
+    return _device_digest(array, np.uint32(start % 2**32), np.uint32(row % 2**32), within)
 
 
 def as_text(*parts: Any) -> str:
@@ -198,8 +202,10 @@ def _mix(h: Any) -> Any:
     return h ^ (h >> np.uint32(16))
 
 
-@jax.jit
-def _device_digest(x: jax.Array, index: Any, row: Any) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnums=3)
+def _device_digest(
+    x: jax.Array, index: Any, row: Any, within: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
     if x.dtype == jnp.bool_:
         bits = x.astype(jnp.uint32)
     else:
@@ -212,8 +218,8 @@ def _device_digest(x: jax.Array, index: Any, row: Any) -> tuple[jax.Array, jax.A
         i = lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         index += i * np.uint32(stride % 2**32)
         if axis < x.ndim - 1:
-            row += i * np.uint32(stride // max(x.shape[-1], 1) % 2**32)
-        stride *= x.shape[axis]
+            row += i * np.uint32(stride // max(within[-1], 1) % 2**32)
+        stride *= within[axis]
     first = _mix(bits + _A * index)
     second = _mix(first ^ (_B * row + _C))
 

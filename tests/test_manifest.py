@@ -64,6 +64,18 @@ def test_the_digests_of_parts_add_up_to_that_of_the_whole(shape, on_device):
     assert as_text(*(digest(part, i * size) for i, part in enumerate(parts))) == text(array)
 
 
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_parts_may_be_cut_along_any_axis(axis):
+    array = random_array((2, 4, 6, 10), "float32")
+    layer = array[1]
+    digests = [digest(jnp.asarray(array[0]), 0)]
+    for start, stop in ((0, 1), (1, layer.shape[axis - 1])):
+        part = jnp.asarray(np.take(layer, range(start, stop), axis - 1))
+        first = layer.size + start * int(np.prod(layer.shape[axis:]))
+        digests.append(digest(part, first, layer.shape))
+    assert as_text(*digests) == text(array)
+
+
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_host_device_and_definition_agree(shape, dtype):
     array = random_array(shape, dtype)

@@ -12,7 +12,7 @@ import numpy as np
 
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.convert import hf_config, hf_tokenizer, safetensors
-from llama_jax.convert.source import Lazy, Source, dense, from_rows, rows_shape, tensors, to_rows
+from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, tensors
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -189,11 +189,11 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
-    stream = source.stream(then=lambda n, a: dense(to_rows(n, a, interleaved=False)))
+    stream = itertools.groupby(source.stream(interleaved=False), key=lambda part: part[:2])
     for file, shard in zip(files, shards, strict=True):
         with safetensors.Writer(folder / file, shard) as writer:
-            for tensor, layer, rows in itertools.islice(stream, len(shard)):
-                writer.write(their_name(tensor, layer), rows)
+            for (tensor, layer), parts in itertools.islice(stream, len(shard)):
+                writer.write(their_name(tensor, layer), (rows for _, _, rows in parts))
     _write_json(folder / "config.json", values)
     generation = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"]}
     _write_json(folder / "generation_config.json", generation | {"do_sample": False})

@@ -16,7 +16,7 @@ import numpy as np
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.convert import pth
 from llama_jax.convert.hf import check_names, read_json
-from llama_jax.convert.source import Lazy, Source, dense, from_rows, rows_shape, tensors, to_rows
+from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, tensors
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
 OUTER = {"embed": "tok_embeddings", "norm": "norm", "head": "output"}
@@ -258,9 +258,8 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     if c.tie_embeddings:
         order.append(("embed", None))
         shapes[their_name("head", None)] = shapes[their_name("embed", None)]
-    stream = source.stream(order, then=lambda n, a: dense(to_rows(n, a, interleaved=True)))
-    arrays = (rows for _, _, rows in stream)
-    pth.write(folder / "consolidated.00.pth", shapes, jnp.dtype(c.param_dtype), arrays)
+    parts = (rows for _, _, rows in source.stream(order, interleaved=True))
+    pth.write(folder / "consolidated.00.pth", shapes, jnp.dtype(c.param_dtype), parts)
     (folder / "params.json").write_text(json.dumps(params) + "\n")
     if source.tokenizer is not None:
         (folder / MODEL_FILE).write_bytes(source.tokenizer)

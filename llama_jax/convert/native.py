@@ -7,6 +7,7 @@ layer, which is one file (plain_zarr.py). Orbax restores it like any other, devi
 layers alone, and we read it as memory maps. What orbax has written is read through tensorstore.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -154,11 +155,13 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     for path, a in stacked.items():
         chunks = (1, *a.shape[1:]) if path.startswith("layers/") else a.shape
         _declare(params / path.replace("/", "."), a, chunks)
-    for tensor, layer, array in source.stream():
-        where = params / (tensor if layer is None else f"layers.{tensor}")
-        place = [0] * array.ndim if layer is None else [layer, *[0] * array.ndim]
-        with BlockFile(where / plain_zarr.chunk_name(place)) as file:
-            file.write(array)
+    for (tensor, layer), parts in itertools.groupby(source.stream(), key=lambda part: part[:2]):
+        path = tensor if layer is None else f"layers/{tensor}"
+        place = [layer or 0, *[0] * (len(stacked[path].shape) - 1)]
+        file = params / path.replace("/", ".") / plain_zarr.chunk_name(place)
+        with BlockFile(file) as stream:
+            for _, _, array in parts:
+                stream.write(array)
     files = {"config.json": model_json(config).encode()}
     if source.tokenizer is not None:
         files[MODEL_FILE] = source.tokenizer

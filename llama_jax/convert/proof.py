@@ -7,8 +7,8 @@ the same by construction where no digest differs, and measure the loss where one
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from llama_jax import manifest as mf
 from llama_jax.config import InputError
-from llama_jax.convert.source import Source, on_host, tensors
+from llama_jax.convert.source import Lazy, Source, on_host, tensors
 from llama_jax.model.layer import decoder_layer
 from llama_jax.model.weights import layer_weights
 from llama_jax.ops.norm import rms_norm
@@ -27,14 +27,18 @@ TOP = 8  # logits kept for each position, so that `verify` can compare without t
 
 
 class Digests(Mapping[str, str]):
-    """Digest of each tensor by name, from those of its layers as they come."""
+    """Digest of each tensor by name, from those of its parts as they come."""
 
     def __init__(self):
-        self._lanes: dict[str, dict[int | None, Any]] = {}
+        self._lanes: dict[str, dict[int, Any]] = {}
 
-    def add(self, name: str, layer: int | None, part: jax.Array) -> None:
-        """Take in one layer; the same one again changes nothing."""
-        self._lanes.setdefault(name, {})[layer] = mf.digest(part, (layer or 0) * part.size)
+    def add(
+        self, name: str, layer: int | None, at: Sequence[int], part: jax.Array, shape: Sequence[int]
+    ) -> None:
+        """Take in a part that begins at index `at` of a layer; the same again changes nothing."""
+        first = np.ravel_multi_index(at, shape) if part.size else 0
+        start = (layer or 0) * math.prod(shape) + int(first)
+        self._lanes.setdefault(name, {})[start] = mf.digest(part, start, tuple(shape))
 
     def __getitem__(self, name: str) -> str:
         return mf.as_text(*self._lanes[name].values())
@@ -58,17 +62,36 @@ def recorded(
     target = jnp.dtype(config.param_dtype)
     digests, stored_digests = Digests(), Digests()
 
-    def read(name: str, layer: int | None) -> np.ndarray:
-        stored = array = on_host(source.tensor(name, layer)[...])
-        if source.digests:
-            stored_digests.add(name, layer, stored)
-        if stored.dtype != target:
-            array = _cast(stored, target, name, layer)
-        digests.add(name, layer, array)
-        tick(array.nbytes)
-        return np.asarray(array)
+    def tensor(name: str, layer: int | None) -> Lazy:
+        lazy = source.tensor(name, layer)
 
-    return replace(source, config=config, tensor=read, digests=digests), stored_digests
+        def read(index: Any) -> np.ndarray:
+            stored = array = on_host(lazy[index])
+            cuts = index if isinstance(index, tuple) else ()
+            at = [cut.start or 0 for cut in cuts] + [0] * (len(lazy.shape) - len(cuts))
+            if source.digests:
+                stored_digests.add(name, layer, at, stored, lazy.shape)
+            if stored.dtype != target:
+                array = _cast(stored, target, name, layer)
+            digests.add(name, layer, at, array, lazy.shape)
+            tick(array.nbytes)
+            return np.asarray(array)
+
+        return _Recorded(tuple(lazy.shape), target, read)
+
+    return replace(source, config=config, tensor=tensor, digests=digests), stored_digests
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A tensor of which each part is recorded when it is read; `...` is all of it."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    read: Callable[[Any], np.ndarray]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.read(index)
 
 
 def check_stored(source: Source, found: Mapping[str, str]) -> None:
@@ -139,9 +162,9 @@ def logits(source: Source, tokens: list[int]) -> np.ndarray:
             x, _ = decoder_layer(_Weights(source, layer), x, None, positions, None, cfg=cfg)
         norm = on_host(source.read("norm")).astype(jnp.float32)
         x = rms_norm(x, norm, eps=cfg.norm_eps)[0]
-        if cfg.tie_embeddings:
-            return np.asarray(x @ on_host(source.read("embed")).astype(jnp.float32).T)
-        return np.asarray(x @ on_host(source.read("head")).astype(jnp.float32))
+        rows = source.stream([("embed" if cfg.tie_embeddings else "head", None)], interleaved=False)
+        parts = [x @ jnp.asarray(part).astype(jnp.float32).T for *_, part in rows]
+        return np.concatenate(parts, axis=-1)
 
 
 def excerpt(values: np.ndarray, tokens: list[int]) -> dict[str, Any]:

@@ -273,23 +273,29 @@ def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def write(
-    file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, arrays: Iterable[np.ndarray]
+    file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, parts: Iterable[np.ndarray]
 ) -> None:
     """A file that `torch.load(weights_only=True)` reads, of tensors in the order of `shapes`.
 
-    One tensor is in memory at a time, in C order.
+    Each comes whole, or in parts along its first axis one after the other, in C order.
     """
+    coming = iter(parts)
     with file.open("wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", _program(shapes, np.dtype(dtype)))
-        archive.writestr("archive/byteorder", "little")
-        for i, array in enumerate(arrays):
+        # A ZipInfo has no time of its own; names alone would be stored with that of writing.
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _program(shapes, np.dtype(dtype)))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
+        for i, shape in enumerate(shapes.values()):
             member = zipfile.ZipInfo(f"archive/data/{i}")
             header = out.tell() + 30 + len(member.filename) + 20  # and 20 for large files
             padding = -(header + 4) % _ALIGNMENT
             member.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
             with archive.open(member, "w", force_zip64=True) as stream:
-                stream.write(array.reshape(-1).view(np.uint8))
-        archive.writestr("archive/version", "3\n")
+                left = math.prod(shape) * np.dtype(dtype).itemsize
+                while left:
+                    part = next(coming)
+                    stream.write(part.reshape(-1).view(np.uint8))
+                    left -= part.nbytes
+        archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
 
 
 def _program(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> bytes:

@@ -11,7 +11,7 @@ by the caller, against the model. A file is
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,11 @@ class Writer:
         self._stream = BlockFile(file)
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
-    def write(self, name: str, array: np.ndarray) -> None:
-        """The next tensor, in C order."""
+    def write(self, name: str, parts: Iterable[np.ndarray]) -> None:
+        """The next tensor, cut along its first axis, in C order."""
         assert name == next(self._expected)
-        self._stream.write(array)
+        for part in parts:
+            self._stream.write(part)
 
     def __enter__(self) -> "Writer":
         return self

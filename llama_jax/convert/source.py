@@ -25,7 +25,10 @@ import numpy as np
 from llama_jax.config import InputError, ModelConfig
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
 
-_READERS = 2  # each copies one tensor into our layout: work of one core
+_READERS = 2  # each copies one part into our layout: work of one core
+_PART_BYTES = 64 << 20
+"""Of a tensor at once: what is in memory is new memory, whose first touch takes longer than a copy.
+"""
 
 
 @runtime_checkable
@@ -75,24 +78,36 @@ class Source:
     def stream(
         self,
         order: Iterable[tuple[str, int | None]] | None = None,
-        then: Callable[[str, np.ndarray], np.ndarray] = lambda _, array: array,
+        *,
+        interleaved: bool | None = None,
     ) -> Iterator[tuple[str, int | None, np.ndarray]]:
-        """Every tensor in the order given, or that of `tensors`, as `then(name, tensor)` makes it.
+        """Every tensor in the order given, or that of `tensors`, in C order.
 
-        While the caller writes one, threads read the next two.
+        Large ones come in parts along the first axis, one after the other. `interleaved` gives them
+        as rows of other programs (`to_rows`). While the caller writes one, threads read the next
+        two.
         """
 
-        def read(place: tuple[str, int | None]) -> np.ndarray:
-            return then(place[0], self.read(*place))
+        def read(part: tuple[str, int | None, tuple[slice, ...]]) -> np.ndarray:
+            name, layer, index = part
+            array = np.asarray(self.tensor(name, layer)[index])
+            if interleaved is None:
+                return array
+            return dense(to_rows(name, array, interleaved=interleaved))
 
-        wanted = [(n, i) for n, i, _ in tensors(self.config)] if order is None else list(order)
+        wanted = [(n, i) for n, i, _ in tensors(self.config)] if order is None else order
+        parts = [
+            (name, layer, index)
+            for name, layer in wanted
+            for index in _parts(name, self.tensor(name, layer), rows=interleaved is not None)
+        ]
         with ThreadPoolExecutor(_READERS) as pool:
-            ahead = deque(pool.submit(read, place) for place in wanted[:_READERS])
-            for number, place in enumerate(wanted):
+            ahead = deque(pool.submit(read, part) for part in parts[:_READERS])
+            for number, (name, layer, _) in enumerate(parts):
                 array = ahead.popleft().result()
-                if number + _READERS < len(wanted):
-                    ahead.append(pool.submit(read, wanted[number + _READERS]))
-                yield *place, array
+                if number + _READERS < len(parts):
+                    ahead.append(pool.submit(read, parts[number + _READERS]))
+                yield name, layer, array
                 del array  # so that it does not wait in memory for the next
 
 
@@ -107,6 +122,17 @@ def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Weight]]:
     for name, weight in layered.items():
         for layer in range(config.num_layers):
             yield name, layer, weight
+
+
+def _parts(name: str, tensor: Lazy, *, rows: bool) -> Iterator[tuple[slice, ...]]:
+    """Cuts of one of our tensors along the first axis that it has, or that its rows will have."""
+    axis = 0
+    if rows and len(tensor.shape) > 1 and name != "embed":
+        axis = 2 if name == "o" else 1
+    length, size = tensor.shape[axis], math.prod(tensor.shape) * tensor.dtype.itemsize
+    step = -(-length // -(-size // _PART_BYTES)) if size else 1
+    for start in range(0, length, step):
+        yield (*(slice(None),) * axis, slice(start, min(start + step, length)))
 
 
 def on_host(array: np.ndarray) -> jax.Array:

@@ -51,7 +51,7 @@ def golden_folder(folder, name, spelling):
     table = {k: (v.shape, "F16") for k, v in weights.items()}
     with safetensors.Writer(folder / "model.safetensors", table) as writer:
         for key, value in weights.items():
-            writer.write(key, value)
+            writer.write(key, [value])
     return c, arrays
 
 
@@ -178,7 +178,7 @@ def rewrite(file, change):
     change(arrays)
     with safetensors.Writer(file, {k: (v.shape, "F32") for k, v in arrays.items()}) as writer:
         for name, array in arrays.items():
-            writer.write(name, array)
+            writer.write(name, [array])
 
 
 def one_file(folder):
@@ -192,7 +192,7 @@ def one_file(folder):
         folder / "model.safetensors", {k: (v.shape, "F32") for k, v in arrays.items()}
     ) as writer:
         for name, array in arrays.items():
-            writer.write(name, array)
+            writer.write(name, [array])
     return folder / "model.safetensors"
 
 

@@ -11,7 +11,7 @@ import llama_jax
 from llama_jax.checkpoint import load_params, verify
 from llama_jax.config import InputError, MeshConfig
 from llama_jax.config_file import read_config
-from llama_jax.convert import api, proof
+from llama_jax.convert import api, proof, source
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from llama_jax.parallel.mesh import make_mesh
@@ -47,6 +47,26 @@ def test_round_trip_is_bit_equal(tmp_path, name, to):
         assert found is not None
         assert found["ok"]
         assert found["largest_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("to", ["native", "hf", "meta"])
+def test_tensors_that_come_in_parts_make_the_same_files(tmp_path, monkeypatch, to):
+    """Down to a row, or a head, at a time; digests are those of the whole."""
+    save(tmp_path / "a", BASE)
+    whole = api.convert(tmp_path / "a", tmp_path / "whole", to=to)
+    monkeypatch.setattr(source, "_PART_BYTES", 300)
+    parts = api.convert(tmp_path / "a", tmp_path / "parts", to=to)
+    assert parts["digests"] == whole["digests"]
+    assert parts["not_identical"] == []
+    written = [*(tmp_path / "whole").rglob("*.safetensors"), *(tmp_path / "whole").glob("*.pth")]
+    written += (tmp_path / "whole").glob("params/*/0*")
+    assert written
+    for file in written:
+        other = tmp_path / "parts" / file.relative_to(tmp_path / "whole")
+        assert other.read_bytes() == file.read_bytes(), file
+    again = api.convert(tmp_path / "parts", tmp_path / "b")
+    assert again["digests"] == whole["digests"]
+    assert same_bits(load(tmp_path / "b")[1], load(tmp_path / "a")[1])
 
 
 def jax_leaves(tree):

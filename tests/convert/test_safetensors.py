@@ -34,7 +34,7 @@ def entry(dtype, shape, begin, end):
 def write(file: Path) -> Path:
     with Writer(file, {n: (a.shape, TYPES[n]) for n, a in ARRAYS.items()}) as writer:
         for name, array in ARRAYS.items():
-            writer.write(name, array)
+            writer.write(name, [array])
     return file
 
 
