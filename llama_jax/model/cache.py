@@ -4,6 +4,7 @@ A scan over stacked layers would copy every layer's weights and cache out of the
 token, which is as much traffic as the work itself. So generation takes the stack apart once.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import Cache, decoder_layer, order_of_cache
+from llama_jax.ops.cached_attention import VALUES
 from llama_jax.ops.linear import project
 from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.rules import spec_in_context
@@ -23,17 +25,16 @@ def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
     With a mesh in context, each device makes the rows and heads that it will read.
     """
     sizes = {"B": B, "K": config.num_kv_heads, "S": S, "H": config.head_dim}
-    axes = {"B": "batch", "K": "kv_heads", "S": None, "H": "head_dim"}
+    names = {"B": "batch", "K": "kv_heads", "S": None, "H": "head_dim"}
+
+    def zeros(order):
+        shape = tuple(sizes[letter] for letter in order)
+        spec = spec_in_context([names[letter] for letter in order], shape)
+        make = partial(jnp.zeros, shape, config.dtype)
+        return (make if spec is None else jax.jit(make, out_shardings=spec))()
+
     order = order_of_cache(config, B)
-    shape = tuple(sizes[letter] for letter in order)
-    spec = spec_in_context([axes[letter] for letter in order], shape)
-
-    def zeros():
-        return jnp.zeros(shape, config.dtype)
-
-    if spec is not None:
-        zeros = jax.jit(zeros, out_shardings=spec)
-    return [(zeros(), zeros()) for _ in range(config.num_layers)]
+    return [(zeros(order), zeros(VALUES[order])) for _ in range(config.num_layers)]
 
 
 def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from llama_jax.config import InputError, ModelConfig
 from llama_jax.model.weights import layer_weights
 from llama_jax.ops.attention import dot_product_attention
-from llama_jax.ops.cached_attention import Order, cache_order, cached_attention
+from llama_jax.ops.cached_attention import VALUES, Order, cache_order, cached_attention
 from llama_jax.ops.capabilities import Unsupported
 from llama_jax.ops.linear import project
 from llama_jax.ops.mlp import gate_up, gated_down
@@ -33,8 +33,8 @@ from llama_jax.parallel.rules import constrain, relayout, spec_in_context
 BY_POSITION = ("batch", "norm_seq", "act_embed")
 WHOLE = ("batch", "seq", "act_embed")
 
-Cache = tuple[Float[Array, "B x y H"], Float[Array, "B x y H"]]
-"""Keys and values, [B,K,S,H] or [B,S,K,H] as `order_of_cache` says."""
+Cache = tuple[Float[Array, "B x y z"], Float[Array, "B x2 y2 z2"]]
+"""Keys and values, their axes as `order_of_cache` says."""
 
 
 def decoder_layer(
@@ -133,7 +133,8 @@ def cache_spec(cfg: ModelConfig, B: int) -> PartitionSpec | None:
 
 
 def order_of_cache(cfg: ModelConfig, B: int) -> Order:
-    """The axes of a cache of B rows, the same for the program that makes it and all that use it."""
+    """The axes of the keys of a cache of B rows, the same for the program that makes it and all
+    that use it; those of the values follow (`cached_attention.VALUES`)."""
     N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     sizes = {"B": B, "N": N, "K": K, "H": H}
     with settings_refused(cfg):
@@ -156,12 +157,11 @@ def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"], order: O
     The cache has the order of axes in which attention reads it, so that no step transposes all of
     it.
     """
-    axis = order.index("S")
     place = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
 
-    def write(cache, new):
-        new = (new if axis == 1 else new.swapaxes(1, 2)).astype(cache.dtype)
-        return place(cache, new, start, axis - 1)
+    def write(cache, new, axes):
+        new = new.transpose(["BSKH".index(axis) for axis in axes]).astype(cache.dtype)
+        return place(cache, new, start, axes.index("S") - 1)
 
     # Without the barrier XLA writes once more into a copy, fused with what reads it.
-    return jax.lax.optimization_barrier((write(kv[0], k), write(kv[1], v)))
+    return jax.lax.optimization_barrier((write(kv[0], k, order), write(kv[1], v, VALUES[order])))

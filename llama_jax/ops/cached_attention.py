@@ -1,7 +1,9 @@
 """Attention of new tokens to a cache of keys and values that already holds theirs.
 
-The decode kernel reads whole tokens, all heads of each together; XLA's products want whole heads.
-So the order of a cache's axes follows from what will read it, and is settled when it is made.
+The decode kernel reads whole tokens, all heads of each together; XLA's products want whole heads,
+and those of a CPU that the axis they add over is not the last one: it would transpose the cache at
+every token. So the order of a cache's axes follows from what will read it, and is settled when it
+is made.
 """
 
 import functools
@@ -16,7 +18,10 @@ from llama_jax.kernels.decode_attention import decode_attention
 from llama_jax.ops import capabilities
 from llama_jax.ops.attention import dot_product_attention, say_once
 
-Order = Literal["BSKH", "BKSH"]
+Order = Literal["BSKH", "BKHS"]
+"""The axes of the keys of a cache."""
+VALUES: dict[Order, str] = {"BSKH": "BSKH", "BKHS": "BKSH"}
+"""The axes of its values."""
 # Queries, of all heads, that the decode kernel takes at once; more go through the forward kernel.
 DECODE_QUERIES = 256
 
@@ -31,7 +36,7 @@ def cache_order(
     dtype: str,
     spec: PartitionSpec | None,
 ) -> Order:
-    """Axes of a cache: "BSKH" where the Pallas kernels will read it, else "BKSH".
+    """Axes of a cache's keys: "BSKH" where the Pallas kernels will read them, else "BKHS".
 
     Arguments as in `dot_product_attention`; None picks and says once where it falls back.
 
@@ -40,7 +45,7 @@ def cache_order(
     """
     device = capabilities.device()
     if implementation not in (None, "pallas") or (implementation is None and device in "cpu gpu"):
-        return "BKSH"
+        return "BKHS"
     problem = capabilities.problem("decode", device, dtype, H, offset=True, segments=False)
     problem = problem or capabilities.split_problem(spec, B=B, N=N, K=K)
     if problem and implementation is not None:
@@ -48,7 +53,7 @@ def cache_order(
         raise capabilities.Unsupported(text)
     if problem:
         say_once(f"attention to a cache falls back from pallas to xla on {device}: {problem}")
-    return "BKSH" if problem else "BSKH"
+    return "BKHS" if problem else "BSKH"
 
 
 def cached_attention(
@@ -65,19 +70,41 @@ def cached_attention(
     Not differentiable.
 
     Args:
-      k, v: the cache [B,S,K,H] or [B,K,S,H], as `order` says; start[b] + T <= S.
+      k, v: the cache in the axes that `order` and `VALUES[order]` say; start[b] + T <= S.
       spec: how q is split over the mesh in scope, positions whole; the cache likewise.
     """
     T, N = q.shape[1:3]
-    if order == "BKSH":
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        return dot_product_attention(q, k, v, q_offset=start, implementation="xla")
+    if order == "BKHS":
+        if T == 1:
+            return jax.lax.platform_dependent(q, k, v, start, cpu=_by_row, default=_by_tile)
+        return _by_tile(q, k, v, start)
     if T > 1 and T * N > DECODE_QUERIES:
         return dot_product_attention(q, k, v, q_offset=start, implementation="pallas", spec=spec)
     if spec is None:
         return _decode(q, k, v, start)
     specs = (spec, spec, spec, PartitionSpec(spec[0]))
     return jax.shard_map(_decode, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, start)
+
+
+def _by_tile(q, k, v, start):
+    k, v = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
+    return dot_product_attention(q, k, v, q_offset=start, implementation="xla")
+
+
+def _by_row(q, k, v, start):
+    """One query a row, as sums of products: a CPU's cores share them, and each is added in an order
+    that does not depend on B (see `ops.linear`)."""
+    (B, _, N, H), (K, S), f32 = q.shape, (k.shape[1], k.shape[3]), jnp.float32
+    # The barriers keep each product apart: one that is used twice would be written to memory.
+    q, k, v = jax.lax.optimization_barrier((q.reshape(B, K, N // K, H, 1), k, v))
+    logits = H**-0.5 * jnp.sum(q.astype(f32) * k[:, :, None].astype(f32), axis=3)
+    seen = jnp.arange(S)[None, None, None] <= start[:, None, None, None]
+    logits = jnp.where(seen, logits, -jnp.inf)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jax.lax.optimization_barrier(weights)
+    out = jnp.sum(weights[..., None] * v[:, :, None].astype(f32), axis=3)
+    out = out / jnp.sum(weights, axis=-1, keepdims=True)
+    return out.astype(v.dtype).reshape(B, 1, N, H)
 
 
 def _decode(q, k, v, start):

@@ -15,13 +15,16 @@ from jaxtyping import Array, Float
 # the sum for few rows, from 56 rows it takes another kernel (measured, 1 to 256 rows).
 CHUNK = 384
 ROWS = 32
+# A product of two rows or more with 2 BLOCK terms and a multiple of as many outputs is, bit by bit,
+# two sums of BLOCK terms, each added up term by term as one row's product is (to 32 rows).
+BLOCK = 128
 
 
 def project(x: Float[Array, "B T *inputs"], w: Float[Array, "*weight"], inputs: int = 1) -> Array:
     """Contract the last `inputs` axes of x with the first of w: [B, T, *outputs] in x's dtype.
 
     With T = 1 on a CPU a row's result is the same, bit by bit, for every B. There it is also
-    faster for one row than the matrix product, which runs on a single core.
+    faster for one row than one matrix product.
     """
     if x.shape[1] == 1:
         return jax.lax.platform_dependent(
@@ -43,15 +46,36 @@ def _by_row(x, w, inputs):
         out = jax.lax.map(lambda group: _by_row(group, w, inputs), groups)
         return out.reshape(-1, *out.shape[2:])[:B]
     terms, outputs = math.prod(w.shape[:inputs]), w.shape[inputs:]
-    chunks = next(n for n in range(-(-terms // CHUNK), terms + 1) if terms % n == 0)
     # A barrier of its own for every product: products that share x would share its broadcast, an
     # array of the weight's size that would be written to memory for each row.
-    x, w = jax.lax.optimization_barrier((x, w))
-    x32 = x.reshape(B, chunks, terms // chunks, 1).astype(jnp.float32)
-    w32 = w.reshape(1, chunks, terms // chunks, -1).astype(jnp.float32)
-    # The barrier keeps the two sums apart: as one it would be split by the number of rows again.
-    partial = jax.lax.optimization_barrier(jnp.sum(x32 * w32, axis=2))
-    total = partial[:, 0]
-    for chunk in range(1, chunks):  # one by one: a sum over the axis has no order of its own
-        total = total + partial[:, chunk]
+    x, w = jax.lax.optimization_barrier((x.reshape(B, terms), w.reshape(terms, -1)))
+    if terms % (2 * BLOCK) or w.shape[1] % (2 * BLOCK):
+        chunks = next(n for n in range(-(-terms // CHUNK), terms + 1) if terms % n == 0)
+        partial = _sums(x, w, chunks)
+    elif B > 1:
+        partial = _products(x, w, terms // (2 * BLOCK))
+    else:
+        # One row's product runs on a single core, but several at once on all of them.
+        partial = _products(x, w, terms // BLOCK)
+        partial = partial[::2] + partial[1::2]
+    total = partial[0]
+    for part in partial[1:]:  # one by one: a sum over the axis has no order of its own
+        total = total + part
     return total.astype(x.dtype).reshape(B, 1, *outputs)
+
+
+def _sums(x, w, chunks):
+    """Sums over each chunk of the terms, float32 [chunks,B,outputs], as plain multiplications and
+    additions: XLA has a product of its own for them, which takes the least to set up."""
+    x32 = x.reshape(x.shape[0], chunks, -1, 1).astype(jnp.float32)
+    w32 = w.reshape(1, chunks, -1, w.shape[1]).astype(jnp.float32)
+    # The barrier keeps the two sums apart: as one it would be split by the number of rows again.
+    return jax.lax.optimization_barrier(jnp.sum(x32 * w32, axis=2)).swapaxes(0, 1)
+
+
+def _products(x, w, chunks):
+    """The same as one matrix product for each chunk."""
+    x = x.reshape(x.shape[0], chunks, -1).swapaxes(0, 1)
+    w = w.reshape(chunks, -1, w.shape[1])
+    out = jnp.einsum("cBd,cdF->cBF", x, w, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(out)

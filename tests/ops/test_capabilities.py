@@ -85,9 +85,9 @@ def test_a_tpu_in_scope_gets_the_kernels(generation):
         assert "pallas_call" not in traced(arrays(), spec=HEADS, implementation="xla")
         sizes = {"B": 4, "N": 4, "K": 2, "H": 64, "dtype": "bfloat16"}
         assert cache_order(None, **sizes, spec=HEADS) == "BSKH"
-        assert cache_order("xla", **sizes, spec=HEADS) == "BKSH"
+        assert cache_order("xla", **sizes, spec=HEADS) == "BKHS"
     assert "pallas_call" not in traced(arrays())
-    assert cache_order(None, **sizes, spec=None) == "BKSH"
+    assert cache_order(None, **sizes, spec=None) == "BKHS"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,15 @@ def arrays(B, shape, inputs):
 
 @pytest.mark.parametrize(
     ("shape", "inputs"),
-    [((24, 40), 1), ((288, 6, 8), 1), ((6, 48, 96), 2), ((768, 288), 1), ((511, 64), 1)],
+    [
+        ((24, 40), 1),
+        ((288, 6, 8), 1),
+        ((6, 48, 96), 2),
+        ((768, 288), 1),
+        ((511, 64), 1),
+        ((768, 1024), 1),
+        ((12, 64, 768), 2),
+    ],
     ids=str,
 )
 def test_a_row_comes_out_the_same_bit_by_bit_whatever_the_number_of_rows(shape, inputs):
