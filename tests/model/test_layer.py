@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.model.layer import decoder_layer
+from llama_jax.model.layer import decoder_layer, order_of_cache
 from llama_jax.model.llama import hidden
 from llama_jax.model.weights import abstract_params
+from llama_jax.ops.cached_attention import VALUES
 from llama_jax.ops.norm import rms_norm
 from tests.comparison import assert_close, assert_trees_close, quick_jit, random_params
 from tests.model.small import SMALL, packed, tokens_of
@@ -66,8 +67,10 @@ def test_a_cache_continues_the_layer(starts):
     assert none is None
 
     # A cache full of what an earlier, longer prompt left: none of it may be seen.
-    shape = (B, SMALL.num_kv_heads, S, SMALL.head_dim)
-    kv = tuple(jnp.asarray(100 * rng.standard_normal(shape), jnp.float32) for _ in range(2))
+    sizes = {"B": B, "K": SMALL.num_kv_heads, "S": S, "H": SMALL.head_dim}
+    order = order_of_cache(SMALL, B)
+    shapes = [[sizes[axis] for axis in axes] for axes in (order, VALUES[order])]
+    kv = tuple(jnp.asarray(100 * rng.standard_normal(shape), jnp.float32) for shape in shapes)
     before = np.asarray(starts)
     if before.any():
         _, kv = run(layer_of(0), x[:, :4], kv, positions[:, :4], None)
