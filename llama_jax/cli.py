@@ -6,6 +6,7 @@ command that needs it, so that `--help` answers at once.
 """
 
 import argparse
+import contextlib
 import difflib
 import glob
 import importlib.util
@@ -16,7 +17,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from llama_jax import __version__
@@ -276,10 +277,26 @@ def _train(arguments: Sequence[str]) -> int:
         model = Model(config.model, params, tokenizer)
         return generate(model, prompt, max_new_tokens=128, temperature=0.0)
 
-    summary = train(config, sample=sample)
+    with _stdout_for_results() if _hosts() else contextlib.nullcontext():
+        summary = train(config, sample=sample)
     if distributed.is_main():
         _print_summary(summary)
     return 0
+
+
+@contextlib.contextmanager
+def _stdout_for_results() -> Iterator[None]:
+    """What libraries write to standard output goes to stderr: Gloo, which joins hosts without
+    accelerators, says there whom it met."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _print_summary(s: Any) -> None:

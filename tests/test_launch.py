@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -184,3 +185,24 @@ def test_shellcheck_has_nothing_to_say():
     files = sorted(str(f.relative_to(ROOT)) for f in LAUNCH.glob("*.sh"))
     done = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == ""
+
+
+def test_sky_runs_the_command_that_the_user_names(tmp_path):
+    task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+    assert set(task) == {"resources", "workdir", "envs", "setup", "run"}
+    for script in (task["setup"], task["run"]):
+        subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    lock = re.search(r"-r (\S+)", task["setup"])
+    assert lock
+    assert (ROOT / lock[1]).is_file()
+    assert (ROOT / task["envs"]["TRAIN"]).is_file()
+    program = tmp_path / ".venv" / "bin" / "llama-jax"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\nsys.exit(75)\n")
+    program.chmod(0o755)
+    env = {**os.environ, "TRAIN": "experiments/tpu/llama2_7b.py --workdir gs://b/r"}
+    done = subprocess.run(
+        ["sh", "-c", task["run"]], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    expected = ["train", "experiments/tpu/llama2_7b.py", "--workdir", "gs://b/r"]
+    assert (done.returncode, done.stdout) == (75, f"{expected}\n")  # its status tells SkyPilot

@@ -34,14 +34,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(tiny, hosts: int, *options: str, **of_host: dict) -> list[subprocess.Popen]:
+def start(
+    tiny, hosts: int, *options: str, heartbeat: int = 60, **of_host: dict
+) -> list[subprocess.Popen]:
     """`llama-jax train` on so many hosts of one device; `host1=dict(...)` is for that one alone."""
     group = ("--coordinator-address", f"localhost:{free_port()}", "--num-processes", str(hosts))
     processes = []
     for i in range(hosts):
         own = {"options": (), **of_host.get(f"host{i}", {})}
         flags = (*options, *own.pop("options"), *group, "--process-id", str(i))
-        processes.append(tiny.start(*flags, "--heartbeat-seconds", "60", **own))
+        processes.append(tiny.start(*flags, "--heartbeat-seconds", str(heartbeat), **own))
     return processes
 
 
@@ -89,6 +91,7 @@ def test_two_hosts_write_the_bytes_of_one(tiny, tmp_path, alone):
     assert (run / name).read_text() == (alone / name).read_text()
     # Host 0 speaks for all.
     assert f"step {STEPS} of {STEPS}: complete" in first[1]
+    assert "Gloo" not in first[1] + second[1]  # results alone
     assert "step 60/60" in first[2]
     assert "step" not in second[1]
     assert "step" not in second[2]
@@ -109,6 +112,17 @@ def test_a_host_that_dies_ends_all_and_other_hosts_go_on(tiny, tmp_path, alone, 
     assert [status for status, _, _ in results] == [0] * 4, results
     assert f"resumed {run} at step" in results[0][2]
     assert_close(run, alone)
+
+
+def test_a_host_that_freezes_ends_the_others_within_the_heartbeat(tiny, tmp_path):
+    processes = start(tiny, 2, *OPTIONS, "--workdir", str(tmp_path / "run"), heartbeat=10)
+    wait_for_step(tmp_path / "run", 10, processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    try:
+        processes[0].wait(timeout=120)
+    finally:
+        processes[1].kill()
+    assert finish(processes)[0][0] not in (0, -signal.SIGKILL)
 
 
 def test_sigterm_to_one_saves_on_all(tiny, tmp_path, alone):
