@@ -1,6 +1,7 @@
 """Every experiment loads from the shell, fits its hardware's arithmetic, and trains when shrunk."""
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -14,12 +15,19 @@ from llama_jax.config import MeshConfig, TrainConfig, load_experiment
 from llama_jax.model.presets import TINY
 from llama_jax.parallel.arrays import check_batch, shard_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.tpu import topology
+from llama_jax.tpu.chips import GiB
+from llama_jax.tpu.plan import as_json, plan
 from llama_jax.train.optimizer import make_optimizer
 from llama_jax.train.state import abstract_state, sharded_init
 from llama_jax.train.step import abstract_batch, jit_train_step
 
 ROOT = Path(__file__).parents[1]
 PODS = sorted((ROOT / "experiments" / "tpu").glob("*.py"))
+PREDICTED = re.compile(
+    r"Predicted (\S+ of \S+) GiB a chip and (\S+) s a step or more:\n"
+    r" +llama-jax plan experiments/tpu/(\S+) --topology (\S+)"
+)
 FAST = {"llama2_7b_32k"}  # the ring, too
 SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
 
@@ -81,7 +89,19 @@ def test_what_a_file_says_is_what_its_chips_can_split(path):
 def test_a_file_says_how_to_run_it(path):
     text = path.read_text()
     assert f"llama-jax train experiments/tpu/{path.name} " in text
-    assert f"llama-jax plan experiments/tpu/{path.name} --topology v" in text
+    assert PREDICTED.search(text)[3] == path.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama2_7b", "llama2_70b_v5p"])
+def test_a_file_predicts_what_the_planner_does(name):
+    pytest.importorskip("libtpu")
+    path = ROOT / "experiments" / "tpu" / f"{name}.py"
+    memory, seconds, _, slice_name = PREDICTED.search(path.read_text()).groups()
+    planned = as_json(plan(load_experiment([str(path)]), topology.parse(slice_name)))
+    used, limit = planned["hbm_bytes_per_chip"]["total"], planned["hbm_limit_bytes"]
+    assert f"{used / GiB:.1f} of {limit / GiB:.1f}" == memory
+    assert f"{planned['predicted_step_seconds']:.2f}" == seconds
 
 
 @pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)

@@ -13,10 +13,13 @@ from contextvars import ContextVar
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+LANES = 128
 Stages = Mapping[str, tuple[int, ...]]
 """Devices along each torus axis that a mesh axis covers, the slowest first."""
 _stages: ContextVar[Stages] = ContextVar("_stages", default={})  # noqa: B039
@@ -86,11 +89,23 @@ def _gather_forward(part, axis, dim, spec, sizes):
 
 def _gather_backward(axis, dim, spec, sizes, _, gradient):
     def scattered(gradient):
+        # Parts of registers cannot be scattered: the compiler would sum the whole. So an axis whose
+        # parts are no whole registers goes from the lanes to the front.
+        first = math.prod(sizes[:-1]) if sizes else jax.lax.axis_size(axis)
+        narrow = dim == gradient.ndim - 1 and gradient.shape[dim] // first % LANES
+        if narrow:
+            gradient = with_layout_constraint(
+                jnp.moveaxis(gradient, dim, 0), Layout(tuple(range(gradient.ndim)))
+            )
         for groups in _groups(sizes) if sizes else (None,):
             gradient = jax.lax.psum_scatter(
-                gradient, axis, scatter_dimension=dim, tiled=True, axis_index_groups=groups
+                gradient,
+                axis,
+                scatter_dimension=0 if narrow else dim,
+                tiled=True,
+                axis_index_groups=groups,
             )
-        return gradient
+        return jnp.moveaxis(gradient, 0, dim) if narrow else gradient
 
     return (_by_all(scattered, gradient, spec),)
 
