@@ -100,7 +100,8 @@ def main(argv: list[str]) -> None:
         if "ratio" in row:
             ours = f"{row['our_arguments']:.2f}+{row['our_temporaries']:.2f}"
             ratio = f"{row['ratio']:.2f}"
-            peaks = f"{row['peak'] or 0:.2f}/{row['our_peak']:.2f}"
+            peak = f"{row['peak']:.2f}" if row["peak"] else "-"
+            peaks = f"{peak}/{row['our_peak']:.2f}"
             peak_ratio = f"{row['peak_ratio']:.2f}" if row["peak_ratio"] else "-"
         print(
             f"{name:30s}{theirs:>14s}{ours:>14s}{ratio:>7s}{peaks:>14s}{peak_ratio:>7s}"
