@@ -11,6 +11,7 @@ import pytest
 from llama_jax.config import DataConfig, InputError, MeshConfig, OptimizerConfig, TrainConfig
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
+from llama_jax.model.weights import abstract_params
 from llama_jax.parallel.arrays import shard_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.train.optimizer import make_optimizer
@@ -220,6 +221,22 @@ def test_the_kernels_take_the_steps_of_xla(mesh):
     np.testing.assert_allclose(got, expected, rtol=2e-5)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 2, "sequence": 4}, {"sequence": 8}], ids=str)
+def test_a_device_has_the_logits_of_its_own_positions_alone(axes):
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
+    with jax.set_mesh(make_mesh(MeshConfig(**{"fsdp": 1, **axes}))):
+        loss = jax.value_and_grad(partial(summed_loss, cfg=TINY, z_loss=0.0), has_aux=True)
+        jaxpr = jax.make_jaxpr(loss)(abstract_params(TINY), batch).jaxpr
+    made = {
+        loop.params["length"] * v.aval.size // TINY.vocab_size
+        for loop in loops_of(jaxpr)
+        for eqn in loop.params["jaxpr"].eqns
+        for v in eqn.outvars
+        if eqn.primitive.name == "dot_general" and v.aval.shape[2:] == (TINY.vocab_size,)
+    }
+    assert made == {8 * 16 // 8}
 
 
 def test_a_row_that_the_ring_cannot_share_out_is_refused():
