@@ -86,11 +86,16 @@ class Loader:
         return batch
 
     @contextmanager
-    def iterate(self, start: int = 0, *, prefetch: int = 4) -> Iterator[Iterator[Batch]]:
-        """`with loader.iterate(step) as batches: batch = next(batches)`; threads end with it."""
+    def iterate(
+        self, start: int = 0, *, every: int = 1, prefetch: int = 4
+    ) -> Iterator[Iterator[Batch]]:
+        """`with loader.iterate(step) as batches: batch = next(batches)`; threads end with it.
+
+        The batches are those of the steps start, start + every, ...
+        """
         import grain
 
-        steps = grain.MapDataset.source(_Steps(self, start))
+        steps = grain.MapDataset.source(_Steps(self, start, every))
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
         batches = iter(steps.to_iter_dataset(options))
         try:
@@ -107,15 +112,16 @@ class Loader:
 class _Steps:
     """Batches by number, as a grain source."""
 
-    def __init__(self, loader: Loader, start: int):
-        self._loader, self._start = loader, start
+    def __init__(self, loader: Loader, start: int, every: int):
+        self._loader, self._start, self._every = loader, start, every
 
     def __len__(self) -> int:
         endless = self._loader._order is not None
-        return (1 << 62) if endless else max(0, len(self._loader) - self._start)
+        left = len(self._loader) - self._start
+        return (1 << 62) if endless else max(0, -(-left // self._every))
 
     def __getitem__(self, index: int) -> Batch:
-        return self._loader.batch(self._start + index)
+        return self._loader.batch(self._start + self._every * index)
 
     def __repr__(self) -> str:
         return f"batches from {self._start}"

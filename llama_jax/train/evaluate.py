@@ -38,7 +38,10 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(self.loss)
+        try:
+            return math.exp(self.loss)
+        except OverflowError:  # of a run that diverged, which has to say so and not to end here
+            return math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -58,11 +61,12 @@ def evaluate(
 ) -> Evaluation:
     """Run `eval_step` (see step.jit_eval_step) over a loader that does not shuffle.
 
-    max_batches 0 takes all. `beat` is called after each batch.
+    max_batches 0 takes all; fewer are spread evenly, since the parts of a mixture follow each
+    other. `beat` is called after each batch.
     """
     batches = min(len(loader), max_batches) if max_batches else len(loader)
     total, targets, size = 0.0, 0.0, 0
-    with loader.iterate() as stream:
+    with loader.iterate(every=len(loader) // batches) as stream:
         for _ in range(batches):
             batch = next(stream)
             size += target_bytes(batch, tokenizer.byte_lengths, tokenizer.bos_id)

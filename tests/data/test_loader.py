@@ -56,6 +56,16 @@ def test_restart_at_any_step_goes_on_alike(mixture, start, hosts):
             assert_equal(next(batches), again.batch(step))
 
 
+def test_some_steps_can_be_left_out(prepared):
+    loader = Loader(prepared["train"], batch_size=2, seed=0, shuffle=False)
+    with loader.iterate(1, every=3) as batches:
+        taken = list(batches)
+    steps = range(1, len(loader), 3)
+    assert len(taken) == len(steps) > 2
+    for batch, step in zip(taken, steps, strict=True):
+        assert_equal(batch, loader.batch(step))
+
+
 def test_rows_are_the_records_that_the_ids_name(prepared):
     train = prepared["train"]
     loader = Loader(train, batch_size=4, seed=1)

@@ -1,0 +1,37 @@
+"""Which batches an evaluation takes, and what it makes of them."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from llama_jax.config import MeshConfig
+from llama_jax.data.loader import Loader
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.train.evaluate import Evaluation, evaluate
+from llama_jax.train.loop import _data
+
+
+def test_a_few_batches_are_spread_over_the_split(tiny, tmp_path):
+    tokenizer, data = _data(tiny.config(), epath.Path(tmp_path))
+    loader = Loader(data["validation"], batch_size=2, seed=0, shuffle=False)
+    seen = []
+
+    def eval_step(params, batch):
+        seen.append(np.asarray(batch["tokens"]))
+        return 3.0, 2.0
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    result = evaluate(eval_step, {}, loader, tokenizer, mesh, max_batches=3)
+    assert (result.loss, result.targets) == (1.5, 6)
+    apart = len(loader) // 3
+    assert apart > 1
+    for batch, step in zip(seen, (0, apart, 2 * apart), strict=True):
+        np.testing.assert_array_equal(batch, loader.batch(step)["tokens"])
+
+
+def test_a_model_that_diverged_has_a_perplexity():
+    assert Evaluation(loss=1e4, targets=1, bytes=1).perplexity == math.inf
+    assert Evaluation(loss=math.log(7), targets=1, bytes=1).perplexity == pytest.approx(7)
