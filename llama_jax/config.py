@@ -225,7 +225,7 @@ class TrainConfig:
     eval_every: int = 500
     """Steps between evaluations; the last step is always evaluated. 0 for never."""
     eval_batches: int = 0
-    """Batches of the validation split to use; 0 for all."""
+    """Batches of the validation split to use, spread over it; 0 for all."""
     sample_prompts: tuple[str, ...] = ()
     """Continued greedily after each evaluation, written to samples/."""
     profile_steps: tuple[int, int] = (0, 0)
@@ -260,7 +260,13 @@ class TrainConfig:
         )
         require(
             self.model.param_dtype != "float16",
-            "model.param_dtype=float16 holds no small updates: train in float32 or bfloat16",
+            "model.param_dtype=float16 holds no small gradients: train in float32 or bfloat16",
+        )
+        require(self.seed < 2**32, f"seed={self.seed} must be less than 4294967296")
+        first, last = self.profile_steps
+        require(
+            first == last == 0 or 0 < first <= last,
+            f"profile_steps={first} {last} must be the first and the last step to trace, or 0 0",
         )
 
 

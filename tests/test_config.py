@@ -104,6 +104,9 @@ def test_an_unknown_option_names_the_nearest(experiment, option, nearest):
         ("--seq-len 65", ["seq_len=65 exceeds model.max_seq_len=64"]),
         ("--batch-size 9 --accumulate 2", ["batch_size=9 must be divisible by accumulate=2"]),
         ("--model.num-kv-heads 3", ["num_heads=4 must be divisible by model.num_kv_heads=3"]),
+        ("--seed 4294967296", ["seed=4294967296 must be less than 4294967296"]),
+        ("--profile-steps 5 3", ["profile_steps=5 3 must be the first and the last step"]),
+        ("--profile-steps 0 3", ["profile_steps=0 3 must be the first and the last step"]),
         ("--mesh.data -1 --mesh.fsdp -1", ["only one mesh axis may be -1, not data and fsdp"]),
     ],
 )

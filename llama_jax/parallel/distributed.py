@@ -131,6 +131,12 @@ def exchange(value: str) -> list[str]:
         raise ConnectionError(f"another host is lost: {str(error).splitlines()[0]}") from error
 
 
+def said_by_main(holds: bool) -> bool:
+    """Host 0's answer, on every host: they may see a network file system in different states, and
+    must do the same thing all the same."""
+    return exchange(json.dumps(holds))[0] == json.dumps(True)
+
+
 def agree(facts: Mapping[str, object]) -> None:
     """Refuse to go on unless all hosts pass the same facts.
 

@@ -23,7 +23,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.prepare import Mixture, prepare, resolve_tokenizer
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch
-from llama_jax.parallel.distributed import agree, together
+from llama_jax.parallel.distributed import agree, said_by_main, together
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.preemption import Preemption
 from llama_jax.train.curve import write_loss_curve
@@ -133,7 +133,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
         report = stack.enter_context(Reporter(config, workdir, clock, schedule, start))
         examine = _Examiner(config, workdir, mesh, tokenizer, validation, report, sample)
         preemption = stack.enter_context(Preemption())
-        profiler = stack.enter_context(_Profiler(config.profile_steps, workdir))
+        profiler = _Profiler(config.profile_steps, workdir, report.settle)
+        stack.enter_context(profiler)
         batches = stack.enter_context(loader.iterate(start))
         examine.catch_up(start, state)
         done = start
@@ -200,7 +201,8 @@ class _Examiner:
         """Make the evaluation that SIGTERM cut off right before the checkpoint was saved."""
         if step and self.due(step):
             lines = read_metrics(self.workdir / METRICS_FILE)
-            if not any(m["step"] == step and "eval/step" in m for m in lines):
+            made = any(m["step"] == step and "eval/step" in m for m in lines)
+            if not said_by_main(made):
                 self(step, state)
 
     def __call__(self, step: int, state: TrainState) -> None:
@@ -236,10 +238,14 @@ class _Examiner:
 
 
 class _Profiler:
-    """Context that traces the steps first..last into RUN/profile, for xprof; (0, 0) for none."""
+    """Context that traces the steps first..last into RUN/profile, for xprof; (0, 0) for none.
 
-    def __init__(self, steps: tuple[int, int], workdir: epath.Path):
+    `settle` waits for the step in flight, so that the trace has the whole of these and no other.
+    """
+
+    def __init__(self, steps: tuple[int, int], workdir: epath.Path, settle: Callable[[], None]):
         self.first, self.last = steps
+        self.settle = settle
         self.mirror = Mirror(workdir / "profile")
         self.running = False
 
@@ -253,9 +259,11 @@ class _Profiler:
     def before(self, step: int) -> None:
         """Call before each step."""
         if self.last and step == self.first:
+            self.settle()
             jax.profiler.start_trace(str(self.mirror.local))
             self.running = True
         elif self.running and step == self.last + 1:
+            self.settle()
             self._stop()
 
     def _stop(self) -> None:
@@ -305,7 +313,7 @@ def _loader(
 def _restore(
     checkpoints: Checkpointer, abstract: TrainState, identity: dict[str, str], workdir: epath.Path
 ) -> tuple[TrainState | None, int]:
-    if not checkpoints.steps():
+    if not said_by_main(bool(checkpoints.steps())):
         return None, 0
     restored = checkpoints.restore(abstract)
     for name, value in identity.items():

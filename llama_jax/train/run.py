@@ -18,12 +18,13 @@ from llama_jax.data.files import reason, write_atomic
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
 CONFIG_FILE = "config.json"
-# Settings that may differ when a run goes on: they change no number of it, but for `steps`, which
-# stretches the schedule of the learning rate and is how a finished run is taken further.
+# Settings that may differ when a run goes on: they change no number of it but by rounding, but for
+# `steps`, which stretches the schedule of the learning rate and is how a finished run is taken
+# further.
 MAY_CHANGE = {
     "workdir", "steps", "log_every", "eval_every", "eval_batches", "sample_prompts",
     "profile_steps", "max_skipped", "init_from",
-    "watchdog_seconds", "compilation_cache", "mesh", "checkpoint",
+    "watchdog_seconds", "compilation_cache", "mesh", "accumulate", "checkpoint",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",
 }  # fmt: skip
 

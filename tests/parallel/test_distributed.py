@@ -136,6 +136,12 @@ def test_what_one_host_raises_all_raise(monkeypatch):
     assert said == ["ValueError: mine"]
 
 
+@pytest.mark.parametrize("answer", [True, False])
+def test_what_host_0_says_goes(monkeypatch, answer):
+    hosts_say(monkeypatch, *map(json.dumps, (answer, not answer, not answer)))
+    assert distributed.said_by_main(not answer) is answer
+
+
 def test_alone_there_is_nothing_to_wait_for():
     assert distributed.exchange("x") == ["x"]
     with distributed.together():

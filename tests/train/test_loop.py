@@ -75,6 +75,26 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(tiny, tmp_path):
     assert train(tiny.config(*workdir, "--steps", "4")).resumed_from == 3
 
 
+def test_host_0_says_whether_there_is_something_to_resume(tiny, tmp_path, monkeypatch):
+    workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0")
+    train(tiny.config(*workdir, "--steps", "2"))
+    # A host whose view of a network file system is older.
+    monkeypatch.setattr(loop.Checkpointer, "steps", lambda self: [])
+    monkeypatch.setattr(loop, "said_by_main", lambda holds: True)
+    assert train(tiny.config(*workdir, "--steps", "3")).resumed_from == 2
+
+
+def test_a_trace_begins_and_ends_between_steps(tiny, tmp_path, monkeypatch):
+    run, finished = tmp_path / "run", []
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, name, lambda *_: finished.append(len(facts(run))))
+    train(
+        tiny.config("--workdir", str(run), "--steps", "6", "--eval-every", "0",
+                    "--profile-steps", "2", "3")
+    )  # fmt: skip
+    assert finished == [1, 3]
+
+
 def test_another_experiment_is_refused_with_what_differs(tiny, tmp_path):
     workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0", "--steps", "2")
     train(tiny.config(*workdir))
@@ -111,7 +131,7 @@ def test_eight_devices_save_and_two_by_two_go_on(tiny, tmp_path, finished):
     train(tiny.config(*workdir, "--steps", "12", "--mesh.fsdp", "8"))
     other = train(
         tiny.config(*workdir, "--steps", "14", "--mesh.fsdp", "2", "--mesh.tensor", "2",
-                    "--mesh.data", "2")
+                    "--mesh.data", "2", "--accumulate", "2")
     )  # fmt: skip
     assert other.resumed_from == 12
     losses = [m["train/loss"] for m in facts(tmp_path / "run") if "train/loss" in m]
