@@ -189,7 +189,7 @@ class _Examiner:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.tokenizer, self.validation, self.report = tokenizer, validation, report
         self.sample = sample
-        self.eval_step = jit_eval_step(config.model)
+        self.eval_step = jit_eval_step(config.model, config.accumulate)
         self.result: Evaluation | None = None
 
     def due(self, step: int) -> bool:

@@ -141,8 +141,8 @@ def mean_loss_and_gradient(
 ) -> tuple[Float[Array, ""], dict]:
     """Mean loss over the targets of the whole batch, and its gradient in the parameters' types.
 
-    The batch is taken in `accumulate` micro-batches of interleaved rows, so that each device keeps
-    the rows it has; all of them are divided by the targets of the whole, however they fall.
+    The batch is taken in `accumulate` micro-batches; all of them are divided by the targets of the
+    whole, however they fall.
     """
     count = jnp.maximum(jnp.sum(batch_targets(batch)[1], dtype=jnp.float32), 1)
 
@@ -158,11 +158,17 @@ def mean_loss_and_gradient(
         found = jax.value_and_grad(share)(slots, micro)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, found), None
 
-    def interleave(a):
-        return jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0)
-
     start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, start, jax.tree.map(interleave, dict(batch)))[0]
+    return jax.lax.scan(add, start, micro_batches(batch, accumulate))[0]
+
+
+def micro_batches(batch: Batch, count: int) -> dict[str, Array]:
+    """[B,T] as [count,B/count,T], rows interleaved, so that each device keeps the rows it has."""
+
+    def interleave(a):
+        return jnp.moveaxis(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 1, 0)
+
+    return jax.tree.map(interleave, dict(batch))
 
 
 def train_step(
@@ -211,6 +217,18 @@ def jit_train_step(config: TrainConfig, tx: optax.GradientTransformation, abstra
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
 
 
-def jit_eval_step(cfg: ModelConfig):
-    """`summed_loss` without a penalty, jitted: (params, batch) -> loss in nats, targets."""
-    return jax.jit(partial(summed_loss, cfg=cfg, z_loss=0.0))
+def jit_eval_step(cfg: ModelConfig, accumulate: int = 1):
+    """`summed_loss` without a penalty, jitted: (params, batch) -> loss in nats, targets.
+
+    In as many micro-batches as the training step: what fits there fits here.
+    """
+
+    def step(params: dict, batch: Batch) -> tuple[Array, Array]:
+        def add(sums, micro):
+            found = summed_loss(params, micro, cfg=cfg, z_loss=0.0)
+            return jax.tree.map(jnp.add, sums, found), None
+
+        start = jnp.float32(0), jnp.float32(0)
+        return jax.lax.scan(add, start, micro_batches(batch, accumulate))[0]
+
+    return jax.jit(step)

@@ -98,6 +98,23 @@ def test_accumulation_changes_nothing_but_rounding(accumulate):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
 
 
+def test_an_evaluation_takes_the_micro_batches_of_training():
+    """A whole batch at once would need the memory that accumulation is to save."""
+    params, batch = abstract_params(TINY), {k: jnp.asarray(v) for k, v in make_batch().items()}
+    eval_step = jit_eval_step(TINY, accumulate=4)
+    shapes = {
+        v.aval.shape
+        for loop in loops_of(jax.make_jaxpr(eval_step)(params, batch).jaxpr)
+        for eqn in loop.params["jaxpr"].eqns
+        for v in eqn.outvars
+    }
+    assert (2, 16, TINY.d_model) in shapes
+    assert (8, 16, TINY.d_model) not in shapes
+    params = init_params(jax.random.key(0), TINY)
+    parts, whole = eval_step(params, batch), jit_eval_step(TINY)(params, batch)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+
+
 def loops_of(jaxpr):
     """Every scan of a jaxpr, inner ones too."""
     for eqn in jaxpr.eqns:
@@ -223,7 +240,10 @@ def test_the_kernels_take_the_steps_of_xla(mesh):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 2, "sequence": 4}, {"sequence": 8}], ids=str)
+MESHES = [{"fsdp": 8}, {"fsdp": 2, "sequence": 4}, {"sequence": 8}]
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_a_device_has_the_logits_of_its_own_positions_alone(axes):
     batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
     with jax.set_mesh(make_mesh(MeshConfig(**{"fsdp": 1, **axes}))):
