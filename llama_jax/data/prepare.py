@@ -85,7 +85,7 @@ def prepare(
 
     Raises InputError for whatever is wrong with the corpus: one line, file and line named.
     """
-    weighted = resolve(config.dataset, config.text_field)
+    weighted = resolve(config.dataset, config.text_field, config.cache_dir)
     parts: dict[str, list[tuple[Prepared, float]]] = {split: [] for split in SPLITS}
     for source, weight in weighted:
         done = _prepare_source(source, config, tokenizer, seq_len, beam_runner, beam_options)
@@ -167,7 +167,7 @@ def resolve_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
             f"model.vocab_size={vocab_size}; set --model.vocab-size {tokenizer.vocab_size}",
         )
         return tokenizer
-    weighted = resolve(config.dataset, config.text_field)
+    weighted = resolve(config.dataset, config.text_field, config.cache_dir)
     identity = [(source.identity, weight) for source, weight in weighted]
     fingerprint = digest("tokenizer", identity, vocab_size, MAX_TRAINING_BYTES, tokenizers.VERSION)
     path = as_path(config.cache_dir) / f"tokenizer-{vocab_size}-{fingerprint[:16]}.model"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llama_jax.config import InputError, require
-from llama_jax.data import textfiles
+from llama_jax.data import scans, textfiles
 from llama_jax.data.corpora import tales
 from llama_jax.data.files import AnyPath, as_path
 from llama_jax.data.split import VALIDATION_SHARE, in_validation
@@ -49,21 +49,25 @@ class Source(Protocol):
         ...
 
 
-def resolve(spec: str, text_field: str = "text") -> list[tuple[Source, float]]:
+def resolve(
+    spec: str, text_field: str = "text", cache_dir: str | None = None
+) -> list[tuple[Source, float]]:
     """The sources that a data set specification names, with weights that sum to 1.
+
+    What is found about files is kept in `cache_dir`, if there is one.
 
     Raises InputError for unknown names (with the nearest known one), bad weights, and files
     that are missing, empty, not text or have lines above 64 MiB.
     """
     spec = spec.strip()
     if "=" not in spec or as_path(spec).exists():
-        return [(_source(spec, text_field), 1.0)]
+        return [(_source(spec, text_field, cache_dir), 1.0)]
     sources, weights = [], []
     for part in spec.split(","):
         name, equals, number = part.strip().rpartition("=")
         require(equals, f"data.dataset={spec!r}: {part!r} has no weight; write {part}=0.5")
         weights.append(_weight(spec, part, number))
-        sources.append(_source(name.strip(), text_field))
+        sources.append(_source(name.strip(), text_field, cache_dir))
     identities = [source.identity for source in sources]
     require(
         len(set(identities)) == len(identities),
@@ -84,7 +88,7 @@ def _weight(spec: str, part: str, number: str) -> float:
     return weight
 
 
-def _source(name: str, text_field: str) -> Source:
+def _source(name: str, text_field: str, cache_dir: str | None) -> Source:
     kind, _, rest = name.partition(":")
     if kind == "tales":
         return Tales(_count(name, rest) if rest else tales.NUM_TRAIN)
@@ -101,7 +105,7 @@ def _source(name: str, text_field: str) -> Source:
             f"; did you mean {near[0]}?" if near else f"; embedded corpora: {', '.join(EMBEDDED)}"
         )
         raise InputError(f"data {name} is neither a corpus nor an existing file or folder{hint}")
-    return Files(str(path.resolve() if isinstance(path, Path) else path), text_field)
+    return Files(str(path.resolve() if isinstance(path, Path) else path), text_field, cache_dir)
 
 
 def _count(name: str, number: str) -> int:
@@ -179,6 +183,8 @@ class Files:
 
     path: str
     text_field: str
+    cache_dir: str | None = None
+    """Where scans are kept; None to scan anew."""
 
     @property
     def name(self) -> str:
@@ -187,7 +193,10 @@ class Files:
 
     @cached_property
     def _scans(self) -> list[textfiles.Scan]:
-        return [textfiles.scan(path) for path in textfiles.find_files(as_path(self.path))]
+        files = textfiles.find_files(as_path(self.path))
+        if self.cache_dir is None:
+            return [textfiles.scan(path) for path in files]
+        return [scans.scan(path, self.cache_dir) for path in files]
 
     @cached_property
     def identity(self) -> str:

@@ -1,6 +1,6 @@
 """Plain files as documents: .jsonl, .jsonl.gz and .txt, alone or in folders, local or behind a URL.
 
-A file is scanned once (digest, UTF-8, line lengths) and cut at document ends into chunks of some
+A file is scanned (digest, UTF-8, line lengths) and cut at document ends into chunks of some
 megabytes, which processes then read on their own.
 """
 

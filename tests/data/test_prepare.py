@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llama_jax.config import DataConfig, InputError
-from llama_jax.data import shards, sources
+from llama_jax.data import shards, sources, textfiles
 from llama_jax.data.corpora import tales
 from llama_jax.data.loader import Loader
 from llama_jax.data.packing import pack
@@ -52,6 +52,15 @@ def test_cache_is_used(prepared, tokenizer, cache, monkeypatch):
     monkeypatch.setattr(shards, "build", None)
     config = DataConfig(dataset="tales:400", cache_dir=cache)
     assert prepare(config, tokenizer, seq_len=64) == prepared
+
+
+def test_a_corpus_that_is_known_is_not_read_again(tokenizer, tmp_path, monkeypatch):
+    path = jsonl(tmp_path / "a.jsonl")
+    os.utime(path, (1e9, 1e9))
+    config = DataConfig(dataset=path, cache_dir=str(tmp_path / "cache"), workers=1)
+    before = prepare(config, tokenizer, seq_len=64)
+    monkeypatch.setattr(textfiles, "_open", None)
+    assert prepare(config, tokenizer, seq_len=64) == before
 
 
 def test_fingerprint_follows_everything_that_changes_records(tokenizer, cache, tmp_path):
