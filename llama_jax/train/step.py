@@ -47,7 +47,7 @@ class StepMetrics(NamedTuple):
     """What one update reports, all scalars."""
 
     loss: Array
-    """float32: mean next-token loss in nats."""
+    """float32: mean next-token loss in nats, the penalty of z_loss included."""
     grad_norm: Array
     """float32: global norm of the gradient, before clipping."""
     skipped: Array
@@ -150,16 +150,19 @@ def mean_loss_and_gradient(
         return summed_loss(params, micro, cfg=cfg, z_loss=z_loss, slots=slots)[0] / count
 
     slots = slots_of(cfg)
-    if accumulate == 1:
-        loss, gradient = jax.value_and_grad(share)(slots, batch)
-        return loss, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
     def add(carry, micro):
         found = jax.value_and_grad(share)(slots, micro)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, found), None
 
-    start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, start, micro_batches(batch, accumulate))[0]
+    if accumulate == 1:
+        loss, gradient = jax.value_and_grad(share)(slots, batch)
+    else:
+        # In float32 whatever the parameters are: a sum of many terms in bfloat16 stands still.
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
+        parts = micro_batches(batch, accumulate)
+        loss, gradient = jax.lax.scan(add, (jnp.float32(0), zeros), parts)[0]
+    return loss, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
 
 def micro_batches(batch: Batch, count: int) -> dict[str, Array]:

@@ -98,6 +98,20 @@ def test_accumulation_changes_nothing_but_rounding(accumulate):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
 
 
+def test_many_micro_batches_add_up_for_narrow_parameters():
+    cfg = replace(TINY, param_dtype="bfloat16", num_layers=1)
+    params = init_params(jax.random.key(0), cfg)
+    batch = {k: jnp.tile(v, (64, 1)) for k, v in make_batch().items()}
+    run = jax.jit(
+        partial(mean_loss_and_gradient, cfg=cfg, z_loss=0.0), static_argnames="accumulate"
+    )
+    (_, whole), (_, parts) = run(params, batch, accumulate=1), run(params, batch, accumulate=512)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        assert a.dtype == b.dtype == jnp.bfloat16
+        scale = float(jnp.max(jnp.abs(a)))
+        np.testing.assert_allclose(a.astype(float), b.astype(float), atol=2**-7 * scale)
+
+
 def test_an_evaluation_takes_the_micro_batches_of_training():
     """A whole batch at once would need the memory that accumulation is to save."""
     params, batch = abstract_params(TINY), {k: jnp.asarray(v) for k, v in make_batch().items()}
