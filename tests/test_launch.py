@@ -133,6 +133,31 @@ def test_what_was_refused_is_not_tried_again(launch):
     assert "scp" not in verbs(calls)
 
 
+@pytest.mark.parametrize(
+    ("log", "status", "word"),
+    [
+        (None, None, "new"),
+        ("step 5 of 5: complete", "0", "complete"),
+        # Machines that came anew after the last step, before anybody looked.
+        ("step 5 of 5: was complete already; a larger --steps takes it further", "0", "complete"),
+        ("step 3 of 5: stopped early; the same command resumes", "0", "ended"),
+        ("llama-jax: error: workdir", "2", "refused"),
+        ("step 3/5", "75", "ended"),
+    ],
+)
+def test_the_log_says_how_the_run_stands(launch, tmp_path, log, status, word):
+    """The line that ssh would run, run here."""
+    _, _, _, calls = launch("tpu_vm.sh", *TRAIN, state=["ACTIVE"], look=["complete"])
+    (line,) = [a for call in calls for a in call if "grep -q" in a]
+    (tmp_path / "llama_jax").mkdir()
+    for name, text in (("train.log", log), ("status", status)):
+        if text is not None:
+            (tmp_path / "llama_jax" / name).write_text(text + "\n")
+    command = line.removeprefix("--command=")
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [word]
+
+
 def test_gke_makes_one_workload(launch):
     status, dry, _, calls = launch("gke.sh", "--dry-run", *TRAIN, SLICES="2")
     assert (status, calls) == (0, [])

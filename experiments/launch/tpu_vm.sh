@@ -84,7 +84,7 @@ nohup sh -c '${command}; echo \$? > status' > train.log 2>&1 < /dev/null &"
 
 # What host 0 says about the run, in a word.
 LOOK="cd llama_jax 2> /dev/null && test -f train.log || { echo new; exit; }
-if grep -q ': complete' train.log; then echo complete
+if grep -q -e ': complete' -e ': was complete already' train.log; then echo complete
 elif test -f status; then test \"\$(cat status)\" = 2 && echo refused || echo ended
 elif pgrep -f '[.]venv/bin/llama-jax train' > /dev/null; then echo running
 else echo ended; fi"
