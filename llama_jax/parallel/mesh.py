@@ -3,12 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from llama_jax.config import InputError, MeshConfig
+from llama_jax.parallel.torus import coordinates, extents, stages
 
 AXES = tuple(f.name for f in dataclasses.fields(MeshConfig))
 
@@ -61,4 +64,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             )
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"mesh {sizes} does not fit these devices: {error}") from error
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(in_rows(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def in_rows(grid: np.ndarray) -> np.ndarray:
+    """The grid, or the devices row by row where `fsdp` needs them so.
+
+    Through the chips of the smallest slices jax draws a path, good for what goes from neighbour to
+    neighbour. A scatter over all of a v5e or v6e 4x4 or a v5p 2x2x2 needs stages, and those rows.
+    """
+    fsdp = AXES.index("fsdp")
+    if extents(coordinates(grid, fsdp)):
+        return grid
+
+    def place(device: Any) -> tuple[int, ...]:
+        return getattr(device, "slice_index", 0), *reversed(getattr(device, "coords", ()))
+
+    rows = np.array(sorted(grid.flat, key=place)).reshape(grid.shape)
+    return rows if stages(coordinates(rows, fsdp)) else grid

@@ -1,9 +1,10 @@
 """Gathers and scatters along a mesh axis that lies on several axes of a TPU's torus.
 
-The TPU compiler scatters over one ring or one plane of a torus, and gathers over two of its axes.
-Over more it sums instead, at twice the bytes: a gradient scattered over the 256 chips of a v5e
-becomes an all-reduce of the whole, a weight gathered over the 64 chips of a v5p-128 an all-reduce
-of zeros around the part that each chip has. Asked in stages, it does as asked.
+The TPU compiler scatters over one ring of a torus or a plane of a few chips, and gathers over a
+plane or a few chips of a cube. Over more it sums instead, at twice the bytes: a gradient scattered
+over the 16 or 256 chips of a v5e becomes an all-reduce of the whole, a weight gathered over the 64
+chips of a v5p-128 an all-reduce of zeros around the part that each chip has. Asked in stages, it
+does as asked; but each stage has the links of its own torus axes only.
 """
 
 import contextlib
@@ -20,30 +21,42 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 LANES = 128
+# Most devices, as compiled: more than one plane is never scattered over, a plane always gathered.
+SCATTERED_AT_ONCE = 8
+GATHERED_AT_ONCE = 32
 Stages = Mapping[str, tuple[int, ...]]
 """Devices along each torus axis that a mesh axis covers, the slowest first."""
 _stages: ContextVar[Stages] = ContextVar("_stages", default={})  # noqa: B039
 
 
 def stages_of(mesh: Mesh) -> Stages:
-    """How mesh axes lie on the torus; those are left out that lie on one ring or on no torus."""
-    found = {}
-    for k, axis in enumerate(mesh.axis_names):
-        line = np.moveaxis(mesh.devices, k, 0).reshape(mesh.devices.shape[k], -1)[:, 0]
-        sizes = extents([getattr(device, "coords", ()) for device in line])
-        if sizes:
-            found[axis] = sizes
-    return found
+    """How mesh axes lie on the torus; those are left out that need no stages or lie on none."""
+    found = {a: stages(coordinates(mesh.devices, k)) for k, a in enumerate(mesh.axis_names)}
+    return {axis: sizes for axis, sizes in found.items() if sizes}
+
+
+def stages(line: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """`extents` of devices over which a scatter needs stages, else ()."""
+    sizes = extents(line)
+    few = len(sizes) == 2 and math.prod(sizes) <= SCATTERED_AT_ONCE
+    return () if len(sizes) == 1 or few else sizes
+
+
+def coordinates(grid: np.ndarray, k: int) -> list[Sequence[int]]:
+    """Where the first devices along axis k of a grid of them are; () for those on no torus."""
+    line = np.moveaxis(grid, k, 0).reshape(grid.shape[k], -1)[:, 0]
+    return [getattr(device, "coords", ()) for device in line]
 
 
 def extents(line: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Places along each coordinate, slowest first; () unless several change and fill a grid."""
+    """Places along each coordinate that changes, slowest first; () unless they fill a grid, row by
+    row."""
     places = np.array(line).reshape(len(line), -1)
     changes = {k: int(np.sum(np.diff(places[:, k]) != 0)) for k in range(places.shape[1])}
     order = sorted((k for k, count in changes.items() if count), key=changes.__getitem__)
     values = [np.unique(places[:, k]) for k in order]
     sizes = tuple(len(v) for v in values)
-    if len(sizes) < 2 or math.prod(sizes) != len(line):
+    if not sizes or math.prod(sizes) != len(line):
         return ()
     grid = np.stack([g.ravel() for g in np.meshgrid(*values, indexing="ij")], axis=1)
     return sizes if (grid == places[:, order]).all() else ()
@@ -72,11 +85,11 @@ def gather(part: Array, axis: str, dim: int, spec: PartitionSpec) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _gather(part, axis, dim, spec, sizes):
-    # One operation uses the links of two torus axes at once.
-    stages = reversed(_groups(sizes)) if len(sizes) > 2 else (None,)
+    # One operation uses the links of all its torus axes at once.
+    apart = len(sizes) > 2 and math.prod(sizes) > GATHERED_AT_ONCE
 
     def joined(part):
-        for groups in stages:
+        for groups in reversed(_groups(sizes)) if apart else (None,):
             part = jax.lax.all_gather(part, axis, axis=dim, tiled=True, axis_index_groups=groups)
         return part
 

@@ -1,17 +1,24 @@
 """Whole weights for a device's own rows: values, gradients, and what travels for them."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
 
 from llama_jax.config import MeshConfig
+from llama_jax.parallel import torus
 from llama_jax.parallel.fsdp import by_rows
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.parallel.rules import named_sharding
-from llama_jax.parallel.torus import extents, gather, on_torus, stages_of
+from llama_jax.parallel.torus import _groups, extents, gather, on_torus, stages_of
 from llama_jax.tpu.hlo import COLLECTIVES, Program
+from tests.parallel.chips import chips, grid_of
 
 AXES = {"first": ("embed", "mlp"), "second": ("mlp", "embed"), "scale": ("norm",)}
 
@@ -39,8 +46,11 @@ def placed(mesh):
     return w, jax.device_put(x, named_sharding(("batch",), mesh))
 
 
-@pytest.mark.parametrize("stages", [{}, {"fsdp": (2, 4)}, {"fsdp": (2, 2, 2)}], ids=str)
-def test_in_stages_or_at_once_the_gradient_is_that_of_one_device(stages):
+@pytest.mark.parametrize(
+    "stages", [{}, {"fsdp": (2, 4)}, {"fsdp": (4, 2)}, {"fsdp": (2, 2, 2)}], ids=str
+)
+def test_in_stages_or_at_once_the_gradient_is_that_of_one_device(stages, monkeypatch):
+    monkeypatch.setattr(torus, "GATHERED_AT_ONCE", 4)
     expected = jax.grad(loss, argnums=(0, 1))(*inputs())
     mesh = make_mesh(MeshConfig(fsdp=8))
     with jax.set_mesh(mesh), on_torus(stages):
@@ -81,12 +91,29 @@ def test_stages_follow_the_torus():
     assert extents(plane) == (2, 4)
     assert extents([(y, 3, 2 * x) for x, y, _ in plane]) == (2, 4)
     assert extents([(x, y, z) for x in range(2) for y in range(3) for z in range(4)]) == (2, 3, 4)
-    assert extents([(x, 0, 0) for x in range(8)]) == (), "one ring"
+    assert extents([(x, 0, 0) for x in range(8)]) == (8,), "one ring"
     assert extents([(x, y if x % 2 else 3 - y, 0) for x, y, _ in plane]) == (), "a snake"
+    assert extents([()] * 8) == (), "no torus"
+    # As compiled: 8 chips of a plane are scattered over at once, 16 or a cube are not.
+    for shape, sizes in ((2, 4), None), ((4, 4), (4, 4)), ((2, 2, 2), (2, 2, 2)), ((16, 1), None):
+        mesh = Mesh(grid_of(chips(shape), -1, 1), ("fsdp", "tensor"))
+        assert stages_of(mesh).get("fsdp") == sizes
     assert stages_of(make_mesh(MeshConfig(fsdp=8))) == {}, "no torus"
 
 
-def test_parts_come_together_in_the_order_of_the_devices():
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=3))
+def test_stages_join_parts_in_the_order_of_the_devices(sizes):
+    n = math.prod(sizes)
+    held = [[device] for device in range(n)]
+    for groups in reversed(_groups(tuple(sizes))):
+        assert sorted(itertools.chain(*groups)) == list(range(n))
+        joined = {d: [part for g in group for part in held[g]] for group in groups for d in group}
+        held = [joined[device] for device in range(n)]
+    assert held == [list(range(n))] * n
+
+
+def test_parts_come_together_in_the_order_of_the_devices(monkeypatch):
+    monkeypatch.setattr(torus, "GATHERED_AT_ONCE", 4)
     x = jnp.arange(24.0)
     split = PartitionSpec("fsdp")
 

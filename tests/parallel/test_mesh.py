@@ -1,6 +1,7 @@
 """Meshes multiply out, or the message says what does not."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from jax.sharding import Mesh
 
 from llama_jax.config import InputError, MeshConfig
 from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch, to_host
-from llama_jax.parallel.mesh import AXES, axis_sizes, make_mesh
+from llama_jax.parallel.mesh import AXES, axis_sizes, in_rows, make_mesh
+from llama_jax.parallel.torus import coordinates, extents, stages
+from tests.parallel.chips import chips, grid_of
 
 
 def test_minus_one_takes_what_is_left():
@@ -61,6 +64,44 @@ def test_a_batch_is_split_over_rows_and_positions():
     assert {s.data.shape for s in array.addressable_shards} == {(2, 3)}
     np.testing.assert_array_equal(to_host(array), rows)
     assert len(jax.devices()) == 8
+
+
+def laid(devices, **sizes):
+    return grid_of(devices, *(sizes.get(axis, 1) for axis in AXES))
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=3), st.integers(1, 2), st.randoms())
+@settings(deadline=None)
+def test_a_path_becomes_rows_where_a_scatter_needs_them(shape, slices, random):
+    """Whatever the order of the chips; slices stay apart."""
+    devices = chips(shape, slices)
+    size = len(devices) // slices
+    order = random.sample(range(size), size)
+    path = laid(
+        [devices[i * size + k] for i in range(slices) for k in order], slice=slices, fsdp=size
+    )
+    found = in_rows(path)
+    assert found.shape == path.shape
+    for part, before in zip(found.reshape(slices, size), path.reshape(slices, size), strict=True):
+        assert sorted(part, key=repr) == sorted(before, key=repr)
+        assert found is path or math.prod(extents([d.coords for d in part])) == size
+    if stages([d.coords for d in devices[:size]]):
+        assert stages(coordinates(found, AXES.index("fsdp")))
+    assert in_rows(found) is found
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"tensor": 8}, {"sequence": 8}, {"data": 8}, {"fsdp": 2, "tensor": 4},
+              {"fsdp": 4, "tensor": 2}]
+)  # fmt: skip
+def test_a_path_stays_where_neighbours_count(sizes):
+    cube = {chip.coords: chip for chip in chips((2, 2, 2))}
+    ring = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (1, 1, 1), (1, 0, 1), (0, 0, 1)]
+    path = [cube[place] for place in ring]  # jax's for a v5p-16
+    grid = laid(path, **sizes)
+    assert in_rows(grid) is grid
+    found = in_rows(laid(path, fsdp=8))[0, 0, :, 0, 0]
+    assert [d.coords[::-1] for d in found] == [c.coords for c in chips((2, 2, 2))]
 
 
 TORUS = """

@@ -279,6 +279,23 @@ def test_published_models_are_planned(model, topology, parts):
     assert "all-to-all" not in sent
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "parts"), [("v5e-16", 16), ("v5p-16", 8), ("v5p-8", 4)])
+def test_gradients_are_scattered_on_small_slices(topology, parts):
+    """Where jax's order is a path, and where one scatter over a plane does without stages."""
+    pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
+    small = ("--seq-len", "512", "--model.vocab-size", "4096")
+    sent = collectives_of(
+        plan_in_subprocess("--model", "llama2-7b", "--topology", topology, *small)
+    )
+    c = PRESETS["llama2-7b"]
+    layers = 2 * (parameter_count(c) - 2 * c.vocab_size * c.d_model) // c.num_layers
+    # In bfloat16, the embedding once more as it is looked up and added up.
+    share = 2 * (layers + 4096 * c.d_model) * (parts - 1) / parts
+    assert sent["reduce-scatter"] == pytest.approx(share, rel=0.05)
+    assert sent["all-reduce"] < 1e6
+
+
 def collectives_of(p):
     """Bytes that a chip sends by kind."""
     sent = {}
