@@ -38,7 +38,9 @@ ARROWS = {
     },
     "align": {"config", "train", "infer", "data", "model", "ops", "parallel", *CHECKPOINTS},
     "serve": {"config", "infer", "data", *CHECKPOINTS},
-    "tpu": {"config", "config_file", "train", "infer", "model", "parallel", "kernels"},
+    "tpu": {
+        "config", "config_file", "train", "infer", "model", "parallel", "kernels", "data.files",
+    },
     "cli": {
         "config", "serve", "align", "tpu", "convert", "train", "infer", "data", "parallel",
         "host_memory", *CHECKPOINTS,

@@ -3,6 +3,8 @@
 import argparse
 import difflib
 import json
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +20,7 @@ from llama_jax.config import (
 from llama_jax.model.presets import PRESETS
 from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.decode_plan import decode_plan, decode_text
-from llama_jax.tpu.plan import as_json, plan
+from llama_jax.tpu.plan import Plan, as_json, plan
 from llama_jax.tpu.report import front_text, text
 from llama_jax.tpu.search import front_json, search
 from llama_jax.tpu.topology import Topology
@@ -37,6 +39,13 @@ examples:
   llama-jax plan experiments/tpu/llama2_7b_32k.py --topology v5p-128
   llama-jax plan --model llama2-13b --topology v6e-64 --search
   llama-jax plan --model llama2-70b --topology v5e-16 --decode --batch-size 32
+  llama-jax plan experiments/tpu/llama2_7b.py --topology v5e-256 --save gs://BUCKET/steps
+
+--save FOLDER adds the compiled step as an entry of jax's compilation cache, and `llama-jax train
+--compilation-cache FOLDER` takes it if its name comes out the same: of the program (every setting
+of the step; `steps`, by the learning rate; not --workdir, --seed, --checkpoint or --data), jax's
+and libtpu's versions, XLA_FLAGS, LIBTPU_INIT_ARGS, the slice and the order of its devices. A miss
+costs the compilation, as without it. Hits are tested on CPU devices, never yet on a real TPU.
 """
 
 
@@ -64,6 +73,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         "--compile", type=int, default=3, metavar="N", help="rows of a search to compile (3)"
     )
     parser.add_argument("--decode", action="store_true", help="plan generation, not training")
+    parser.add_argument("--save", metavar="FOLDER", help="keep the compiled step for training")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = list(arguments)
     path = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else []
@@ -80,6 +90,12 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         bool(path) != bool(args.model),
         f"{PROG} needs either an experiment file or --model NAME (one of {', '.join(PRESETS)})",
     )
+    require(
+        not (args.save and (args.search or args.decode)),
+        f"{PROG} --save keeps one training step: not with --search or --decode",
+    )
+    if args.save and "://" not in args.save:
+        args.save = os.path.abspath(os.path.expanduser(args.save))
     if path:
         config = load_experiment([*path, *rest], PROG)
     else:
@@ -89,13 +105,28 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         return json.dumps(planned) if args.json else decode_text(planned)
     if config.mesh.slice == 1 and topology.slices > 1:
         config = replace(config, mesh=replace(config.mesh, slice=topology.slices))
+        rest += ["--mesh.slice", str(topology.slices)]
     if args.search:
         front = search(config, topology, compiled=args.compile)
         if not args.json:
             return front_text(front)
         return json.dumps([front_json(row) for row in front])
-    planned = plan(config, topology)
-    return json.dumps(as_json(planned)) if args.json else text(planned)
+    planned = plan(config, topology, args.save)
+    if args.json:
+        return json.dumps(as_json(planned))
+    return text(planned) + (saved_text(planned, args.save, path, rest) if args.save else "")
+
+
+def saved_text(p: Plan, folder: str, path: Sequence[str], options: Sequence[str]) -> str:
+    """What --save wrote, and how training finds it."""
+    saved = p.facts.get("saved")
+    if saved is None:
+        return "\nNothing was saved: there is no program."
+    experiment = [*(path or ["EXPERIMENT.py"]), *options, "--compilation-cache", folder]
+    return (
+        f"\nSaved {saved['path']}, {saved['bytes'] / 1e6:.1f} MB. To train with it, all settings "
+        f"of the step the same:\n  {shlex.join(['llama-jax', 'train', *experiment])}"
+    )
 
 
 def preset_experiment(name: str, topology: Topology) -> TrainConfig:

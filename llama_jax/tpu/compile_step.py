@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jax.sharding import Mesh
 
 from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_file import from_dict
+from llama_jax.data.files import AnyPath, as_path, reason, write_atomic
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.tpu import topology as topology_of
@@ -45,21 +47,40 @@ ENVIRONMENT = {
 """For a process that compiles for TPUs and has none."""
 
 
-def facts_of(config: TrainConfig, topology: Topology) -> dict[str, Any]:
+def facts_of(config: TrainConfig, topology: Topology, save: str | None = None) -> dict[str, Any]:
     """What the training step of an experiment does on a slice; see `compile_facts`.
 
+    Args:
+      save: a folder, which may be behind a URL, that gets the compiled step as an entry of jax's
+        compilation cache; the key `saved` has its path and size in bytes, unless it was refused.
+
     Raises:
-      InputError: the experiment does not fit the slice, or libtpu is not installed.
+      InputError: the experiment does not fit the slice, libtpu is not installed, or the folder
+        cannot be written.
       RuntimeError: the compiler failed for another reason; its last words are in the message.
     """
     check_libtpu()
+    if save is not None:
+        keep(save, ".llama_jax_probe", b"").unlink()
     request = {"config": dataclasses.asdict(config), "topology": topology.name}
     begin = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as cache:
+        # An empty cache, whatever the folder holds: the step is compiled and not read, so that all
+        # is known of it, and the entry of it that appears is this one's.
+        caching = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         done = subprocess.run(
             [sys.executable, "-m", "llama_jax.tpu.compile_step"],
             input=json.dumps(request),
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={
+                **os.environ,
+                **ENVIRONMENT,
+                **({} if save is None else caching),
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
@@ -68,10 +89,29 @@ def facts_of(config: TrainConfig, topology: Topology) -> dict[str, Any]:
         said.seek(0)
         if done.returncode:
             raise RuntimeError(f"compiling for {topology.name} failed: {said.read()[-2000:]}")
-    facts = json.loads(done.stdout)
-    if "bad_input" in facts:
-        raise InputError(facts["bad_input"])
-    return {**facts, "wall_seconds": time.monotonic() - begin}
+        facts = json.loads(done.stdout)
+        if "bad_input" in facts:
+            raise InputError(facts["bad_input"])
+        facts["wall_seconds"] = time.monotonic() - begin
+        if save is not None:
+            for entry in Path(cache).glob("jit_step-*-cache"):
+                content = entry.read_bytes()
+                path = keep(save, entry.name, content)
+                facts["saved"] = {"path": os.fspath(path), "bytes": len(content)}
+    return facts
+
+
+def keep(folder: str, name: str, content: bytes) -> AnyPath:
+    """Write a file of a folder, which is made if it is missing, and return its path.
+
+    Raises InputError where that cannot be.
+    """
+    path = as_path(folder) / name
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise InputError(f"--save {folder} cannot be written: {reason(error)}") from error
+    return path
 
 
 def check_libtpu() -> None:
@@ -99,6 +139,7 @@ def topology_mesh(config: TrainConfig, topology: Topology) -> Mesh:
 def lower_step(config: TrainConfig, mesh: Mesh):
     """The step that `llama-jax train` runs, lowered for the mesh, and its abstract arguments.
 
+    It is the same text as there, so that what was compiled here is found there; see `facts_of`.
     Raises InputError for what the mesh cannot split.
     """
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
@@ -107,7 +148,7 @@ def lower_step(config: TrainConfig, mesh: Mesh):
         state = abstract_state(config.model, tx, mesh)
         batch = abstract_batch(config, mesh)
         traced = jit_train_step(config, tx, state).trace(state, batch)
-        return traced.lower(lowering_platforms=("tpu",)), state, batch
+        return traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)), state, batch
 
 
 def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:

@@ -86,11 +86,15 @@ class Plan:
         return tokens / self.step_seconds / self.topology.chips
 
 
-def plan(config: TrainConfig, topology: Topology) -> Plan:
+def plan(config: TrainConfig, topology: Topology, save: str | None = None) -> Plan:
     """Compile the step of an experiment for a slice and account for it.
 
+    Args:
+      save: a folder for the compiled step, as jax's compilation cache; see `facts_of`.
+
     Raises:
-      InputError: the experiment does not fit the slice's devices, or libtpu is missing.
+      InputError: the experiment does not fit the slice's devices, libtpu is missing, or the folder
+        cannot be written.
     """
     mesh = axis_sizes(config.mesh, topology.chips)
     if mesh["slice"] != topology.slices:
@@ -99,7 +103,7 @@ def plan(config: TrainConfig, topology: Topology) -> Plan:
             f"slice={mesh['slice']}: use --mesh.slice {topology.slices}"
         )
     check_divides(config, topology)
-    return of_facts(config, topology, facts_of(config, topology))
+    return of_facts(config, topology, facts_of(config, topology, save))
 
 
 def of_facts(config: TrainConfig, topology: Topology, facts: dict[str, Any]) -> Plan:
@@ -238,6 +242,7 @@ def as_json(p: Plan) -> dict[str, Any]:
         "predicted_mfu_full": p.mfu(causal=False),
         "predicted_tokens_per_second_per_chip": p.tokens_per_second_per_chip,
         "binding_limit": p.binding,
+        "saved": p.facts.get("saved"),
         "advice": advice(p),
         "planning": {
             "wall_seconds": p.facts.get("wall_seconds"),
