@@ -290,9 +290,9 @@ def test_gradients_are_scattered_on_small_slices(topology, parts):
     )
     c = PRESETS["llama2-7b"]
     layers = 2 * (parameter_count(c) - 2 * c.vocab_size * c.d_model) // c.num_layers
-    # In bfloat16, the embedding once more as it is looked up and added up.
+    # In bfloat16, with what the stages pad.
     share = 2 * (layers + 4096 * c.d_model) * (parts - 1) / parts
-    assert sent["reduce-scatter"] == pytest.approx(share, rel=0.05)
+    assert sent["reduce-scatter"] == pytest.approx(share, rel=0.1)
     assert sent["all-reduce"] < 1e6
 
 
