@@ -424,7 +424,3 @@ def _tokenizer(args: argparse.Namespace) -> None:
 
     tokenizer = train_tokenizer_on(args.input, args.vocab_size, args.output)
     print(f"{tokenizer.vocab_size} pieces in {os.path.join(args.output, 'tokenizer.model')}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

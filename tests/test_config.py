@@ -134,7 +134,7 @@ def test_an_experiment_that_cannot_be_read_is_named(tmp_path):
 
 def test_the_command_line_exits_2_with_one_line(experiment):
     done = subprocess.run(
-        [sys.executable, "-m", "llama_jax.cli", "train", experiment, "--stepz", "5"],
+        [sys.executable, "-m", "llama_jax", "train", experiment, "--stepz", "5"],
         capture_output=True,
         text=True,
     )

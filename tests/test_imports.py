@@ -46,6 +46,7 @@ ARROWS = {
         "host_memory", *CHECKPOINTS,
     },
     "__init__": {"infer.api"},
+    "__main__": {"cli"},
 }  # fmt: skip
 
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}

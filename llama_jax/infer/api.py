@@ -17,7 +17,7 @@ from llama_jax.convert import load as foreign
 from llama_jax.convert import native
 from llama_jax.convert.api import open_source
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
-from llama_jax.infer.generate import prepare, stream_tokens
+from llama_jax.infer.generate import Sampling, prepare, stream_tokens
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params, map_weights
 from llama_jax.parallel.rules import named_sharding
@@ -139,9 +139,7 @@ def stream(
         [ids],
         config=model.config,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        sampling=Sampling(temperature, top_k, top_p),
         seeds=[seed],
         eos_id=tokenizer.eos_id,
         block=block,

@@ -29,6 +29,17 @@ MIN_POSITIONS = 64
 CHUNKS = (16, 64, 256)
 
 
+class Sampling(NamedTuple):
+    """How tokens are drawn, see `ops.sampling.sample`."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling()
+
+
 class Rows(NamedTuple):
     """What each row is and wants."""
 
@@ -125,21 +136,17 @@ def stream_tokens(
     *,
     config: ModelConfig,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = GREEDY,
     seeds: Sequence[int],
     eos_id: int | None,
     block: int,
 ) -> Iterator[list[list[int]]]:
     """`generate_tokens` in pieces: each time, the next tokens of every row, at most `block`."""
-    _validate(prompts, config, max_new_tokens, temperature, top_k, top_p, seeds)
+    _validate(prompts, config, max_new_tokens, sampling, seeds)
     if not prompts:
         return
     w = params if isinstance(params["layers"], list) else prepare(params, config)
-    state, rows, chunk = _start(
-        prompts, config, max_new_tokens, temperature, top_k, top_p, seeds, eos_id
-    )
+    state, rows, chunk = _start(prompts, config, max_new_tokens, sampling, seeds, eos_id)
     state = prefill(w, state, config=config, chunk=chunk)
     read = [len(p) for p in prompts]
     for _ in range(0, max_new_tokens, block):
@@ -157,9 +164,7 @@ def generate_tokens(
     *,
     config: ModelConfig,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = GREEDY,
     seeds: Sequence[int],
     eos_id: int | None,
 ) -> list[list[int]]:
@@ -173,7 +178,6 @@ def generate_tokens(
       params: the parameter tree, or what `prepare` made of it: callers that generate often keep
         that, which saves a copy of the parameters a call.
       prompts: token ids, at least one each (BOS for an empty text).
-      temperature, top_k, top_p: as in `ops.sampling.sample`; temperature 0 is greedy.
       seeds: one for each prompt, 0 to 2^32 - 1.
       eos_id: None to go on through EOS.
 
@@ -186,9 +190,7 @@ def generate_tokens(
         prompts,
         config=config,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        sampling=sampling,
         seeds=seeds,
         eos_id=eos_id,
         block=max(max_new_tokens, 1),
@@ -196,7 +198,7 @@ def generate_tokens(
     return next(parts, [[] for _ in prompts])
 
 
-def _start(prompts, config, max_new_tokens, temperature, top_k, top_p, seeds, eos_id):
+def _start(prompts, config, max_new_tokens, sampling, seeds, eos_id):
     """Buffers that many calls can share a compiled program for, and the chunk of the prefill."""
     B = _power_of_two(len(prompts))
     lengths = np.array([len(p) for p in prompts])
@@ -216,9 +218,9 @@ def _start(prompts, config, max_new_tokens, temperature, top_k, top_p, seeds, eo
     row_seeds[: len(prompts)] = seeds
     rows = Rows(
         seeds=jnp.asarray(row_seeds),
-        temperature=jnp.full(B, temperature, jnp.float32),
-        top_k=jnp.full(B, top_k, jnp.int32),
-        top_p=jnp.full(B, top_p, jnp.float32),
+        temperature=jnp.full(B, sampling.temperature, jnp.float32),
+        top_k=jnp.full(B, sampling.top_k, jnp.int32),
+        top_p=jnp.full(B, sampling.top_p, jnp.float32),
         eos_id=jnp.int32(-1 if eos_id is None else eos_id),
     )
     cache = empty_cache(inference_config(config), B, S)
@@ -230,7 +232,7 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _validate(prompts, config, max_new_tokens, temperature, top_k, top_p, seeds):
+def _validate(prompts, config, max_new_tokens, sampling, seeds):
     for b, prompt in enumerate(prompts):
         require(len(prompt), f"prompt {b} is empty: start it with BOS")
         require(
@@ -249,6 +251,7 @@ def _validate(prompts, config, max_new_tokens, temperature, top_k, top_p, seeds)
     bad = next((s for s in seeds if not 0 <= s < 2**32), None)
     require(bad is None, f"seed={bad} must lie between 0 and 4294967295")
     require(max_new_tokens >= 0, f"max_new_tokens={max_new_tokens} must not be negative")
+    temperature, top_k, top_p = sampling
     require(0 <= temperature < float("inf"), f"temperature={temperature} must be 0 or more")
     require(0 <= top_k < 2**31, f"top_k={top_k} must be 0 (off) or more")
     require(0 < top_p <= 1, f"top_p={top_p} must lie above 0 and at most at 1 (off)")

@@ -9,6 +9,7 @@ logits and softmax are float32.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,18 +61,24 @@ def decoder_layer(
     """
     axes = {name: weight.axes for name, weight in layer_weights(cfg).items()}
 
-    def run(function: Callable[..., Any], *names: str, rows: tuple) -> Any:
-        own = {name: w[name] for name in names}
+    def stage(function: Callable[..., Any], names: str, *rows: Any) -> Any:
+        own = {name: w[name] for name in names.split()}
+        # Generation leaves the weights split as they are; training has them whole for own rows.
         return by_rows(function, own, axes, *rows) if kv is None else function(own, *rows)
 
-    attended, kv = attention_block(run, x, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
-    x = constrain(x + attended, BY_POSITION)
-    return constrain(x + mlp_block(run, x, cfg=cfg), BY_POSITION), kv
+    with jax.named_scope("attention"):
+        attend = partial(attention, cfg=cfg, zigzag=zigzag)
+        out, kv_new = stage(attend, "attn_norm q k v", x, kv, positions, segment_ids)
+        added = stage(attention_output, "o", out)
+    x = constrain(x + added, BY_POSITION)
+    with jax.named_scope("mlp"):
+        g, u = stage(partial(mlp, cfg=cfg), "mlp_norm gate up", x)
+        added = stage(mlp_output, "down", g, u)
+    return constrain(x + added, BY_POSITION), kv_new
 
 
-@jax.named_scope("attention")
-def attention_block(run, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
-    """Normed, projected, rotated, attended, projected back: what is added to x, and the cache."""
+def attention(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
+    """Normed, projected, rotated, attended: the outputs of the heads [B,T,N,H], and the cache."""
     rotary = rope_frequencies(
         cfg.head_dim,
         theta=cfg.rope_theta,
@@ -79,46 +86,51 @@ def attention_block(run, x, kv, positions, segment_ids, *, cfg: ModelConfig, zig
         factor=cfg.rope_factor,
         pretrained_len=cfg.pretrained_seq_len,
     )
-
-    def attended(w, x, kv, positions, segment_ids):
-        h = relayout(rms_norm(x, w["attn_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
-        q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
-        k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
-        v = checkpoint_name(project(h, w["v"]), "v")
-        with settings_refused(cfg):
-            return attend(q, k, v, kv, positions, segment_ids, cfg=cfg, zigzag=zigzag)
-
-    def back(w, out):
-        return relayout(project(out, w["o"], inputs=2), BY_POSITION, WHOLE)
-
-    rows = (x, kv, positions, segment_ids)
-    out, kv = run(attended, "attn_norm", "q", "k", "v", rows=rows)
-    return run(back, "o", rows=(out,)), kv
+    h = relayout(rms_norm(x, w["attn_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
+    q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
+    k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
+    v = checkpoint_name(project(h, w["v"]), "v")
+    with settings_refused(cfg):
+        if kv is None:
+            return attend_within(q, k, v, segment_ids, cfg=cfg, zigzag=zigzag), None
+        return attend_to_cache(q, k, v, kv, positions[:, 0], cfg=cfg)
 
 
-@jax.named_scope("mlp")
-def mlp_block(run, x, *, cfg: ModelConfig):
-    """SwiGLU (Shazeer 2020): (silu(h gate) * (h up)) down."""
-
-    def products(w, x):
-        h = relayout(rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
-        return gate_up(h, w["gate"], w["up"])
-
-    def down(w, g, u):
-        return relayout(gated_down(g, u, w["down"]), BY_POSITION, WHOLE)
-
-    return run(down, "down", rows=run(products, "mlp_norm", "gate", "up", rows=(x,)))
+def attention_output(w, out):
+    """The heads' outputs [B,T,N,H] as they are added to the stream."""
+    return relayout(project(out, w["o"], inputs=2), BY_POSITION, WHOLE)
 
 
-def attend(q, k, v, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
-    """Attention within x, or to a cache that the new keys and values are written to first."""
-    if kv is None:
-        spec = spec_in_context(("batch", "seq", "heads", "head_dim"), q.shape)
-        options = {"implementation": implementation(cfg), "spec": spec, "zigzag": zigzag}
-        return dot_product_attention(q, k, v, segment_ids=segment_ids, **options), None
-    start, order = positions[:, 0], order_of_cache(cfg, q.shape[0])
+def mlp(w, x, *, cfg: ModelConfig):
+    """Normed, projected twice: gate and up [B,T,F] of SwiGLU, (silu(gate) * up) down."""
+    h = relayout(rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
+    return gate_up(h, w["gate"], w["up"])
+
+
+def mlp_output(w, g, u):
+    """SwiGLU's second half (Shazeer 2020) as it is added to the stream."""
+    return relayout(gated_down(g, u, w["down"]), BY_POSITION, WHOLE)
+
+
+def attend_within(q, k, v, segment_ids, *, cfg: ModelConfig, zigzag: bool):
+    """Causal attention of the documents of a row, each within itself."""
+    return dot_product_attention(
+        q,
+        k,
+        v,
+        segment_ids=segment_ids,
+        implementation=implementation(cfg),
+        spec=spec_in_context(("batch", "seq", "heads", "head_dim"), q.shape),
+        zigzag=zigzag,
+    )
+
+
+def attend_to_cache(q, k, v, kv: Cache, start: Int[Array, " B"], *, cfg: ModelConfig):
+    """Causal attention to a cache, to which the new keys and values are written first."""
+    B = q.shape[0]
+    order = order_of_cache(cfg, B)
     kv = write_cache(kv, k, v, start, order)
-    return cached_attention(q, *kv, start, order=order, spec=cache_spec(cfg, q.shape[0])), kv
+    return cached_attention(q, *kv, start, order=order, spec=cache_spec(cfg, B)), kv
 
 
 def implementation(cfg: ModelConfig) -> str | None:

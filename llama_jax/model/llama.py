@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import BY_POSITION, WHOLE, decoder_layer
-from llama_jax.model.weights import Weight, layer_weights, map_weights, outer_weights
+from llama_jax.model.precision import computed, kept
+from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.fsdp import by_rows
 from llama_jax.parallel.rules import constrain, relayout
@@ -38,71 +39,6 @@ def declare(module: nn.Module, table: dict[str, Weight], cfg: ModelConfig) -> di
     return {name: module.param(name, w.init, w.shape, dtype) for name, w in table.items()}
 
 
-def computed(module: nn.Module, weights: dict[str, Array], cfg: ModelConfig) -> dict[str, Array]:
-    """Declared weights as they are computed with: matrices in cfg.dtype, norms as they are.
-
-    Where the caller gave a slot for a weight (see `slots_of`), the slot has its gradient.
-    """
-    weights = {k: w.astype(cfg.dtype) if w.ndim > 1 else w for k, w in weights.items()}
-    slots = module.variables.get("slots", {})
-    return {k: _in_slot(slots[k], w) if k in slots else w for k, w in weights.items()}
-
-
-def slots_of(cfg: ModelConfig) -> dict:
-    """What to differentiate a loss by in place of its parameters: zeros that nothing reads.
-
-    The gradient is theirs, number by number, in the type that is computed with, where the loop over
-    the layers would stack the gradients of float32 parameters in float32.
-    """
-
-    def slot(w):
-        return jnp.zeros(w.shape, cfg.param_dtype if "norm" in w.axes else cfg.dtype)
-
-    return map_weights(slot, cfg)
-
-
-@jax.custom_vjp
-def _in_slot(slot, w):
-    """w; its gradient goes to the slot."""
-    return w
-
-
-def _in_slot_forward(slot, w):
-    return w, None
-
-
-def _in_slot_backward(_, gradient):
-    return gradient, None
-
-
-_in_slot.defvjp(_in_slot_forward, _in_slot_backward)
-
-
-@jax.custom_vjp
-def kept(weights: dict[str, Array], x: Array) -> tuple[dict[str, Array], Array]:
-    """Both as they are, for a layer that casts its weights in a loop over layers.
-
-    A TPU's compiler would cast the whole stack before the loop, and keep that copy beside the
-    parameters: half their size. A barrier alone does not keep it from that: it narrows what is
-    only read as bfloat16 across barriers and loops. It does not narrow bits.
-    """
-    types = {k: w.dtype for k, w in weights.items()}
-    bits = {k: w.view(f"uint{8 * w.dtype.itemsize}") for k, w in weights.items()}
-    bits, x = jax.lax.optimization_barrier((bits, x))
-    return {k: b.view(types[k]) for k, b in bits.items()}, x
-
-
-def _kept_forward(weights, x):
-    return kept(weights, x), None
-
-
-def _kept_backward(_, gradients):
-    return gradients
-
-
-kept.defvjp(_kept_forward, _kept_backward)
-
-
 class DecoderLayer(nn.Module):
     """`decoder_layer` with declared weights, the body of a scan; a cache goes by cache.py."""
 
@@ -116,7 +52,7 @@ class DecoderLayer(nn.Module):
         weights = declare(self, layer_weights(cfg), cfg)
         if cfg.dtype != cfg.param_dtype:
             weights, x = kept(weights, x)
-        w = computed(self, weights, cfg)
+        w = computed(weights, self.variables.get("slots", {}), cfg)
         return decoder_layer(w, x, None, positions, segment_ids, cfg=cfg, zigzag=self.zigzag)
 
 
@@ -139,7 +75,8 @@ class Llama(nn.Module):
         a time. Positions default to 0..T-1.
         """
         cfg = self.cfg
-        w = computed(self, declare(self, outer_weights(cfg), cfg), cfg)
+        weights = declare(self, outer_weights(cfg), cfg)
+        w = computed(weights, self.variables.get("slots", {}), cfg)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
         table = {"embed": outer_weights(cfg)["embed"].axes}
@@ -182,7 +119,8 @@ def hidden(
 ):
     """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache.
 
-    With `zigzag` the positions of all arrays are in the order of `ops.ring_attention.zigzag`.
+    With `zigzag` the positions of all arrays are in the order of `ops.ring_attention.zigzag`;
+    `slots` as in `precision.slots_of`.
     """
     variables = {"params": params} if slots is None else {"params": params, "slots": slots}
     out: Any = Llama(config, zigzag).apply(variables, tokens, positions, segment_ids)

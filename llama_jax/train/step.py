@@ -14,7 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from llama_jax.config import ModelConfig, TrainConfig, require
-from llama_jax.model.llama import hidden, slots_of
+from llama_jax.model.llama import hidden
+from llama_jax.model.precision import slots_of
 from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
 from llama_jax.ops.ring_attention import zigzag
 from llama_jax.parallel.arrays import BATCH_AXES

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llama_jax.config import InputError, MeshConfig
 from llama_jax.infer import generate as module
-from llama_jax.infer.generate import generate_tokens
+from llama_jax.infer.generate import Sampling, generate_tokens
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
@@ -25,7 +25,6 @@ CONFIGS = {
     "MHA, tied": replace(SMALL, num_kv_heads=4, tie_embeddings=True),
     "YaRN": replace(SMALL, rope_scaling="yarn", rope_factor=4.0),
 }
-GREEDY = {"temperature": 0.0, "eos_id": None}
 
 
 @cache
@@ -34,16 +33,16 @@ def params_of(config):
     return jax.tree.map(lambda p: 3 * p, init_params(jax.random.key(1), config))
 
 
-def run(prompts, config=SMALL, max_new_tokens=8, seeds=None, **options):
-    options = {**GREEDY, **options}
+def run(prompts, config=SMALL, max_new_tokens=8, seeds=None, eos_id=None, **sampling):
     seeds = seeds if seeds is not None else range(len(prompts))
     return generate_tokens(
         params_of(config),
         prompts,
         config=config,
         max_new_tokens=max_new_tokens,
+        sampling=Sampling(**sampling),
         seeds=list(seeds),
-        **options,
+        eos_id=eos_id,
     )
 
 
@@ -146,7 +145,7 @@ def test_prompts_of_one_bucket_share_a_program():
 
 def test_the_program_for_many_rows_is_not_longer():
     def size(B):
-        state, rows, _ = module._start([[1, 2]] * B, SMALL, 8, 0.0, 0, 1.0, range(B), None)
+        state, rows, _ = module._start([[1, 2]] * B, SMALL, 8, module.GREEDY, range(B), None)
         w = jax.eval_shape(lambda p: module.prepare(p, SMALL), params_of(SMALL))
         lowered = module.advance.lower(w, state, rows, np.int32(8), config=SMALL)
         return lowered.as_text().count("\n")

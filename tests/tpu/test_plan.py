@@ -237,7 +237,7 @@ def test_a_machine_without_libtpu_is_told_the_extra(monkeypatch):
 
 def plan_in_subprocess(*options):
     """What the command line answers, as JSON; the step is cut to two layers."""
-    command = [sys.executable, "-m", "llama_jax.cli", "plan", "--json", "--model.num-layers", "2"]
+    command = [sys.executable, "-m", "llama_jax", "plan", "--json", "--model.num-layers", "2"]
     done = subprocess.run(
         [*command, *options], capture_output=True, text=True, env={**os.environ}, check=False
     )

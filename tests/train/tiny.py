@@ -56,7 +56,7 @@ class Tiny:
         return load_experiment([str(self.file), *overrides])
 
     def start(
-        self, *overrides: str, devices: int = 1, program: Sequence[str] = ("-m", "llama_jax.cli")
+        self, *overrides: str, devices: int = 1, program: Sequence[str] = ("-m", "llama_jax")
     ) -> subprocess.Popen:
         """`llama-jax train` in a process of its own."""
         env = dict(
