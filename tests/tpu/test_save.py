@@ -158,7 +158,7 @@ def test_for_a_tpu_the_entry_has_one_name_wherever_we_are_installed(tmp_path):
         home = tmp_path / folder
         shutil.copytree(ours, home / "llama_jax", ignore=shutil.ignore_patterns("__pycache__"))
         done = subprocess.run(
-            [sys.executable, "-m", "llama_jax.cli", "plan", *SMALL, "--json", "--save", "steps"],
+            [sys.executable, "-m", "llama_jax", "plan", *SMALL, "--json", "--save", "steps"],
             cwd=home,
             env=os.environ | {"PYTHONPATH": str(home)},
             capture_output=True,
