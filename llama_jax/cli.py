@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import glob
 import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -188,7 +189,8 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        resume = "; the same command goes on from the last checkpoint"
+        return _fail(f"interrupted{resume if arguments[:1] == ['train'] else ''}", 130)
     except OSError as error:
         return _fail(error, 1)
     except ImportError as error:
@@ -223,6 +225,9 @@ def _fail(reason: object, status: int) -> int:
 def _quiet_start() -> None:
     """Logs to stderr; jax is not asked to look for a TPU where only its library is installed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal's encoding cannot say is written as its code, as stderr does.
+        sys.stdout.reconfigure(errors="backslashreplace")
     for name in ("jax", "grain", "tensorboardX", "gguf"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Orbax (through absl), the threads that it writes with, and gcsfs print the stacks of failures

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import runpy
 import sys
 from collections.abc import Sequence
@@ -130,7 +131,9 @@ class OptimizerConfig:
         require(self.b1 < 1 and self.b2 < 1, f"optimizer.b1={self.b1} and b2={self.b2} must be < 1")
         for name in ("warmup_steps", "eps", "weight_decay"):
             value = getattr(self, name)
-            require(value >= 0, f"optimizer.{name}={value} must not be negative")
+            require(
+                0 <= value < float("inf"), f"optimizer.{name}={value} must be 0 or more, and finite"
+            )
         require(self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} must be positive")
 
 
@@ -250,6 +253,8 @@ class TrainConfig:
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must not be negative")
         require(self.workdir, "workdir is empty: name the folder of the run")
+        require(self.steps < 2**31, f"steps={self.steps} must be below 2147483648")
+        require(self.seq_len > 1, f"seq_len={self.seq_len} must be 2 or more: a token and the next")
         require(
             self.seq_len <= self.model.max_seq_len,
             f"seq_len={self.seq_len} exceeds model.max_seq_len={self.model.max_seq_len}",
@@ -292,7 +297,8 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
         not path.startswith("-"),
         f"{prog} needs the experiment file first, then its options; got {path}",
     )
-    require(Path(path).is_file(), f"experiment {path} does not exist")
+    require(Path(path).exists(), f"experiment {path} does not exist")
+    require(Path(path).is_file(), f"experiment {path} is not a file: give one such as run.py")
     sys.path.insert(0, os.getcwd())  # for `from experiments import PARENT`, as `python -m` has it
     try:
         config = runpy.run_path(path).get("CONFIG")
@@ -334,6 +340,7 @@ def _one_line(box: str, command: str) -> str:
     """What tyro says in a box of many lines, as one: the reason, the nearest option, the help."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     reason = " ".join(lines[: lines.index("")]) if "" in lines else " ".join(lines)
+    reason = re.sub(r"^Error parsing [\w.]+: ", "", reason)  # our messages name the setting
     if "Perhaps you meant:" in lines:
         nearest = lines[lines.index("Perhaps you meant:") + 1].split()[0]
         reason += f"; did you mean {nearest}?"

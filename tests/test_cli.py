@@ -1,6 +1,7 @@
 """The command line: results on stdout, one line for bad input, exit statuses."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,14 @@ def test_a_run_is_converted_verified_evaluated_and_speaks_alike(capsys, run, tmp
     (tmp_path / "hf/model.safetensors").write_bytes(b"")
     assert call(capsys, "verify", folder)[0] == 2
     assert call(capsys, "convert", str(run), folder)[0] == 2  # it exists
+
+
+def test_text_that_a_terminal_cannot_show_is_written_as_its_code(run):
+    argv = [sys.executable, "-m", "llama_jax", "generate", str(run), "--prompt", "caf\u00e9"]
+    env = dict(os.environ, PYTHONIOENCODING="ascii")
+    done = subprocess.run([*argv, "--max-new-tokens", "1"], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"caf\\xe9")
 
 
 def test_eval_agrees_with_its_json(capsys, run):

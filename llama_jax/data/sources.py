@@ -268,6 +268,7 @@ class TfdsData(_Records):
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds
 
+        require(self.dataset, "data tfds: names no data set: write tfds:NAME")
         try:
             builder = tfds.builder(self.dataset, file_format="array_record", try_gcs=False)
         except tfds.core.registered.DatasetNotFoundError as error:

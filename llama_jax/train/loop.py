@@ -104,7 +104,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
             identity = {"data": data["train"].fingerprint, "tokenizer": tokenizer.fingerprint}
             agree(identity)
             with together():
-                open_run(config, workdir, tokenizer)  # last: bad input leaves no folder behind
+                # Last: bad input leaves no folder behind.
+                stack.enter_context(open_run(config, workdir, tokenizer))
             loader = _loader(config, data["train"], mesh, stack, shuffle=True)
             held_out = data.get("validation")
             validation = None

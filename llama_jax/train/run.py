@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_file import read_config, to_json
 from llama_jax.data.files import reason, write_atomic
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
+from llama_jax.train.report import TrainingError
 
 CONFIG_FILE = "config.json"
 # Settings that may differ when a run goes on: they change no number of it but by rounding, but for
@@ -74,20 +78,51 @@ def check_run(config: TrainConfig) -> epath.Path:
     return path
 
 
-def open_run(config: TrainConfig, path: epath.Path, tokenizer: Tokenizer) -> None:
-    """Make the folder and write config.json and tokenizer.model, on host 0.
+@contextlib.contextmanager
+def open_run(config: TrainConfig, path: epath.Path, tokenizer: Tokenizer) -> Iterator[None]:
+    """Make the folder, write config.json and tokenizer.model, and keep others out; on host 0.
 
-    Raises InputError if it cannot be written.
+    Raises:
+      InputError: it cannot be written.
+      TrainingError: another program of this machine trains in it.
     """
-    if jax.process_index() != 0:
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_alone_in(path))
+                if not (path / MODEL_FILE).exists():
+                    tokenizer.save(path / MODEL_FILE)
+                write_atomic(path / CONFIG_FILE, to_json(config).encode())
+            except OSError as error:
+                raise InputError(f"workdir {path} cannot be written: {reason(error)}") from error
+        yield
+
+
+@contextlib.contextmanager
+def _alone_in(path: epath.Path) -> Iterator[None]:
+    """Two programs in one folder would remove each other's checkpoints: the second one ends here.
+
+    The lock is the folder's own and ends with its program, however that ends. Buckets and some
+    network file systems have none.
+    """
+    if "://" in os.fspath(path):
+        yield
         return
+    folder = os.open(path, os.O_RDONLY)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not (path / MODEL_FILE).exists():
-            tokenizer.save(path / MODEL_FILE)
-        write_atomic(path / CONFIG_FILE, to_json(config).encode())
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise InputError(f"workdir {path} cannot be written: {reason(error)}") from error
+        if error.errno == errno.EWOULDBLOCK:
+            os.close(folder)
+            raise TrainingError(
+                f"another program trains in workdir {path}: wait for its end, or choose another "
+                "--workdir"
+            ) from None
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -140,6 +140,8 @@ def test_bad_specifications(spec, message):
 def test_unknown_tfds_name():
     with pytest.raises(InputError, match="did you mean tfds:imdb_reviews"):
         read_all("tfds:imdb_review")
+    with pytest.raises(InputError, match="write tfds:NAME"):
+        read_all("tfds:")
 
 
 def test_tfds_data_set_that_is_not_prepared(tmp_path, monkeypatch):

@@ -75,6 +75,23 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(tiny, tmp_path):
     assert train(tiny.config(*workdir, "--steps", "4")).resumed_from == 3
 
 
+def test_a_second_program_keeps_out_of_a_folder_that_is_trained_in(tiny, tmp_path, monkeypatch):
+    config = tiny.config("--workdir", str(tmp_path / "run"), "--steps", "2", "--eval-every", "0")
+    refused, place = [], loop.shard_batch
+
+    def place_and_start_another(*args):
+        monkeypatch.setattr(loop, "shard_batch", place)
+        with pytest.raises(TrainingError, match="another program trains in workdir") as caught:
+            train(config)
+        refused.append(caught)
+        return place(*args)
+
+    monkeypatch.setattr(loop, "shard_batch", place_and_start_another)
+    assert train(config).step == 2
+    assert len(refused) == 1
+    assert train(config).resumed_from == 2
+
+
 def test_host_0_says_whether_there_is_something_to_resume(tiny, tmp_path, monkeypatch):
     workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0")
     train(tiny.config(*workdir, "--steps", "2"))
