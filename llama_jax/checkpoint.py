@@ -233,7 +233,7 @@ def verify(path: epath.PathLike) -> list[Report]:
         return [_verify(path, None)]
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = _steps(directory)
-    require(steps, f"{path} is neither a run folder with checkpoints, nor one, nor a model folder")
+    require(steps, f"{path} is no run folder with checkpoints, no checkpoint and no model folder")
     return [_verify(directory / str(step), step) for step in steps]
 
 
@@ -267,6 +267,8 @@ def _verify(folder: epath.Path, step: int | None) -> Report:
         manifest = Manifest.read(folder, step)
     except (ValueError, OSError) as error:
         return Report(folder, step, storage.one_line(error), {})
+    if not (folder / manifest.folder).is_dir():
+        return Report(folder, manifest.step, f"its folder {manifest.folder} is missing", {})
     try:  # XLA computes digests several times faster than NumPy
         device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:

@@ -291,7 +291,7 @@ def test_parameters_of_a_run_without_its_optimizer_state(run, caplog):
 
 def test_paths_that_hold_nothing_of_ours_are_bad_input(tmp_path):
     for function in (verify, lambda path: load_params(path, abstract(make_state().params))):
-        with pytest.raises(InputError, match="nor"):
+        with pytest.raises(InputError, match=r"no model folder|nor a run folder"):
             function(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         verify(tmp_path / "nowhere")
@@ -303,4 +303,9 @@ def test_verify_takes_a_run_one_checkpoint_or_their_folder(run):
     assert [r.path.name for r in verify(directory / "2")] == ["2"]
     (directory / "2/manifest.json").unlink()
     assert [r.problem for r in verify(run)] == [None, "manifest.json is missing"]
+    shutil.rmtree(directory / "1/state")
+    assert [r.problem for r in verify(run)] == [
+        "its folder state is missing",
+        "manifest.json is missing",
+    ]
     assert [r.ok for r in verify(directory / "2")] == [False]
