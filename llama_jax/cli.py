@@ -8,21 +8,18 @@ command that needs it, so that `--help` answers at once.
 import argparse
 import contextlib
 import difflib
-import glob
-import importlib.util
-import io
 import itertools
 import json
-import logging
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from llama_jax import __version__
 from llama_jax.config import InputError
+from llama_jax.console import quiet_start, stdout_for_results
 from llama_jax.host_memory import keep_freed_memory
 from llama_jax.tpu import kernel_table
 
@@ -34,7 +31,7 @@ examples:
   llama-jax eval runs/docs
   llama-jax verify runs/docs
   llama-jax plan --model llama2-7b --topology v5e-256         no TPU needed
-  llama-jax convert Llama-2-7b-hf/ models/llama2-7b   from Hugging Face and others
+  llama-jax convert Llama-2-7b-hf/ models/llama2-7b           from Hugging Face and others
   llama-jax tokenizer train --input books/ --vocab-size 8000 --output tokenizer/
 """
 
@@ -160,7 +157,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    _quiet_start()
+    quiet_start()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _run(arguments)
@@ -189,8 +186,9 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        resume = "; the same command goes on from the last checkpoint"
-        return _fail(f"interrupted{resume if arguments[:1] == ['train'] else ''}", 130)
+        training = arguments[:1] == ["train"]
+        resume = "; the same command goes on from the last checkpoint" if training else ""
+        return _fail(f"interrupted{resume}", 130)
     except OSError as error:
         return _fail(error, 1)
     except ImportError as error:
@@ -220,25 +218,6 @@ def _hosts() -> Any:
 def _fail(reason: object, status: int) -> int:
     print(f"llama-jax: error: {' '.join(str(reason).split())}", file=sys.stderr)
     return status
-
-
-def _quiet_start() -> None:
-    """Logs to stderr; jax is not asked to look for a TPU where only its library is installed."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # What a terminal's encoding cannot say is written as its code, as stderr does.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    for name in ("jax", "grain", "tensorboardX", "gguf"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Orbax (through absl), the threads that it writes with, and gcsfs print the stacks of failures
-    # that reach us as exceptions too, which are told in one line.
-    for name in ("absl", "asyncio", "concurrent.futures", "gcsfs", "fsspec"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
-        chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
-        gpus = any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13))
-        if not chips and not gpus:
-            os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def _plan(arguments: Sequence[str]) -> int:
@@ -282,26 +261,11 @@ def _train(arguments: Sequence[str]) -> int:
         model = Model(config.model, params, tokenizer)
         return generate(model, prompt, max_new_tokens=128, temperature=0.0)
 
-    with _stdout_for_results() if _hosts() else contextlib.nullcontext():
+    with stdout_for_results() if _hosts() else contextlib.nullcontext():
         summary = train(config, sample=sample)
     if distributed.is_main():
         _print_summary(summary)
     return 0
-
-
-@contextlib.contextmanager
-def _stdout_for_results() -> Iterator[None]:
-    """What libraries write to standard output goes to stderr: Gloo, which joins hosts without
-    accelerators, says there whom it met."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def _print_summary(s: Any) -> None:

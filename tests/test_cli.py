@@ -141,6 +141,21 @@ def test_text_that_a_terminal_cannot_show_is_written_as_its_code(run):
     assert done.stdout.startswith(b"caf\\xe9")
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train", "interrupted; the same command goes on from the last checkpoint"),
+        ("plan", "interrupted"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_left(capsys, monkeypatch, command, said):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, f"_{command}", interrupt)
+    assert call(capsys, command) == (130, "", f"llama-jax: error: {said}\n")
+
+
 def test_eval_agrees_with_its_json(capsys, run):
     status, out, _ = call(capsys, "eval", str(run))
     assert status == 0

@@ -124,6 +124,7 @@ def test_an_experiment_that_cannot_be_read_is_named(tmp_path):
     assert "needs an experiment file" in refusal([])
     assert "experiment file first, then its options; got --steps" in refusal(["--steps", "5"])
     assert "experiment absent.py does not exist" in refusal(["absent.py"])
+    assert f"experiment {tmp_path} is not a file" in refusal([str(tmp_path)])
     path = tmp_path / "broken.py"
     for text, words in {
         "CONFIG = 1": "defines no CONFIG = TrainConfig",

@@ -16,6 +16,7 @@ ARROWS = {
     "config": set(),
     "config_file": {"config"},
     "host_memory": set(),
+    "console": set(),
     "kernels": set(),
     "ops": {"kernels"},
     "parallel": {"config"},
@@ -43,7 +44,7 @@ ARROWS = {
     },
     "cli": {
         "config", "serve", "align", "tpu", "convert", "train", "infer", "data", "parallel",
-        "host_memory", *CHECKPOINTS,
+        "host_memory", "console", *CHECKPOINTS,
     },
     "__init__": {"infer.api"},
     "__main__": {"cli"},

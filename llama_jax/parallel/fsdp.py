@@ -66,6 +66,25 @@ def by_rows(
     )(w, first, *rows[1:])
 
 
+def by_positions(function: Callable[..., Any], w: Mapping[str, Array], *rows: Array) -> Any:
+    """function(w, *rows) of arrays [B,T,...], computed by each device for the positions it has.
+
+    Left to the compiler, a loop over chunks of positions gathers them first, and every device of
+    the sequence axis goes through all of them. What comes out has an entry for each device, [1,1].
+    """
+    n = num_shards("seq")
+    if n == 1 or rows[0].shape[1] % n:
+        return function(w, *rows)
+    (axis,), split = RULES["seq"], PartitionSpec(None, *RULES["seq"])
+    return jax.shard_map(
+        function,
+        in_specs=(PartitionSpec(), *(split,) * len(rows)),
+        out_specs=split,
+        axis_names={axis},
+        check_vma=False,
+    )(w, *rows)
+
+
 @jax.custom_vjp
 def _settled(w, x):
     """As they are; the gradient of x waits for those of w."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -111,15 +110,14 @@ def _alone_in(path: epath.Path) -> Iterator[None]:
         return
     folder = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            os.close(folder)
-            raise TrainingError(
-                f"another program trains in workdir {path}: wait for its end, or choose another "
-                "--workdir"
-            ) from None
-    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(
+                    f"another program trains in workdir {path}: wait for its end, or choose "
+                    "another --workdir"
+                ) from None
         yield
     finally:
         os.close(folder)

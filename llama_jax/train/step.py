@@ -3,14 +3,14 @@
 Imports jax, flax and optax only, so that it runs where nothing else is installed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from llama_jax.config import ModelConfig, TrainConfig, require
@@ -19,8 +19,8 @@ from llama_jax.model.precision import slots_of
 from llama_jax.ops.loss import chunk_length, cross_entropy, next_token_targets
 from llama_jax.ops.ring_attention import zigzag
 from llama_jax.parallel.arrays import BATCH_AXES
-from llama_jax.parallel.fsdp import by_rows
-from llama_jax.parallel.rules import RULES, constrain, named_sharding, num_shards
+from llama_jax.parallel.fsdp import by_positions, by_rows
+from llama_jax.parallel.rules import constrain, named_sharding, num_shards
 from llama_jax.parallel.torus import on_torus, stages_of
 from llama_jax.train.optimizer import applied_updates
 from llama_jax.train.state import TrainState, shardings_of
@@ -90,25 +90,6 @@ def summed_loss(
     run = partial(by_positions, loss)
     found = by_rows(run, {"head": head}, {"head": ("embed", "vocab")}, x, targets, mask)
     return jnp.sum(found[0]), jnp.sum(found[1])
-
-
-def by_positions(function: Callable[..., Any], w: Mapping[str, Array], *rows: Array) -> Any:
-    """function(w, *rows) of arrays [B,T,...], computed by each device for the positions it has.
-
-    Left to the compiler, a loop over chunks of positions gathers them first, and every device of
-    the sequence axis goes through all of them. What comes out has an entry for each device, [1,1].
-    """
-    n = num_shards("seq")
-    if n == 1 or rows[0].shape[1] % n:
-        return function(w, *rows)
-    (axis,), split = RULES["seq"], PartitionSpec(None, *RULES["seq"])
-    return jax.shard_map(
-        function,
-        in_specs=(PartitionSpec(), *(split,) * len(rows)),
-        out_specs=split,
-        axis_names={axis},
-        check_vma=False,
-    )(w, *rows)
 
 
 def ring_size(cfg: ModelConfig, T: int) -> int:
