@@ -18,6 +18,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from llama_jax.parallel.distributed import HEARTBEAT_SECONDS
 from tests.train.tiny import digests, facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -119,7 +120,7 @@ def test_a_host_that_freezes_ends_the_others_within_the_heartbeat(tiny, tmp_path
     wait_for_step(tmp_path / "run", 10, processes)
     processes[1].send_signal(signal.SIGSTOP)
     try:
-        processes[0].wait(timeout=120)
+        processes[0].wait(timeout=HEARTBEAT_SECONDS / 2)  # well before the default would end it
     finally:
         processes[1].kill()
     assert finish(processes)[0][0] not in (0, -signal.SIGKILL)
