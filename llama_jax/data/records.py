@@ -1,0 +1,108 @@
+"""Dialogues, preferences and prompts: the records that alignment data becomes.
+
+A record is written as one line of JSON. Messages are plain mappings with `role` (system, user or
+assistant), `content` and, on assistant messages, optionally `train` (false for an answer that gets
+no loss). `data/formats` reads what people have into these; `data/chat.py` turns them into tokens.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from llama_jax.config import InputError, require
+
+Message = Mapping[str, Any]
+"""role, content and, on an assistant's message, optionally train."""
+ROLES = ("system", "user", "assistant")
+RATINGS = ("negligibly", "slightly", "better", "significantly")
+"""How much better the chosen answer is, by its rating 0 to 3 (Llama 2, section 3.2.1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """A conversation to learn from: user and assistant in turn, the assistant last."""
+
+    messages: tuple[Message, ...]
+    source: str = ""
+    """Where it comes from, for reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Two answers to one conversation, the better one chosen."""
+
+    messages: tuple[Message, ...]
+    """Ends with a user message."""
+    chosen: str
+    rejected: str
+    rating: int | None = None
+    """0 negligibly better or unsure, to 3 significantly better; None where nobody rated."""
+    margin: float | None = None
+    """An explicit margin for the loss, which overrides the rating's."""
+    safe_chosen: bool | None = None
+    safe_rejected: bool | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A conversation that waits for an answer."""
+
+    messages: tuple[Message, ...]
+    """Ends with a user message."""
+    safety: bool = False
+    """Whether its answer is judged by the safety reward model."""
+    source: str = ""
+
+
+Record = Dialogue | Preference | Prompt
+
+
+def to_json(record: Record) -> str:
+    """One line of JSON; fields at their defaults are left out."""
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    kept = {f.name: values[f.name] for f in fields(record) if values[f.name] != f.default}
+    return json.dumps(kept, ensure_ascii=False)
+
+
+def check_messages(messages: Any, last: str, where: str) -> tuple[Message, ...]:
+    """The messages of a record: known roles, text, user and assistant in turn, `last` at the end.
+
+    A system message may stand first. Raises InputError that names `where` and the message.
+    """
+    require(
+        isinstance(messages, (list, tuple)) and messages,
+        f"{where}: messages must be a list that is not empty, not {messages!r:.60}",
+    )
+    expected = "user"
+    for number, message in enumerate(messages):
+        here = f"{where}, message {number}"
+        require(isinstance(message, Mapping), f"{here} must be an object, not {message!r:.60}")
+        role, content = message.get("role"), message.get("content")
+        require(
+            role in ROLES, f"{here}: role {role!r:.40} is unknown; roles are {', '.join(ROLES)}"
+        )
+        require(isinstance(content, str), f"{here}: content must be text, not {content!r:.60}")
+        require(
+            isinstance(message.get("train", True), bool),
+            f"{here}: train={message.get('train')!r:.40} must be true or false",
+        )
+        if role == "system":
+            require(number == 0, f"{here}: a system message must be the first message")
+            continue
+        if role != expected:
+            raise InputError(
+                f"{here}: expected a {expected} message, not {role}: a conversation starts with "
+                "the user, and user and assistant take turns"
+            )
+        require(
+            content.strip() or (role == "user"),
+            f"{here}: the assistant's answer is empty; remove the dialogue or fill it in",
+        )
+        expected = "assistant" if role == "user" else "user"
+    if messages[-1]["role"] != last:
+        raise InputError(
+            f"{where}: the last message must be the {last}'s, not the {messages[-1]['role']}'s"
+        )
+    return tuple(messages)
