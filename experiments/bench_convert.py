@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llama_jax.host_memory import keep_freed_memory
+from llama_jax.runtime.malloc import keep_freed_memory
 
 GIB = 2**30
 
@@ -123,7 +123,7 @@ def step_load_saved(folder: Path) -> None:
 def _write_only(source: Path, target: Path, to: str) -> None:
     from etils import epath
 
-    from llama_jax import storage
+    from llama_jax.checkpoint import storage
     from llama_jax.convert import api, proof
     from llama_jax.convert.formats import FORMATS
 
@@ -159,7 +159,7 @@ def timed(step: Callable[[Path], None], folder: Path) -> None:
         import jax
 
         import llama_jax.convert.api
-        import llama_jax.infer.api
+        import llama_jax.models
 
         assert llama_jax.convert.api
         jax.block_until_ready(jax.numpy.zeros(1))

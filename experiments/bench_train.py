@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from llama_jax.host_memory import keep_freed_memory
+from llama_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory()  # as `llama-jax train` does, before jax starts its threads
 

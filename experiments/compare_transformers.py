@@ -39,7 +39,7 @@ CASES = {
 
 def ours(case: dict) -> Iterator[float]:
     """Seconds of one step after another, in a process that `llama-jax train` would have too."""
-    from llama_jax.host_memory import keep_freed_memory
+    from llama_jax.runtime.malloc import keep_freed_memory
 
     keep_freed_memory()
     from bench_train import experiment, timed_steps  # pyrefly: ignore[missing-import]

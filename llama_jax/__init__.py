@@ -8,13 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_jax.infer.api import Model, apply, generate, load, stream
+    from llama_jax.infer.api import generate, stream
+    from llama_jax.model.llama import apply
+    from llama_jax.models import Model, load
 
 __version__ = "0.1.0"
 __all__ = ["Model", "__version__", "apply", "generate", "load", "stream"]
+_HOME = {
+    "Model": "models",
+    "apply": "model.llama",
+    "generate": "infer.api",
+    "load": "models",
+    "stream": "infer.api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("llama_jax.infer.api"), name)
+    if name in _HOME:
+        return getattr(import_module(f"llama_jax.{_HOME[name]}"), name)
     raise AttributeError(f"module 'llama_jax' has no attribute {name!r}")

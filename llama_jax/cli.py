@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 from llama_jax import __version__
 from llama_jax.config import InputError
-from llama_jax.console import quiet_start, stdout_for_results
-from llama_jax.host_memory import keep_freed_memory
+from llama_jax.runtime.console import quiet_start, stdout_for_results
+from llama_jax.runtime.malloc import keep_freed_memory
 from llama_jax.tpu import kernel_table
 
 EXAMPLES = """\
@@ -210,8 +210,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _hosts() -> Any:
-    """The module `parallel.distributed` if this process is one of several hosts."""
-    module = sys.modules.get("llama_jax.parallel.distributed")
+    """The module `runtime.hosts` if this process is one of several hosts."""
+    module = sys.modules.get("llama_jax.runtime.hosts")
     return module if module is not None and module.jax.distributed.is_initialized() else None
 
 
@@ -240,7 +240,7 @@ def _train(arguments: Sequence[str]) -> int:
     parser.add_argument("--coordinator-address")
     for name in ("--num-processes", "--process-id", "--heartbeat-seconds"):
         parser.add_argument(name, type=int, default=argparse.SUPPRESS)
-    hosts, arguments = parser.parse_known_args(list(arguments))
+    options, arguments = parser.parse_known_args(list(arguments))
     from llama_jax.config import load_experiment
 
     if {"-h", "--help"} & set(arguments):
@@ -249,12 +249,13 @@ def _train(arguments: Sequence[str]) -> int:
         except SystemExit:
             print(HOSTS)
             raise
-    from llama_jax.infer.api import Model, generate
-    from llama_jax.parallel import distributed
+    from llama_jax.infer.api import generate
+    from llama_jax.models import Model
+    from llama_jax.runtime import hosts
     from llama_jax.train.loop import train
 
-    distributed.initialize(**vars(hosts))
-    with distributed.together():
+    hosts.initialize(**vars(options))
+    with hosts.together():
         config = load_experiment(arguments)
 
     def sample(params: dict, tokenizer: Any, prompt: str) -> str:
@@ -263,7 +264,7 @@ def _train(arguments: Sequence[str]) -> int:
 
     with stdout_for_results() if _hosts() else contextlib.nullcontext():
         summary = train(config, sample=sample)
-    if distributed.is_main():
+    if hosts.is_main():
         _print_summary(summary)
     return 0
 
@@ -298,7 +299,8 @@ def _print_summary(s: Any) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from llama_jax.infer.api import load, stream
+    from llama_jax.infer.api import stream
+    from llama_jax.models import load
 
     pieces = stream(
         load(args.model),
@@ -318,7 +320,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from llama_jax.infer.api import load
+    from llama_jax.models import load
     from llama_jax.train.evaluate import evaluate_model
 
     result = evaluate_model(

@@ -11,42 +11,43 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "llama_jax").rglob("*.py"))
 
 # A room, or a file of it, and what of ours it may import besides itself; the longest name counts.
-CHECKPOINTS = {"checkpoint", "manifest", "plain_zarr", "preemption", "storage"}
 ARROWS = {
     "config": set(),
     "config_file": {"config"},
-    "host_memory": set(),
-    "console": set(),
+    "runtime": {"config"},
+    "checkpoint": {"config", "runtime"},
     "kernels": set(),
     "ops": {"kernels"},
     "parallel": {"config"},
     "model": {"config", "ops", "parallel.rules", "parallel.fsdp"},
     "data": {"config"},
-    "manifest": {"config"},
-    "plain_zarr": set(),
-    "preemption": {"config"},
-    "storage": {"config", "manifest", "plain_zarr"},
-    "checkpoint": {"config", *CHECKPOINTS},
     "convert": {
-        "config", "config_file", "model", "ops", "data.tokenizer", "data.pieces", *CHECKPOINTS,
+        "config", "config_file", "model", "ops", "checkpoint", "data.tokenizer",
+        "data.sentencepiece_proto",
     },
-    "train": {"config", "config_file", "model", "ops", "parallel", "data", *CHECKPOINTS},
-    "infer": {"config", "model", "ops", "parallel"},
-    # The public Python interface: it loads every format, so it stands above `convert`.
-    "infer.api": {
-        "config", "config_file", "model", "parallel.rules", "data.tokenizer", "convert",
-        *CHECKPOINTS,
+    "models": {
+        "config", "config_file", "convert", "checkpoint", "model", "parallel.rules",
+        "data.tokenizer",
     },
-    "align": {"config", "train", "infer", "data", "model", "ops", "parallel", *CHECKPOINTS},
-    "serve": {"config", "infer", "data", *CHECKPOINTS},
+    "train": {
+        "config", "config_file", "model", "ops", "parallel", "data", "checkpoint", "runtime",
+    },
+    "infer": {"config", "models", "model", "ops", "parallel"},
+    "align": {
+        "config", "config_file", "train", "infer", "models", "data", "model", "ops", "parallel",
+        "checkpoint", "runtime",
+    },
+    "evals": {"config", "models", "infer", "data", "model", "ops", "parallel"},
+    "serve": {"config", "models", "infer", "data"},
     "tpu": {
-        "config", "config_file", "train", "infer", "model", "parallel", "kernels", "data.files",
+        "config", "config_file", "train", "align", "infer", "model", "parallel", "kernels",
+        "data.files",
     },
     "cli": {
-        "config", "serve", "align", "tpu", "convert", "train", "infer", "data", "parallel",
-        "host_memory", "console", *CHECKPOINTS,
+        "config", "serve", "evals", "align", "tpu", "convert", "train", "infer", "models", "data",
+        "checkpoint", "runtime",
     },
-    "__init__": {"infer.api"},
+    "__init__": {"infer.api", "models", "model.llama"},
     "__main__": {"cli"},
 }  # fmt: skip
 

@@ -20,7 +20,8 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from llama_jax import __version__, storage
+from llama_jax import __version__
+from llama_jax.checkpoint import storage
 from llama_jax.config import InputError, require
 from llama_jax.convert import proof
 from llama_jax.convert.formats import FORMATS, Format, detect

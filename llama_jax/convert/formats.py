@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_jax.config import InputError
-from llama_jax.convert import card, gguf, gguf_writer, hf, llama2c, meta, native
+from llama_jax.convert import gguf, gguf_writer, hf, llama2c, meta, model_card, native
 from llama_jax.convert.source import Source
 
 
@@ -47,7 +47,7 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {
     "native": Format("a model folder or run folder", native.is_format, native.read, native.write),
-    "hf": Format("a Hugging Face folder", hf.is_format, hf.read, hf.write, card=card.write),
+    "hf": Format("a Hugging Face folder", hf.is_format, hf.read, hf.write, card=model_card.write),
     "meta": Format("a Meta folder", meta.is_format, meta.read, meta.write),
     "gguf": Format(
         "a GGUF file",

@@ -14,7 +14,7 @@ import numpy as np
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.convert.gguf_file import MAGIC, GgufFile, read_file
 from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, tensors
-from llama_jax.data.pieces import KIND_NUMBERS, Piece, Vocabulary
+from llama_jax.data.sentencepiece_proto import KIND_NUMBERS, Piece, Vocabulary
 from llama_jax.data.tokenizer import Tokenizer
 
 NAMES = {

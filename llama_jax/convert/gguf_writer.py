@@ -14,7 +14,7 @@ from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.convert.gguf import NAMES
 from llama_jax.convert.gguf_file import BLOCK
 from llama_jax.convert.source import Source, rows_shape, tensors, to_rows
-from llama_jax.data.pieces import KIND_NUMBERS, Piece
+from llama_jax.data.sentencepiece_proto import KIND_NUMBERS, Piece
 from llama_jax.data.tokenizer import Tokenizer
 
 VARIANTS = ("", "q8_0")

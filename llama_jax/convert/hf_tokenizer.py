@@ -12,7 +12,7 @@ the order of the pieces' scores.
 import json
 
 from llama_jax.config import require
-from llama_jax.data.pieces import Vocabulary
+from llama_jax.data.sentencepiece_proto import Vocabulary
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 
 SPACE = "\u2581"

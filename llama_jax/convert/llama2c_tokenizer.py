@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama_jax.config import InputError, require
-from llama_jax.data.pieces import SPACE, Piece, Vocabulary
+from llama_jax.data.sentencepiece_proto import SPACE, Piece, Vocabulary
 from llama_jax.data.tokenizer import NUM_RESERVED, Tokenizer
 
 TOKENIZER_FILE = "tokenizer.bin"

@@ -3,7 +3,7 @@
 A training run writes all arrays at once from its devices (storage.py). A conversion has them one
 layer at a time, and so writes the same folder in another way: orbax first saves a tree of the same
 names that holds nothing, and each stacked array is then put in its place in plain Zarr, one chunk a
-layer, which is one file (plain_zarr.py). Orbax restores it like any other, devices read their
+layer, which is one file (checkpoint/zarr.py). Orbax restores it like any other, devices read their
 layers alone, and we read it as memory maps. What orbax has written is read through tensorstore.
 """
 
@@ -20,16 +20,17 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from llama_jax import checkpoint, plain_zarr
-from llama_jax import manifest as mf
+from llama_jax import checkpoint
+from llama_jax.checkpoint import manifest as mf
+from llama_jax.checkpoint import zarr
+from llama_jax.checkpoint.manifest import ArrayRecord, Manifest
+from llama_jax.checkpoint.zarr import PlainArray, PlainArrays
 from llama_jax.config import InputError
 from llama_jax.config_file import model_json, read_config
 from llama_jax.convert.blocks import BlockFile
 from llama_jax.convert.source import Lazy, Source
 from llama_jax.data.tokenizer import MODEL_FILE
-from llama_jax.manifest import ArrayRecord, Manifest
 from llama_jax.model.weights import abstract_params
-from llama_jax.plain_zarr import PlainArray, PlainArrays
 
 _CACHE_BYTES = 1 << 29  # a compressed array is one chunk, which serves all its layers
 
@@ -158,7 +159,7 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     for (tensor, layer), parts in itertools.groupby(source.stream(), key=lambda part: part[:2]):
         path = tensor if layer is None else f"layers/{tensor}"
         place = [layer or 0, *[0] * (len(stacked[path].shape) - 1)]
-        file = params / path.replace("/", ".") / plain_zarr.chunk_name(place)
+        file = params / path.replace("/", ".") / zarr.chunk_name(place)
         with BlockFile(file) as stream:
             for _, _, array in parts:
                 stream.write(array)
@@ -187,5 +188,5 @@ def _declare(folder: Path, a: Any, chunks: tuple[int, ...]) -> None:
         if old.name != ".zarray":
             old.unlink()
     zarray = json.loads((folder / ".zarray").read_text())
-    zarray = plain_zarr.description(zarray, a.shape, a.dtype, chunks)
+    zarray = zarr.description(zarray, a.shape, a.dtype, chunks)
     (folder / ".zarray").write_text(json.dumps(zarray))

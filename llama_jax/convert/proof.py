@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax import manifest as mf
+from llama_jax.checkpoint import manifest as mf
 from llama_jax.config import InputError
 from llama_jax.convert.source import Lazy, Source, on_host, tensors
 from llama_jax.model.layer import decoder_layer

@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from llama_jax.config import require
-from llama_jax.data.pieces import KIND_NUMBERS, SPACE, model_message
+from llama_jax.data.sentencepiece_proto import KIND_NUMBERS, SPACE, model_message
 from llama_jax.data.tokenizer import Tokenizer, check_unicode
 
 _MAX_CHARS = 16  # of a piece, as sentencepiece's own limit

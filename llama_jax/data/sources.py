@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llama_jax.config import InputError, require
-from llama_jax.data import scans, textfiles
+from llama_jax.data import scan_cache, textfiles
 from llama_jax.data.corpora import tales
 from llama_jax.data.files import AnyPath, as_path
-from llama_jax.data.split import VALIDATION_SHARE, in_validation
+from llama_jax.data.validation_split import VALIDATION_SHARE, in_validation
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 EMBEDDED = ("tales", "python_docs")
@@ -196,7 +196,7 @@ class Files:
         files = textfiles.find_files(as_path(self.path))
         if self.cache_dir is None:
             return [textfiles.scan(path) for path in files]
-        return [scans.scan(path, self.cache_dir) for path in files]
+        return [scan_cache.scan(path, self.cache_dir) for path in files]
 
     @cached_property
     def identity(self) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from llama_jax.config import InputError, require
 from llama_jax.data.files import PathLike, as_path, read_bytes, write_atomic
-from llama_jax.data.pieces import Vocabulary
+from llama_jax.data.sentencepiece_proto import Vocabulary
 
 MODEL_FILE = "tokenizer.model"
 VERSION = 1

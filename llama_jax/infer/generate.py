@@ -9,7 +9,6 @@ can move the last bits of a row's logits, and its choice only where two tokens t
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from llama_jax.config import ModelConfig, require
-from llama_jax.model.cache import decode, empty_cache, logits_of, unstack
+from llama_jax.model.cache import decode, empty_cache, inference_config, logits_of, prepare
 from llama_jax.model.layer import Cache
 from llama_jax.ops.sampling import sample
 
@@ -61,18 +60,6 @@ class State(NamedTuple):
     limit: Int[Array, " B"]
     """Length at which the row is done; EOS lowers it."""
     cache: list[Cache]
-
-
-def inference_config(config: ModelConfig) -> ModelConfig:
-    """The configuration to generate with: float32 on CPUs, whose bfloat16 products of one row run
-    several times slower than float32 ones; the configured type elsewhere."""
-    return replace(config, dtype="float32") if jax.default_backend() == "cpu" else config
-
-
-@partial(jax.jit, static_argnames="config")
-def prepare(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The parameters as generation reads them: layers apart, in the type it computes with."""
-    return unstack(params, inference_config(config))
 
 
 @partial(jax.jit, static_argnames=("config", "chunk"), donate_argnames="state")

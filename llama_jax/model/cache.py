@@ -4,6 +4,7 @@ A scan over stacked layers would copy every layer's weights and cache out of the
 token, which is as much traffic as the work itself. So generation takes the stack apart once.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -77,3 +78,15 @@ def decode(
 def logits_of(w: dict[str, Any], x: Float[Array, "B 1 D"]) -> Float[Array, "B V"]:
     """The head: float32 logits of one position a row."""
     return project(x.astype(jnp.float32), w["head"].astype(jnp.float32))[:, 0]
+
+
+def inference_config(config: ModelConfig) -> ModelConfig:
+    """The configuration to generate with: float32 on CPUs, whose bfloat16 products of one row run
+    several times slower than float32 ones; the configured type elsewhere."""
+    return replace(config, dtype="float32") if jax.default_backend() == "cpu" else config
+
+
+@partial(jax.jit, static_argnames="config")
+def prepare(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The parameters as generation reads them: layers apart, in the type it computes with."""
+    return unstack(params, inference_config(config))

@@ -17,7 +17,7 @@ from llama_jax.kernels import block_sizes
 from llama_jax.kernels.block_sizes import BlockSizes
 from llama_jax.kernels.decode_attention import block_of, decode_attention
 from llama_jax.kernels.flash_attention_vjp import flash_attention
-from llama_jax.tpu.schedule import compile_for
+from llama_jax.tpu.bundles import compile_for
 
 # Llama 2: query heads, key/value heads. One row of T = 4096.
 MODELS = {"7B": (32, 32), "70B": (64, 8)}

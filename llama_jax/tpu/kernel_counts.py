@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.kernels.decode_attention import heads_of_step
+from llama_jax.tpu.copy_bytes import copied_bytes, pallas_call_of
 from llama_jax.tpu.kernel_cases import DOCUMENT, LENGTHS, MODELS, Case, T, decode_call
-from llama_jax.tpu.traffic import copied_bytes, pallas_call_of
 
 
 def blocks_seen(block_q: int, block_kv: int) -> tuple[int, int]:

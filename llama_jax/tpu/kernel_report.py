@@ -3,10 +3,10 @@
 import dataclasses
 import sys
 
+from llama_jax.tpu.bundles import Schedule, compile_in_subprocess
 from llama_jax.tpu.chips import CHIPS
 from llama_jax.tpu.kernel_cases import MODELS, Case, best_cases, spans_of
 from llama_jax.tpu.kernel_counts import decode_traffic, hbm_bytes, macs, valid_bytes, visits
-from llama_jax.tpu.schedule import Schedule, compile_in_subprocess
 
 # Place of the loop over wholly seen tiles among the vector regions of ours, packed, from the end.
 STEADY = {"forward": -6, "backward": -4}

@@ -19,8 +19,8 @@ from llama_jax.data.packing import target_bytes
 from llama_jax.data.prepare import prepare
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch
-from llama_jax.parallel.distributed import exchange
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.runtime.hosts import exchange
 from llama_jax.train.step import jit_eval_step
 
 

@@ -23,18 +23,18 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.prepare import Mixture, prepare, resolve_tokenizer
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch
-from llama_jax.parallel.distributed import agree, said_by_main, together
 from llama_jax.parallel.mesh import make_mesh
-from llama_jax.preemption import Preemption
-from llama_jax.train.curve import write_loss_curve
+from llama_jax.runtime.hosts import agree, said_by_main, together
+from llama_jax.runtime.preemption import Preemption
 from llama_jax.train.evaluate import Evaluation, evaluate
+from llama_jax.train.loss_curve import write_loss_curve
 from llama_jax.train.metrics import METRICS_FILE, Clock, read_metrics
-from llama_jax.train.mirror import Mirror
 from llama_jax.train.optimizer import learning_rate, make_optimizer
 from llama_jax.train.report import Reporter
 from llama_jax.train.run import check_run, host_facts, open_run
 from llama_jax.train.state import TrainState, abstract_state, sharded_init
 from llama_jax.train.step import abstract_batch, jit_eval_step, jit_train_step
+from llama_jax.train.uploads import Mirror
 
 logger = logging.getLogger(__name__)
 Sampler = Callable[[dict, Tokenizer, str], str]

@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 from llama_jax.config import ModelConfig
 from llama_jax.model.weights import parameter_count
 from llama_jax.parallel.devices import peak_flops
-from llama_jax.train.mirror import Mirror
+from llama_jax.train.uploads import Mirror
 
 METRICS_FILE = "metrics.jsonl"
 UPLOAD_SECONDS = 60.0

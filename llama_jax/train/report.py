@@ -15,9 +15,9 @@ from etils import epath
 from tqdm import tqdm
 
 from llama_jax.config import TrainConfig
+from llama_jax.runtime.watchdog import Watchdog
 from llama_jax.train.metrics import Clock, MetricsWriter, throughput
 from llama_jax.train.step import StepMetrics
-from llama_jax.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

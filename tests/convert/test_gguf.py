@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llama_jax.config import InputError
 from llama_jax.convert import gguf
 from llama_jax.convert.source import tensors
-from llama_jax.data.pieces import Piece
+from llama_jax.data.sentencepiece_proto import Piece
 from llama_jax.data.tokenizer import Tokenizer
 from tests.convert.gguf_bytes import (
     ARRAY,

@@ -19,7 +19,9 @@ from llama_jax.convert import llama2c
 from llama_jax.convert.llama2c_tokenizer import write_tokenizer
 from llama_jax.convert.source import tensors
 from llama_jax.data.tokenizer import NUM_RESERVED, Tokenizer
-from llama_jax.infer.api import Model, apply, generate
+from llama_jax.infer.api import generate
+from llama_jax.model.llama import apply
+from llama_jax.models import Model
 from tests.convert.models import (
     GROUPED,
     SHAPES,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llama_jax.config import InputError
 from llama_jax.convert import llama2c
 from llama_jax.convert.llama2c_tokenizer import differences, read_tokenizer, write_tokenizer
-from llama_jax.data.pieces import Piece, Vocabulary
+from llama_jax.data.sentencepiece_proto import Piece, Vocabulary
 from llama_jax.data.tokenizer import Tokenizer
 from tests.convert.models import GROUPED, V, source, tokenizer
 from tests.convert.run_c import Run

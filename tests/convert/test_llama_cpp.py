@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from llama_jax.convert import gguf
-from llama_jax.infer.api import apply
+from llama_jax.model.llama import apply
 from tests.convert.gguf_bytes import file_bytes, infos_of, settings_of
 from tests.convert.models import params_of, source, tokenizer
 from tests.golden import make_llama_cpp_goldens

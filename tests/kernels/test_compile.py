@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llama_jax.kernels.decode_attention import decode_attention
 from llama_jax.kernels.flash_attention_vjp import flash_attention
 from llama_jax.ops.attention import dot_product_attention
+from llama_jax.tpu.bundles import compile_for
 from llama_jax.tpu.chips import CHIPS
 from llama_jax.tpu.kernel_cases import MODELS
-from llama_jax.tpu.schedule import compile_for
 
 pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
 pytestmark = pytest.mark.slow

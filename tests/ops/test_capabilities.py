@@ -16,7 +16,7 @@ from llama_jax.kernels.flash_attention_vjp import flash_attention
 from llama_jax.ops import attention, capabilities
 from llama_jax.ops.attention import dot_product_attention
 from llama_jax.ops.cached_attention import cache_order
-from llama_jax.tpu.schedule import CHIPS
+from llama_jax.tpu.bundles import CHIPS
 from tests.comparison import assert_close, epsilon
 
 HEADS = PartitionSpec("rows", None, "heads", None)

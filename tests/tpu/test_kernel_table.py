@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llama_jax import cli
-from llama_jax.tpu import kernel_cases, kernel_report, kernel_table, schedule
+from llama_jax.tpu import bundles, kernel_cases, kernel_report, kernel_table
 
 
 def row(kernel, direction, model, cycles, **values):
@@ -68,7 +68,7 @@ def test_a_kernel_that_does_not_compile_is_one_line_and_the_others_go_on(capsys,
     )
 
     def fail(*args, **kwargs):
-        raise RuntimeError(schedule.reason(output))
+        raise RuntimeError(bundles.reason(output))
 
     monkeypatch.setattr(kernel_report, "compile_in_subprocess", fail)
     monkeypatch.setattr(kernel_report, "best_cases", lambda _: kernel_cases.best_cases("v5e")[:2])

@@ -8,7 +8,7 @@ import pytest
 
 from llama_jax import cli
 from llama_jax.config import InputError
-from tests import fake_gcs
+from tests.checkpoint import fake_gcs
 from tests.train.tiny import digests, facts
 
 

@@ -18,7 +18,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from llama_jax.parallel.distributed import HEARTBEAT_SECONDS
+from llama_jax.runtime.hosts import HEARTBEAT_SECONDS
 from tests.train.tiny import digests, facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -192,9 +192,9 @@ JOIN = """
 import os, sys, jax
 jax.config.update("jax_platforms", "cpu")
 if sys.argv[1] == "cloud tpu": del os.environ["TPU_SKIP_MDS_QUERY"]  # set where no chips are
-from llama_jax.parallel import distributed
-distributed.initialize()
-print(jax.process_index(), jax.process_count(), *distributed.exchange(str(jax.process_index())))
+from llama_jax.runtime import hosts
+hosts.initialize()
+print(jax.process_index(), jax.process_count(), *hosts.exchange(str(jax.process_index())))
 """
 
 

@@ -7,13 +7,13 @@ import pytest
 from etils import epath
 
 from llama_jax.model.presets import LLAMA2_7B, LLAMA2_70B, STORIES_15M
+from llama_jax.runtime.watchdog import HANG_STATUS, Watchdog
 from llama_jax.train.metrics import (
     Clock,
     MetricsWriter,
     flops_per_token,
     read_metrics,
 )
-from llama_jax.train.watchdog import HANG_STATUS, Watchdog
 
 
 def products(c, T, *, causal):

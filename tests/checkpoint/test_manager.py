@@ -10,10 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax import storage
-from llama_jax.checkpoint import Checkpointer, CheckpointError, load_params, save_model, verify
+from llama_jax.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    load_params,
+    save_model,
+    storage,
+    verify,
+)
 from llama_jax.config import InputError
-from tests.training_states import abstract, assert_same, files, make_state, run, save, saved
+from tests.checkpoint.training_states import (
+    abstract,
+    assert_same,
+    files,
+    make_state,
+    run,
+    save,
+    saved,
+)
 
 __all__ = ["run", "saved"]  # fixtures
 

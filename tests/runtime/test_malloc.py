@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from llama_jax.host_memory import keep_freed_memory
+from llama_jax.runtime.malloc import keep_freed_memory
 
 PROGRAM = """
 import ctypes, resource, sys
 if sys.argv[1] == "kept":
-    from llama_jax.host_memory import keep_freed_memory
+    from llama_jax.runtime.malloc import keep_freed_memory
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

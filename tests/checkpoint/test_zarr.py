@@ -11,7 +11,7 @@ import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_jax.plain_zarr import PlainArrays
+from llama_jax.checkpoint.zarr import PlainArrays
 
 SHAPE = (3, 8, 24)
 ALL = (slice(None),) * 3

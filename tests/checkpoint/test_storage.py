@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from llama_jax.checkpoint import Checkpointer, CheckpointError, verify
-from tests.training_states import abstract, assert_same, files, make_state, run, saved
+from tests.checkpoint.training_states import abstract, assert_same, files, make_state, run, saved
 
 __all__ = ["run", "saved"]  # fixtures
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llama_jax.checkpoint.manifest import DTYPES, ArrayRecord, Manifest, as_text, digest, flatten
 from llama_jax.config import InputError
-from llama_jax.manifest import DTYPES, ArrayRecord, Manifest, as_text, digest, flatten
 
 CASES = [(shape, dtype) for dtype in DTYPES for shape in [(), (3, 4, 5)]]
 CASES += [(shape, "float32") for shape in [(0,), (3, 0, 2), (1,), (7,), (4, 9000)]]

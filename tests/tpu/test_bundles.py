@@ -6,11 +6,11 @@ import json
 import pytest
 
 from llama_jax.tpu import kernel_cases
+from llama_jax.tpu.bundles import parse
 from llama_jax.tpu.chips import CHIPS
 from llama_jax.tpu.kernel_cases import Case
 from llama_jax.tpu.kernel_counts import blocks_seen, decode_traffic, macs, valid_bytes, visits
 from llama_jax.tpu.kernel_report import kernel_report
-from llama_jax.tpu.schedule import parse
 
 CAPACITY = "    4     4     3     4     2     1     3     3     1     1     2"
 IDLE = "0 0 0 0 0 0 0 0 0 0 1"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_jax.config import InputError
-from llama_jax.data.pieces import Piece, Vocabulary
+from llama_jax.data.sentencepiece_proto import Piece, Vocabulary
 from llama_jax.data.tokenizer import Tokenizer
 from tests.data.test_tokenizer import ORIGINAL, TEXT, needs_original
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from llama_jax.preemption import Preemption
+from llama_jax.runtime.preemption import Preemption
 
 ONE = """
 import sys, time
-from llama_jax.preemption import Preemption
+from llama_jax.runtime.preemption import Preemption
 with Preemption() as preemption:
     for step in range(100_000):
         print(step, flush=True)
@@ -25,7 +25,7 @@ with Preemption() as preemption:
 MANY = """
 import sys, time, jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from llama_jax.preemption import Preemption
+from llama_jax.runtime.preemption import Preemption
 with Preemption() as preemption:
     for step in range(3000):
         print(step, flush=True)

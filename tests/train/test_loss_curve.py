@@ -6,7 +6,16 @@ import xml.etree.ElementTree as ET
 
 from etils import epath
 
-from llama_jax.train.curve import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, _ticks, write_loss_curve
+from llama_jax.train.loss_curve import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    _ticks,
+    write_loss_curve,
+)
 
 
 def write(folder, lines):

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from llama_jax.config import InputError
-from llama_jax.parallel import distributed
+from llama_jax.runtime import hosts
 
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "TPU_PROCESS_ADDRESSES",
@@ -27,18 +27,18 @@ def env(monkeypatch):
 
 @pytest.fixture
 def joined(monkeypatch):
-    """Arguments with which `jax.distributed.initialize` was called."""
+    """Arguments with which `jax.hosts.initialize` was called."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **_: calls.append(a))
     return calls
 
 
 def test_a_machine_by_itself_joins_nothing(env, joined):
-    distributed.initialize()
+    hosts.initialize()
     env(TPU_WORKER_HOSTNAMES="localhost", SLURM_NTASKS="4", OMPI_COMM_WORLD_SIZE="1")
-    distributed.initialize()
+    hosts.initialize()
     env(**SLURM, SLURM_LOCALID="0", SLURM_NTASKS="1")
-    distributed.initialize()
+    hosts.initialize()
     assert joined == []
 
 
@@ -55,14 +55,14 @@ def test_a_machine_by_itself_joins_nothing(env, joined):
 )
 def test_what_jax_detects_is_left_to_it(env, joined, variables):
     env(**variables)
-    distributed.initialize()
+    hosts.initialize()
     assert joined == [(None, None, None)]
 
 
 def test_plain_flags_come_before_variables(env, joined):
     env(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
-    distributed.initialize()
-    distributed.initialize("b:2", process_id=0)
+    hosts.initialize()
+    hosts.initialize("b:2", process_id=0)
     assert joined == [("a:1", 4, 3), ("b:2", 4, 0)]
 
 
@@ -77,14 +77,14 @@ def test_plain_flags_come_before_variables(env, joined):
 )
 def test_what_is_missing_or_impossible_is_named(env, joined, given, message):
     with pytest.raises(InputError, match=message):
-        distributed.initialize(*given)
+        hosts.initialize(*given)
     assert joined == []
 
 
 def test_a_variable_that_is_no_number_is_named(env):
     env(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="two")
     with pytest.raises(InputError, match="JAX_NUM_PROCESSES=two must be a number"):
-        distributed.initialize()
+        hosts.initialize()
 
 
 def test_hosts_that_do_not_meet_are_a_failure_of_one_line(env, monkeypatch):
@@ -94,17 +94,17 @@ def test_hosts_that_do_not_meet_are_a_failure_of_one_line(env, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     env(TPU_WORKER_HOSTNAMES="a,b")
     with pytest.raises(ConnectionError, match=r"find each other \(no metadata server\); for a TPU"):
-        distributed.initialize()
+        hosts.initialize()
 
 
 def hosts_say(monkeypatch, *values):
-    monkeypatch.setattr(distributed, "exchange", lambda _: list(values))
+    monkeypatch.setattr(hosts, "exchange", lambda _: list(values))
 
 
 def test_hosts_that_agree_go_on(monkeypatch):
     facts = {"seed": 0, "steps": (0, 0)}
     hosts_say(monkeypatch, *[json.dumps(facts)] * 3)
-    distributed.agree(facts)
+    hosts.agree(facts)
 
 
 def test_each_difference_is_named_with_its_hosts(monkeypatch):
@@ -114,7 +114,7 @@ def test_each_difference_is_named_with_its_hosts(monkeypatch):
     facts[6] = {"seed": 0}
     hosts_say(monkeypatch, *map(json.dumps, facts))
     with pytest.raises(InputError) as error:
-        distributed.agree(usual)
+        hosts.agree(usual)
     assert str(error.value) == (
         "the hosts disagree: seed is 0 on hosts 0, 1, 3, 4, ... and 1 on host 2; the version of "
         'jax is "0.12.0" on hosts 0, 1, 2, 3, ... and null on host 6. Start all of them with one '
@@ -124,14 +124,14 @@ def test_each_difference_is_named_with_its_hosts(monkeypatch):
 
 def test_what_one_host_raises_all_raise(monkeypatch):
     hosts_say(monkeypatch, "", "InputError: no such file: x", "")
-    with pytest.raises(InputError, match=r"^host 1: no such file: x$"), distributed.together():
+    with pytest.raises(InputError, match=r"^host 1: no such file: x$"), hosts.together():
         pass
     hosts_say(monkeypatch, "", "", "OSError: disk full")
-    with pytest.raises(ConnectionError, match=r"^host 2: disk full$"), distributed.together():
+    with pytest.raises(ConnectionError, match=r"^host 2: disk full$"), hosts.together():
         pass
     said = []
-    monkeypatch.setattr(distributed, "exchange", said.append)
-    with pytest.raises(ValueError, match="mine"), distributed.together():
+    monkeypatch.setattr(hosts, "exchange", said.append)
+    with pytest.raises(ValueError, match="mine"), hosts.together():
         raise ValueError("mine")
     assert said == ["ValueError: mine"]
 
@@ -139,11 +139,11 @@ def test_what_one_host_raises_all_raise(monkeypatch):
 @pytest.mark.parametrize("answer", [True, False])
 def test_what_host_0_says_goes(monkeypatch, answer):
     hosts_say(monkeypatch, *map(json.dumps, (answer, not answer, not answer)))
-    assert distributed.said_by_main(not answer) is answer
+    assert hosts.said_by_main(not answer) is answer
 
 
 def test_alone_there_is_nothing_to_wait_for():
-    assert distributed.exchange("x") == ["x"]
-    with distributed.together():
+    assert hosts.exchange("x") == ["x"]
+    with hosts.together():
         pass
-    distributed.leave(1)  # and the process goes on
+    hosts.leave(1)  # and the process goes on

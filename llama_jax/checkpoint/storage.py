@@ -22,10 +22,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from llama_jax import manifest as mf
+from llama_jax.checkpoint import manifest as mf
+from llama_jax.checkpoint.manifest import ArrayRecord, Manifest
+from llama_jax.checkpoint.zarr import PlainArray, PlainArrays
 from llama_jax.config import InputError
-from llama_jax.manifest import ArrayRecord, Manifest
-from llama_jax.plain_zarr import PlainArray, PlainArrays
 
 logger = logging.getLogger(__name__)
 # Arrays that are read at once: a core each while they come from the page cache. More than there

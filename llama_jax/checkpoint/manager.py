@@ -25,11 +25,11 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from llama_jax import manifest as mf
-from llama_jax import storage
+from llama_jax.checkpoint import manifest as mf
+from llama_jax.checkpoint import storage
+from llama_jax.checkpoint.manifest import Manifest
+from llama_jax.checkpoint.storage import CheckpointError
 from llama_jax.config import InputError, require
-from llama_jax.manifest import Manifest
-from llama_jax.storage import CheckpointError
 
 logger = logging.getLogger(__name__)
 

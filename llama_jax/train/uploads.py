@@ -8,7 +8,7 @@ from pathlib import Path
 
 from etils import epath
 
-from llama_jax.storage import can_rename
+from llama_jax.checkpoint.storage import can_rename
 
 
 class Mirror:

@@ -1,0 +1,80 @@
+"""A model as its users hold it, read from any format: what every consumer of weights imports."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from llama_jax import checkpoint
+from llama_jax.config import ModelConfig, require
+from llama_jax.config_file import read_config
+from llama_jax.convert import load as foreign
+from llama_jax.convert import native
+from llama_jax.convert.api import open_source
+from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
+from llama_jax.model.cache import prepare
+from llama_jax.model.weights import abstract_params, map_weights
+from llama_jax.parallel.rules import named_sharding
+
+
+@dataclass(frozen=True)
+class Model:
+    """What generates text: a configuration, the parameter tree, and the tokenizer."""
+
+    config: ModelConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer | None
+    """None where the folder has none: such a model computes logits, but no text."""
+
+    @cached_property
+    def prepared(self) -> dict[str, Any]:
+        """The parameters as generation reads them; kept, so that only the first call copies."""
+        return prepare(self.params, self.config)
+
+
+def load(path: epath.PathLike) -> Model:
+    """Read a model: our folders, a run folder (its newest checkpoint that verifies), a Hugging Face
+    or Meta folder, or any other format of `llama_jax.convert`, which needs no converting first.
+
+    Parameters have the type that they are stored in. With a mesh in context (`jax.set_mesh`) they
+    are split over its devices by the rules, and each device reads only its own part; otherwise
+    they are on the default device.
+
+    Raises:
+      InputError: `path` is no model, its configuration or tokenizer cannot be used, or they do not
+        fit each other.
+      CheckpointError: no checkpoint verifies.
+    """
+    folder = epath.Path(path).expanduser()
+    if "://" not in os.fspath(folder) and not native.is_format(folder):
+        source = open_source(os.fspath(folder))
+        model = source.tokenizer
+        tokenizer = None if model is None else Tokenizer.from_bytes(model, where=str(folder))
+        return Model(
+            source.config, foreign.load_params(source, _shardings(source.config)), tokenizer
+        )
+    config, _ = read_config(folder)
+    tokenizer = Tokenizer.load(folder) if (folder / MODEL_FILE).exists() else None
+    require(
+        tokenizer is None or tokenizer.vocab_size <= config.vocab_size,
+        f"{folder}: tokenizer.model has {getattr(tokenizer, 'vocab_size', 0)} pieces and the model "
+        f"{config.vocab_size} rows; the tokenizer is another model's",
+    )
+    abstract, default = abstract_params(config), jnp.zeros(()).sharding
+    shardings = _shardings(config) or jax.tree.map(lambda _: default, abstract)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+    return Model(config, checkpoint.load_params(folder, abstract), tokenizer)
+
+
+def _shardings(config: ModelConfig) -> Any:
+    """How the mesh in context splits the parameters; None without one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.size == 1:
+        return None
+    return map_weights(lambda w: named_sharding(w.axes, mesh, w.shape), config)

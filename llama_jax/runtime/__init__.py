@@ -1,0 +1,1 @@
+"""What surrounds a program: hosts, watchdog, preemption, console, malloc."""
