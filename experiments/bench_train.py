@@ -36,9 +36,10 @@ from llama_jax.model.weights import parameter_count
 from llama_jax.parallel.arrays import check_batch, shard_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.train.metrics import throughput
+from llama_jax.train.next_token import BATCH_DTYPES, NextToken
 from llama_jax.train.optimizer import make_optimizer
-from llama_jax.train.state import abstract_state, sharded_init
-from llama_jax.train.step import BATCH_DTYPES, abstract_batch, jit_train_step
+from llama_jax.train.state import abstract_state, sharded_init, trained_table
+from llama_jax.train.step import abstract_batch, jit_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, warmup_steps=0, schedule="constant")
 
@@ -73,18 +74,19 @@ def timed_steps(config: TrainConfig, facts: dict) -> Iterator[float]:
     """Seconds of one training step after another; `facts` gets compile time and memory first."""
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    tx = make_optimizer(config.optimizer, config.model, config.steps)
+    objective = NextToken(config.model)
+    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
     with jax.set_mesh(mesh):
-        abstract = abstract_state(config.model, tx, mesh)
+        abstract = abstract_state(objective, tx, mesh)
         begin = time.perf_counter()
-        compiled = jit_train_step(config, tx, abstract)
-        compiled = compiled.lower(abstract, abstract_batch(config, mesh)).compile()
+        compiled = jit_train_step(config, objective, tx, abstract)
+        compiled = compiled.lower(abstract, abstract_batch(config, objective, mesh)).compile()
         facts["compile_seconds"] = time.perf_counter() - begin
         memory: Any = compiled.memory_analysis()
         facts["planned_bytes_per_device"] = (
             memory.argument_size_in_bytes + memory.temp_size_in_bytes
         )
-        state = sharded_init(config.seed, config.model, tx, abstract)
+        state = sharded_init(config.seed, objective, tx, abstract)
         batch = shard_batch(random_batch(config), mesh)
         jax.block_until_ready((state, batch))
         while True:

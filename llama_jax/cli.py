@@ -6,20 +6,18 @@ command that needs it, so that `--help` answers at once.
 """
 
 import argparse
-import contextlib
 import difflib
 import itertools
 import json
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from llama_jax import __version__
+from llama_jax import __version__, cli_train
 from llama_jax.config import InputError
-from llama_jax.runtime.console import quiet_start, stdout_for_results
+from llama_jax.runtime.console import quiet_start
 from llama_jax.runtime.malloc import keep_freed_memory
 from llama_jax.tpu import kernel_table
 
@@ -174,8 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run one command; what the user or the machine is to blame for becomes one line."""
     try:
-        if arguments[:1] == ["train"]:  # its options are the experiment's, which argparse ignores
-            return _train(arguments[1:])
+        if arguments and arguments[0] in cli_train.STAGES:
+            # Their options are the experiment's, which argparse does not know.
+            cli_train.run(arguments[0], arguments[1:], _Parser)
+            return 0
         if arguments[:1] == ["plan"]:
             return _plan(arguments[1:])
         args = _parser().parse_args(arguments)
@@ -186,8 +186,8 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        training = arguments[:1] == ["train"]
-        resume = "; the same command goes on from the last checkpoint" if training else ""
+        training = bool(arguments) and arguments[0] in cli_train.STAGES
+        resume = ". Run the same command to resume from the last checkpoint" if training else ""
         return _fail(f"interrupted{resume}", 130)
     except OSError as error:
         return _fail(error, 1)
@@ -227,77 +227,6 @@ def _plan(arguments: Sequence[str]) -> int:
     return 0
 
 
-HOSTS = """\
-on several hosts, where it is not Cloud TPU, GKE, Slurm or Open MPI that says so:
-  --coordinator-address HOST:PORT   of host 0
-  --num-processes N --process-id I  how many hosts there are, and which this one is
-  --heartbeat-seconds S             all end when one has been silent for so long (100)"""
-
-
-def _train(arguments: Sequence[str]) -> int:
-    keep_freed_memory()  # before anything imports jax
-    parser = _Parser(prog="llama-jax train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--coordinator-address")
-    for name in ("--num-processes", "--process-id", "--heartbeat-seconds"):
-        parser.add_argument(name, type=int, default=argparse.SUPPRESS)
-    options, arguments = parser.parse_known_args(list(arguments))
-    from llama_jax.config import load_experiment
-
-    if {"-h", "--help"} & set(arguments):
-        try:
-            load_experiment(arguments)
-        except SystemExit:
-            print(HOSTS)
-            raise
-    from llama_jax.infer.api import generate
-    from llama_jax.models import Model
-    from llama_jax.runtime import hosts
-    from llama_jax.train.loop import train
-
-    hosts.initialize(**vars(options))
-    with hosts.together():
-        config = load_experiment(arguments)
-
-    def sample(params: dict, tokenizer: Any, prompt: str) -> str:
-        model = Model(config.model, params, tokenizer)
-        return generate(model, prompt, max_new_tokens=128, temperature=0.0)
-
-    with stdout_for_results() if _hosts() else contextlib.nullcontext():
-        summary = train(config, sample=sample)
-    if hosts.is_main():
-        _print_summary(summary)
-    return 0
-
-
-def _print_summary(s: Any) -> None:
-    run = s.workdir if "://" in s.workdir else os.path.relpath(s.workdir)
-    run = s.workdir if run.startswith("..") else run
-    state = "complete" if s.step == s.steps else "stopped early; the same command resumes"
-    if s.resumed_from == s.steps:
-        state = "was complete already; a larger --steps takes it further"
-    if s.samples:
-        from etils import epath
-
-        print(epath.Path(s.samples).read_text())
-    print(f"step {s.step} of {s.steps}: {state}")
-    if s.loss is not None:
-        print(f"  training loss    {s.loss:.4f} nats per token")
-    if s.evaluation is not None:
-        e = s.evaluation
-        print(f"  validation loss  {e.loss:.4f}, {e.bits_per_byte:.4f} bits per byte of text")
-    print(f"  time             {sum(s.seconds.values()):.0f} s, {100 * s.goodput:.0f} % in steps")
-    print(f"  run folder       {run}: checkpoints, metrics, tensorboard")
-    if s.samples:
-        print(f"  samples          {os.path.join(run, 'samples', os.path.basename(s.samples))}")
-    if s.picture:
-        print(f"  loss curve       {os.path.join(run, 'loss.svg')} (open it in a browser)")
-    program = "llama-jax" if shutil.which("llama-jax") else os.path.relpath(sys.argv[0])
-    print("next:")
-    print(f'  {program} generate {run} --prompt "Once upon a time" --temperature 0.7')
-    print(f"  {program} eval {run}")
-    print(f"  {program} train --help")
-
-
 def _generate(args: argparse.Namespace) -> None:
     from llama_jax.infer.api import stream
     from llama_jax.models import load
@@ -320,11 +249,10 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from llama_jax.models import load
-    from llama_jax.train.evaluate import evaluate_model
+    from llama_jax.pretrain import evaluate_model
 
     result = evaluate_model(
-        args.model, load, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len
+        args.model, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len
     )
     values = {
         "loss": result.loss,

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -54,6 +54,9 @@ class ModelConfig:
     """Added to the mean square inside RMSNorm."""
     tie_embeddings: bool = False
     """Use the embedding table as the head as well."""
+    head: Literal["language", "score"] = "language"
+    """What stands on the last layer: logits of the next token, or one score, as in reward and value
+    models."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
@@ -148,6 +151,9 @@ class DataConfig:
     """Path of a sentencepiece model. None trains one with model.vocab_size pieces on the corpus."""
     cache_dir: str = "~/.cache/llama_jax"
     """Where prepared data sets are kept, named by fingerprint."""
+    format: str | None = None
+    """How files of conversations are written (see `llama-jax data show --help`); None to recognise
+    it."""
     text_field: str = "text"
     """Field that holds the text in jsonl, TFDS and Hugging Face records."""
     workers: int = 0
@@ -205,8 +211,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One pretraining run."""
+    """One pretraining run; the base of the other stages' experiments (config_align.py)."""
 
+    stage: ClassVar[str] = "train"
+    """The command that runs it."""
     workdir: str
     """Run folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, samples/."""
     steps: int
@@ -218,7 +226,10 @@ class TrainConfig:
     seed: int = 0
     """Seeds the initial weights and the order of the data."""
     init_from: str | None = None
-    """Model folder or run folder whose parameters a new run starts from; None for fresh ones."""
+    """Model in any format, or run folder, whose parameters a new run starts from; None for fresh
+    ones. They are cast to model.param_dtype."""
+    init_from_config: bool = False
+    """Take shape and function of the model (widths, rotary base, ...) from init_from as well."""
     accumulate: int = 1
     """Micro-batches whose gradients are summed before one update."""
     z_loss: float = 0.0
@@ -275,8 +286,10 @@ class TrainConfig:
         )
 
 
-def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> TrainConfig:
-    """Read `EXPERIMENT.py [--steps 20 --model.remat full ...]`.
+def load_experiment[C: TrainConfig](
+    argv: Sequence[str], prog: str = "llama-jax train", kind: type[C] = TrainConfig
+) -> C:
+    """Read `EXPERIMENT.py [--steps 20 --model.remat full ...]`, which makes a `kind` of experiment.
 
     `--help` prints every setting with its value in this experiment and ends the process.
 
@@ -289,7 +302,8 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
     if path in ("-h", "--help"):
         print(
             f"usage: {prog} EXPERIMENT.py [--option value ...]\n\n"
-            "EXPERIMENT.py defines CONFIG = TrainConfig(...), such as experiments/quickstart.py;\n"
+            f"EXPERIMENT.py defines CONFIG = {kind.__name__}(...), as the files in experiments/"
+            " do;\n"
             f"{prog} EXPERIMENT.py --help lists every option with its value there."
         )
         raise SystemExit(0)
@@ -308,12 +322,14 @@ def load_experiment(argv: Sequence[str], prog: str = "llama-jax train") -> Train
         raise InputError(f"experiment {path} does not run: {error!r}") from error
     finally:
         sys.path.remove(os.getcwd())
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"experiment {path} defines no CONFIG = TrainConfig(...)")
+    if type(config) is not kind:
+        found = f"CONFIG is a {type(config).__name__}" if config is not None else "it has no CONFIG"
+        own = f"; run it with llama-jax {config.stage}" if isinstance(config, TrainConfig) else ""
+        raise InputError(f"experiment {path} needs CONFIG = {kind.__name__}(...): {found}{own}")
     return override(config, overrides, f"{prog} {path}")
 
 
-def override(config: TrainConfig, options: Sequence[str], prog: str) -> TrainConfig:
+def override[C: TrainConfig](config: C, options: Sequence[str], prog: str) -> C:
     """`config` with `--steps 20 --model.remat full ...` put over it; `--help` ends the process.
 
     Raises InputError for an option that is unknown (the nearest is given), ill-typed or impossible.
@@ -324,7 +340,7 @@ def override(config: TrainConfig, options: Sequence[str], prog: str) -> TrainCon
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                TrainConfig,
+                type(config),
                 prog=prog,
                 default=config,
                 args=list(options),

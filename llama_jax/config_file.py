@@ -10,14 +10,22 @@ import typing
 from typing import Any, Literal
 
 from llama_jax.config import InputError, ModelConfig, TrainConfig, require
+from llama_jax.config_align import RewardConfig, SftConfig
 
 FORMAT_VERSION = 1
 """Of the config.json of a model folder."""
+STAGES = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig)}
+"""What a run's experiment is, by its stage."""
 
 
 def to_json(config: Any) -> str:
-    """Any config dataclass as indented JSON, keys in field order."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    """Any config dataclass as indented JSON, keys in field order.
+
+    An experiment of another stage than pretraining has its `stage` first.
+    """
+    stage = getattr(config, "stage", TrainConfig.stage)
+    said = {} if stage == TrainConfig.stage else {"stage": stage}
+    return json.dumps(said | dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_dict[C](cls: type[C], values: Any, where: str = "config") -> C:
@@ -54,7 +62,11 @@ def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
         raise InputError(f"{file} cannot be read: {error}") from error
     require(isinstance(values, dict), f"{file} must hold a JSON object")
     if "model" in values:
-        config = from_dict(TrainConfig, values, str(file))
+        stage = values.pop("stage", TrainConfig.stage)
+        require(
+            stage in STAGES, f"{file}: stage {stage!r:.40} is unknown; known are {sorted(STAGES)}"
+        )
+        config = from_dict(STAGES[stage], values, str(file))
         return config.model, config
     version = values.pop("format_version", None)
     require(

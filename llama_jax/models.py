@@ -1,6 +1,7 @@
 """A model as its users hold it, read from any format: what every consumer of weights imports."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from llama_jax.convert.api import open_source
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.model.cache import prepare
 from llama_jax.model.weights import abstract_params, map_weights
+from llama_jax.parallel.arrays import abstract_with
 from llama_jax.parallel.rules import named_sharding
 
 
@@ -36,6 +38,17 @@ class Model:
         return prepare(self.params, self.config)
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A model whose configuration and tokenizer are read, and whose weights come when asked."""
+
+    path: str
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    read: Callable[[], dict[str, Any]]
+    """The parameters as `load` gives them. Raises CheckpointError if none verify."""
+
+
 def load(path: epath.PathLike) -> Model:
     """Read a model: our folders, a run folder (its newest checkpoint that verifies), a Hugging Face
     or Meta folder, or any other format of `llama_jax.convert`, which needs no converting first.
@@ -49,27 +62,40 @@ def load(path: epath.PathLike) -> Model:
         fit each other.
       CheckpointError: no checkpoint verifies.
     """
+    opened = open_model(path)
+    return Model(opened.config, opened.read(), opened.tokenizer)
+
+
+def open_model(path: epath.PathLike) -> Opened:
+    """What `load` would read, without the weights: they are read when `read` is called.
+
+    Raises InputError as `load` does.
+    """
     folder = epath.Path(path).expanduser()
     if "://" not in os.fspath(folder) and not native.is_format(folder):
         source = open_source(os.fspath(folder))
         model = source.tokenizer
         tokenizer = None if model is None else Tokenizer.from_bytes(model, where=str(folder))
-        return Model(
-            source.config, foreign.load_params(source, _shardings(source.config)), tokenizer
+        return Opened(
+            os.fspath(folder),
+            source.config,
+            tokenizer,
+            lambda: foreign.load_params(source, _shardings(source.config)),
         )
     config, _ = read_config(folder)
     tokenizer = Tokenizer.load(folder) if (folder / MODEL_FILE).exists() else None
     require(
         tokenizer is None or tokenizer.vocab_size <= config.vocab_size,
-        f"{folder}: tokenizer.model has {getattr(tokenizer, 'vocab_size', 0)} pieces and the model "
-        f"{config.vocab_size} rows; the tokenizer is another model's",
+        f"{folder}: the tokenizer has {getattr(tokenizer, 'vocab_size', 0)} tokens but the model's "
+        f"embedding has {config.vocab_size} rows: this tokenizer belongs to a different model",
     )
-    abstract, default = abstract_params(config), jnp.zeros(()).sharding
-    shardings = _shardings(config) or jax.tree.map(lambda _: default, abstract)
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-    )
-    return Model(config, checkpoint.load_params(folder, abstract), tokenizer)
+
+    def read() -> dict[str, Any]:
+        abstract, default = abstract_params(config), jnp.zeros(()).sharding
+        shardings = _shardings(config) or jax.tree.map(lambda _: default, abstract)
+        return checkpoint.load_params(folder, abstract_with(abstract, shardings))
+
+    return Opened(os.fspath(folder), config, tokenizer, read)
 
 
 def _shardings(config: ModelConfig) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from llama_jax import cli
 from llama_jax.data.corpora.tales import story
-from llama_jax.train.loop import train
+from llama_jax.pretrain import pretrain as train
 from tests.train.tiny import Tiny
 
 
@@ -144,15 +144,16 @@ def test_text_that_a_terminal_cannot_show_is_written_as_its_code(run):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("train", "interrupted; the same command goes on from the last checkpoint"),
+        ("train", "interrupted. Run the same command to resume from the last checkpoint"),
         ("plan", "interrupted"),
     ],
 )
 def test_an_interrupted_command_says_what_is_left(capsys, monkeypatch, command, said):
-    def interrupt(arguments):
+    def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, f"_{command}", interrupt)
+    monkeypatch.setattr(cli.cli_train, "run", interrupt)
+    monkeypatch.setattr(cli, "_plan", interrupt)
     assert call(capsys, command) == (130, "", f"llama-jax: error: {said}\n")
 
 

@@ -127,8 +127,8 @@ def test_an_experiment_that_cannot_be_read_is_named(tmp_path):
     assert f"experiment {tmp_path} is not a file" in refusal([str(tmp_path)])
     path = tmp_path / "broken.py"
     for text, words in {
-        "CONFIG = 1": "defines no CONFIG = TrainConfig",
-        "": "defines no CONFIG = TrainConfig",
+        "CONFIG = 1": "needs CONFIG = TrainConfig(...): CONFIG is a int",
+        "": "needs CONFIG = TrainConfig(...): it has no CONFIG",
         "CONFIG = 1 / 0": "does not run: ZeroDivisionError",
         "def f(:": "does not run: SyntaxError",
         "from llama_jax.config import *\nMeshConfig(data=0)": "must be positive or -1, not {'data'",

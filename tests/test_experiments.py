@@ -18,8 +18,9 @@ from llama_jax.parallel.mesh import make_mesh
 from llama_jax.tpu import topology
 from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.plan import as_json, plan
+from llama_jax.train.next_token import NextToken
 from llama_jax.train.optimizer import make_optimizer
-from llama_jax.train.state import abstract_state, sharded_init
+from llama_jax.train.state import abstract_state, sharded_init, trained_table
 from llama_jax.train.step import abstract_batch, jit_train_step
 
 ROOT = Path(__file__).parents[1]
@@ -65,9 +66,10 @@ def rows(config: TrainConfig, seed: int) -> dict[str, np.ndarray]:
 def prepared(config: TrainConfig):
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    tx = make_optimizer(config.optimizer, config.model, config.steps)
-    abstract = abstract_state(config.model, tx, mesh)
-    return mesh, tx, abstract, jit_train_step(config, tx, abstract)
+    objective = NextToken(config.model)
+    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
+    abstract = abstract_state(objective, tx, mesh)
+    return mesh, tx, abstract, jit_train_step(config, objective, tx, abstract)
 
 
 @pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)
@@ -109,7 +111,7 @@ def test_shrunk_it_lowers_for_eight_devices(path):
     config = shrink(load_experiment([str(path)]))
     mesh, _, abstract, step = prepared(config)
     with jax.set_mesh(mesh):
-        assert step.lower(abstract, abstract_batch(config, mesh)).as_text()
+        assert step.lower(abstract, abstract_batch(config, NextToken(config.model), mesh)).as_text()
     assert math.prod(mesh.shape.values()) == 8
 
 
@@ -121,7 +123,7 @@ def test_shrunk_it_trains_two_steps(path):
     config = shrink(load_experiment([str(path)]))
     mesh, tx, abstract, step = prepared(config)
     with jax.set_mesh(mesh):
-        state = sharded_init(config.seed, config.model, tx, abstract)
+        state = sharded_init(config.seed, NextToken(config.model), tx, abstract)
         for seed in range(2):
             state, metrics = step(state, shard_batch(rows(config, seed), mesh))
             assert float(metrics.loss) == pytest.approx(math.log(config.model.vocab_size), rel=0.2)

@@ -7,6 +7,7 @@ from llama_jax.checkpoint.manager import (
     load_params,
     newest_sound,
     save_model,
+    saved_steps,
     verify,
 )
 from llama_jax.checkpoint.storage import CheckpointError
@@ -19,5 +20,6 @@ __all__ = [
     "load_params",
     "newest_sound",
     "save_model",
+    "saved_steps",
     "verify",
 ]

@@ -121,7 +121,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Durable steps in ascending order, read from the disk."""
-        return [s for s in _steps(self._directory) if (self._path(s) / mf.FILENAME).exists()]
+        return [s for s in saved_steps(self._directory) if (self._path(s) / mf.FILENAME).exists()]
 
     def restore(self, abstract: Any, step: int | None = None) -> Restored:
         """The newest step whose digests agree (or exactly `step`), laid out as `abstract`.
@@ -150,7 +150,7 @@ class Checkpointer:
 
     def _obsolete(self, saved: int) -> list[int]:
         """Steps that go now that `saved` is durable. Later steps stay: damaged ones, say."""
-        steps = _steps(self._directory)
+        steps = saved_steps(self._directory)
         sound = [s for s in steps if s not in self._damaged]
         kept = {*sound[-self._keep :], saved, self._restored}
         if self._keep_every:
@@ -213,7 +213,7 @@ def newest_sound(path: epath.PathLike) -> epath.Path:
     Raises InputError if nothing was saved, CheckpointError if no checkpoint verifies.
     """
     directory = _absolute(path) / "checkpoints"
-    steps = _steps(directory)
+    steps = saved_steps(directory)
     require(steps, f"{directory} holds no checkpoint")
     for step in reversed(steps):
         if (report := _verify(directory / str(step), step)).ok:
@@ -232,7 +232,7 @@ def verify(path: epath.PathLike) -> list[Report]:
     if any((path / name).exists() for name in (mf.FILENAME, "state", "params")):
         return [_verify(path, None)]
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = _steps(directory)
+    steps = saved_steps(directory)
     require(steps, f"{path} is no run folder with checkpoints, no checkpoint and no model folder")
     return [_verify(directory / str(step), step) for step in steps]
 
@@ -244,7 +244,7 @@ def _newest(
     directory: epath.Path, abstract: Any, prefix: str, step: int | None = None
 ) -> tuple[Restored, set[int]]:
     """The newest step that verifies, or `step`; and the steps that were tried in vain."""
-    steps = _steps(directory) if step is None else [step]
+    steps = saved_steps(directory) if step is None else [step]
     failures: dict[int, str] = {}
     # Host 0 chooses, since hosts may see a network file system in different states.
     while (tried := _from_host_0(max((s for s in steps if s not in failures), default=-1))) >= 0:
@@ -293,8 +293,8 @@ def _absolute(path: epath.PathLike) -> epath.Path:
     return path.expanduser().absolute() if storage.can_rename(path) else path
 
 
-def _steps(directory: epath.Path) -> list[int]:
-    """Every folder named by a step, sound or not, in ascending order."""
+def saved_steps(directory: epath.Path) -> list[int]:
+    """Every folder of RUN/checkpoints named by a step, sound or not, in ascending order."""
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", p.name))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import BY_POSITION, WHOLE, decoder_layer
-from llama_jax.model.precision import computed, kept
+from llama_jax.model.precision import compute_weights, keep_master_weights
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.fsdp import by_rows
@@ -49,10 +49,11 @@ class DecoderLayer(nn.Module):
     def __call__(self, x, positions, segment_ids):
         """See `decoder_layer`."""
         cfg = self.cfg
-        weights = declare(self, layer_weights(cfg), cfg)
+        table = layer_weights(cfg)
+        weights = declare(self, table, cfg)
         if cfg.dtype != cfg.param_dtype:
-            weights, x = kept(weights, x)
-        w = computed(weights, self.variables.get("slots", {}), cfg)
+            weights, x = keep_master_weights(weights, x)
+        w = compute_weights(weights, table, self.variables.get("slots", {}), cfg.dtype)
         return decoder_layer(w, x, None, positions, segment_ids, cfg=cfg, zigzag=self.zigzag)
 
 
@@ -68,18 +69,19 @@ class Llama(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"]]:
-        """Normed residual stream and the head.
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Normed residual stream and the head: [D,V], or the weights of a score (model/heads.py).
 
         Logits are x @ head; they are left to the loss and to sampling, which take few positions at
         a time. Positions default to 0..T-1.
         """
         cfg = self.cfg
-        weights = declare(self, outer_weights(cfg), cfg)
-        w = computed(weights, self.variables.get("slots", {}), cfg)
+        outer = outer_weights(cfg)
+        weights = declare(self, outer, cfg)
+        w = compute_weights(weights, outer, self.variables.get("slots", {}), cfg.dtype)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        table = {"embed": outer_weights(cfg)["embed"].axes}
+        table = {"embed": outer["embed"].axes}
         x = by_rows(lambda w, tokens: w["embed"][tokens], {"embed": w["embed"]}, table, tokens)
         x = constrain(x, BY_POSITION)
         layer = DecoderLayer
@@ -95,6 +97,8 @@ class Llama(nn.Module):
         x, _ = stack(x, positions, segment_ids)
         # Each part of the vocabulary is multiplied with all positions.
         x = relayout(rms_norm(x, w["norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
+        if cfg.head == "score":
+            return x, {name: w[name] for name in ("score", "score_bias")}
         return x, w["embed"].T if cfg.tie_embeddings else w["head"]
 
 
@@ -117,10 +121,10 @@ def hidden(
     zigzag=False,
     slots: dict | None = None,
 ):
-    """Normed residual stream [B,T,D] and head [D,V] of a forward pass without a cache.
+    """Normed residual stream [B,T,D] and head of a forward pass without a cache, see `Llama`.
 
     With `zigzag` the positions of all arrays are in the order of `ops.ring_attention.zigzag`;
-    `slots` as in `precision.slots_of`.
+    `slots` as in `precision.gradient_slots`.
     """
     variables = {"params": params} if slots is None else {"params": params, "slots": slots}
     out: Any = Llama(config, zigzag).apply(variables, tokens, positions, segment_ids)

@@ -1,4 +1,4 @@
-"""Weights in the type that is computed with, and their gradients in that type.
+"""Mixed precision: casts master weights to the compute type and keeps gradients in it.
 
 Parameters are float32, products bfloat16. Where the casts happen, and in which type gradients are
 stacked, decides about gigabytes of a chip's memory.
@@ -12,31 +12,30 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from llama_jax.config import ModelConfig
-from llama_jax.model.weights import map_weights
+from llama_jax.model.weights import Table, Weight, map_table
 
 
-def computed(
-    weights: dict[str, Array], slots: Mapping[str, Any], cfg: ModelConfig
+def compute_weights(
+    weights: dict[str, Array], table: Mapping[str, Weight], slots: Mapping[str, Any], dtype: str
 ) -> dict[str, Array]:
-    """Declared weights as they are computed with: matrices in cfg.dtype, norms as they are.
+    """Declared weights as they are computed with: matrices in the compute type, the rest as it is.
 
-    Where there is a slot for a weight (see `slots_of`), the slot has its gradient.
+    Where there is a slot for a weight (see `gradient_slots`), the slot receives its gradient.
     """
-    weights = {k: w.astype(cfg.dtype) if w.ndim > 1 else w for k, w in weights.items()}
+    weights = {k: w.astype(dtype) if table[k].is_matrix else w for k, w in weights.items()}
     return {k: _in_slot(slots[k], w) if k in slots else w for k, w in weights.items()}
 
 
-def slots_of(cfg: ModelConfig) -> dict:
+def gradient_slots(table: Table, cfg: ModelConfig) -> Any:
     """What to differentiate a loss by in place of its parameters: zeros that nothing reads.
 
     The gradient is theirs, number by number, in the type that is computed with, where the loop over
-    the layers would stack the gradients of float32 parameters in float32.
+    the layers would stack the gradients of float32 parameters in float32. A weight without a row
+    in `table` gets no gradient, and none is computed for it.
     """
-
-    def slot(w):
-        return jnp.zeros(w.shape, cfg.param_dtype if "norm" in w.axes else cfg.dtype)
-
-    return map_weights(slot, cfg)
+    return map_table(
+        lambda w: jnp.zeros(w.shape, cfg.dtype if w.is_matrix else cfg.param_dtype), table
+    )
 
 
 @jax.custom_vjp
@@ -57,7 +56,7 @@ _in_slot.defvjp(_in_slot_forward, _in_slot_backward)
 
 
 @jax.custom_vjp
-def kept(weights: dict[str, Array], x: Array) -> tuple[dict[str, Array], Array]:
+def keep_master_weights(weights: dict[str, Array], x: Array) -> tuple[dict[str, Array], Array]:
     """Both as they are, for a layer that casts its weights in a loop over layers.
 
     A TPU's compiler would cast the whole stack before the loop, and keep that copy beside the
@@ -71,11 +70,11 @@ def kept(weights: dict[str, Array], x: Array) -> tuple[dict[str, Array], Array]:
 
 
 def _kept_forward(weights, x):
-    return kept(weights, x), None
+    return keep_master_weights(weights, x), None
 
 
 def _kept_backward(_, gradients):
     return gradients
 
 
-kept.defvjp(_kept_forward, _kept_backward)
+keep_master_weights.defvjp(_kept_forward, _kept_backward)

@@ -1,8 +1,8 @@
 """One row says all about one tensor: shapes, shardings, counts and converters derive from it."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,14 @@ class Weight(NamedTuple):
     axes: tuple[str, ...]
     init: Callable[..., jax.Array]
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is multiplied in the compute type and decays; norms and scores are neither."""
+        return not {"norm", "score"} & set(self.axes)
 
+
+Table = Mapping[str, Any]
+"""A parameter tree with Weight rows for leaves."""
 ones = jax.nn.initializers.ones
 
 
@@ -50,13 +57,21 @@ def layer_weights(c: ModelConfig) -> dict[str, Weight]:
 
 
 def outer_weights(c: ModelConfig) -> dict[str, Weight]:
-    """What stands outside the layers: embedding, last norm, and the head unless it is tied."""
+    """What stands outside the layers: embedding, last norm, and the head unless it is tied.
+
+    A score head is w [D,1] and a bias [1], float32; w begins with a standard deviation of
+    1/sqrt(D+1) (Stiennon et al. 2020).
+    """
     D, V = c.d_model, c.vocab_size
     table = {
         "embed": Weight((V, D), ("vocab", "embed"), fan_in(1, 0)),
         "norm": Weight((D,), ("norm",), ones),
     }
-    if not c.tie_embeddings:
+    if c.head == "score":
+        normal = jax.nn.initializers.normal((D + 1) ** -0.5)
+        table["score"] = Weight((D, 1), ("embed", "score"), normal)
+        table["score_bias"] = Weight((1,), ("score",), jax.nn.initializers.zeros)
+    elif not c.tie_embeddings:
         table["head"] = Weight((D, V), ("embed", "vocab"), fan_in(0, 1))
     return table
 
@@ -70,9 +85,14 @@ def model_weights(c: ModelConfig) -> dict[str, Weight | dict[str, Weight]]:
     return {**outer_weights(c), "layers": stacked}
 
 
+def map_table[T](f: Callable[[Weight], T], table: Table) -> Any:
+    """`f` of every row of a table, in its shape."""
+    return jax.tree.map(f, table, is_leaf=lambda w: isinstance(w, Weight))
+
+
 def map_weights[T](f: Callable[[Weight], T], c: ModelConfig) -> dict:
     """`f` of every row, in the shape of the parameter tree."""
-    return jax.tree.map(f, model_weights(c), is_leaf=lambda w: isinstance(w, Weight))
+    return map_table(f, model_weights(c))
 
 
 def abstract_params(c: ModelConfig) -> dict:

@@ -1,7 +1,7 @@
 """Host batches as global arrays, abstract trees with shardings, values back on the host."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,13 @@ from llama_jax.config import InputError
 from llama_jax.parallel.rules import named_sharding, partition_spec
 
 BATCH_AXES = ("batch", "seq")
+
+
+def batch_sharding(mesh: Mesh, shape: Sequence[int], T: int) -> NamedSharding:
+    """How an array [B,...] of a batch is split: by rows, and by positions if it ends with T."""
+    last = "seq" if len(shape) > 1 and shape[-1] == T else None
+    axes = ("batch", *(None,) * (len(shape) - 2), last)
+    return named_sharding(axes[: len(shape)], mesh)
 
 
 @functools.cache
@@ -29,11 +36,12 @@ def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def shard_batch(
     batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
 ) -> dict[str, jax.Array]:
-    """The `host_rows` of a batch, each array [b, T], as global arrays [B, T], split by the rules.
+    """The `host_rows` of a batch as global arrays, b rows as B, split by `batch_sharding`.
+
+    The positions T are those of its `tokens`.
 
     batch_size: B; None where this host holds all rows.
     """
-    sharding = named_sharding(BATCH_AXES, mesh)
 
     def place(local: np.ndarray) -> jax.Array:
         B = len(local) if batch_size is None else batch_size
@@ -42,9 +50,10 @@ def shard_batch(
         def part(index: Any) -> np.ndarray:
             first, stop, _ = index[0].indices(B)
             begin = int(np.searchsorted(rows, first))
-            return local[begin : begin + stop - first, index[1]]
+            return local[begin : begin + stop - first, *index[1:]]
 
-        return jax.make_array_from_callback((B, local.shape[1]), sharding, part)
+        sharding = batch_sharding(mesh, local.shape, batch["tokens"].shape[-1])
+        return jax.make_array_from_callback((B, *local.shape[1:]), sharding, part)
 
     return {name: place(local) for name, local in batch.items()}
 

@@ -30,6 +30,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "norm": (),
+    "score": (),
     "layers": (),
 }
 Axes = Sequence[str | None]

@@ -131,13 +131,13 @@ def exchange(value: str) -> list[str]:
         raise ConnectionError(f"another host is lost: {str(error).splitlines()[0]}") from error
 
 
-def said_by_main(holds: bool) -> bool:
+def broadcast_from_main(holds: bool) -> bool:
     """Host 0's answer, on every host: they may see a network file system in different states, and
     must do the same thing all the same."""
     return exchange(json.dumps(holds))[0] == json.dumps(True)
 
 
-def agree(facts: Mapping[str, object]) -> None:
+def require_agreement(facts: Mapping[str, object]) -> None:
     """Refuse to go on unless all hosts pass the same facts.
 
     Raises InputError, on every host, that names each fact that differs and where.
@@ -164,7 +164,7 @@ def _hosts(indices: list[int]) -> str:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """Leave the block on all hosts or on none: what one of them raises ends all of them.
 
     Raises, where nothing was wrong, InputError for an InputError of another host, and

@@ -29,13 +29,14 @@ from llama_jax.config_file import from_dict
 from llama_jax.data.files import AnyPath, as_path, reason, write_atomic
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.pretrain import stage
 from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.collectives import Collective, collectives
 from llama_jax.tpu.hlo import Program
 from llama_jax.tpu.liveness import Liveness
 from llama_jax.tpu.topology import Topology
 from llama_jax.train.optimizer import make_optimizer
-from llama_jax.train.state import abstract_state
+from llama_jax.train.state import abstract_state, trained_table
 from llama_jax.train.step import abstract_batch, jit_train_step
 
 ENVIRONMENT = {
@@ -143,11 +144,12 @@ def lower_step(config: TrainConfig, mesh: Mesh):
     Raises InputError for what the mesh cannot split.
     """
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    tx = make_optimizer(config.optimizer, config.model, config.steps)
+    objective = stage(config).objective
+    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        state = abstract_state(config.model, tx, mesh)
-        batch = abstract_batch(config, mesh)
-        traced = jit_train_step(config, tx, state).trace(state, batch)
+        state = abstract_state(objective, tx, mesh)
+        batch = abstract_batch(config, objective, mesh)
+        traced = jit_train_step(config, objective, tx, state).trace(state, batch)
         return traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)), state, batch
 
 

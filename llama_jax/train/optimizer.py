@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llama_jax.config import ModelConfig, OptimizerConfig
-from llama_jax.model.weights import map_weights
+from llama_jax.config import OptimizerConfig
+from llama_jax.model.weights import Table, map_table
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -27,10 +27,13 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, model: ModelConfig, steps: int
+    config: OptimizerConfig, table: Table, steps: int
 ) -> optax.GradientTransformation:
-    """Clip by global norm, AdamW, scheduled: the transformation of one update."""
-    decayed = map_weights(lambda w: "norm" not in w.axes, model)
+    """Clip by global norm, AdamW, scheduled: the transformation of one update.
+
+    table: the Weight rows of the parameters that are trained, see `state.trained_table`.
+    """
+    decayed = map_table(lambda w: w.is_matrix, table)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(

@@ -124,6 +124,7 @@ class Reporter:
             "train/grad_norm": float(values.grad_norm),
             "train/learning_rate": float(np.asarray(self.schedule(int(values.updates)))),
             "train/skipped": int(values.skipped),
+            **{f"train/{name}": float(value) for name, value in values.means.items()},
             "data/batch": f"{zlib.crc32(ids.tobytes()):08x}",
             "perf/step_seconds": seconds,
             **rate,

@@ -14,7 +14,8 @@ import jax
 from etils import epath
 
 from llama_jax import __version__
-from llama_jax.config import InputError, TrainConfig
+from llama_jax.checkpoint import saved_steps
+from llama_jax.config import InputError, TrainConfig, require
 from llama_jax.config_file import read_config, to_json
 from llama_jax.data.files import reason, write_atomic
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
@@ -26,7 +27,7 @@ CONFIG_FILE = "config.json"
 # further.
 MAY_CHANGE = {
     "workdir", "steps", "log_every", "eval_every", "eval_batches", "sample_prompts",
-    "profile_steps", "max_skipped", "init_from",
+    "profile_steps", "max_skipped", "init_from", "init_from_config",
     "watchdog_seconds", "compilation_cache", "mesh", "accumulate", "checkpoint",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",
 }  # fmt: skip
@@ -53,20 +54,31 @@ def host_facts(config: TrainConfig) -> dict[str, object]:
     return facts
 
 
+def run_path(config: TrainConfig) -> epath.Path:
+    """The run's folder, absolute."""
+    path = epath.Path(config.workdir).expanduser()
+    return path if "://" in config.workdir else epath.Path(os.path.abspath(path))
+
+
 def check_run(config: TrainConfig) -> epath.Path:
     """The run's folder, which is new, empty, or holds a run of the same experiment.
 
-    Nothing is written. Raises InputError if it holds something else, or a run with other settings;
-    the message lists them.
+    Nothing is written. Raises InputError if it holds something else, a run with other settings (the
+    message lists them), or one that has made more steps already.
     """
-    path = epath.Path(config.workdir).expanduser()
-    path = path if "://" in config.workdir else epath.Path(os.path.abspath(path))
+    path = run_path(config)
     try:
         if (path / CONFIG_FILE).exists():
             before = read_config(path)[1]
             if before is None:
                 raise InputError(f"workdir {path} is a model folder, not a run: choose another")
             _check_same(before, config, path)
+            made = max(saved_steps(path / "checkpoints"), default=0)
+            require(
+                made <= config.steps,
+                f"the run in {path} has made {made} steps already, more than --steps "
+                f"{config.steps}: name {made} or more, or another --workdir",
+            )
         elif path.exists() and any(True for _ in path.iterdir()):
             raise InputError(
                 f"workdir {path} is not empty and holds no run (no {CONFIG_FILE}): choose another "
@@ -78,24 +90,47 @@ def check_run(config: TrainConfig) -> epath.Path:
 
 
 @contextlib.contextmanager
-def open_run(config: TrainConfig, path: epath.Path, tokenizer: Tokenizer) -> Iterator[None]:
-    """Make the folder, write config.json and tokenizer.model, and keep others out; on host 0.
+def claim_run(path: epath.Path) -> Iterator[None]:
+    """Make the folder and keep other programs out while the context lasts; on host 0.
+
+    What was made for it goes again if it stays empty: bad input leaves no folder behind.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: it cannot be made.
       TrainingError: another program of this machine trains in it.
     """
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_alone_in(path))
-                if not (path / MODEL_FILE).exists():
-                    tokenizer.save(path / MODEL_FILE)
-                write_atomic(path / CONFIG_FILE, to_json(config).encode())
-            except OSError as error:
-                raise InputError(f"workdir {path} cannot be written: {reason(error)}") from error
+    if jax.process_index():
         yield
+        return
+    made: list[epath.Path] = []
+    with contextlib.ExitStack() as stack:
+        try:
+            for folder in (path, *path.parents):
+                if "://" in os.fspath(path) or folder.exists():
+                    break
+                made.append(folder)
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone_in(path))
+        except OSError as error:
+            raise InputError(f"workdir {path} cannot be written: {reason(error)}") from error
+        try:
+            yield
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):  # it holds something
+                    os.rmdir(folder)
+
+
+def write_run(config: TrainConfig, path: epath.Path, tokenizer: Tokenizer) -> None:
+    """Write config.json and tokenizer.model; on host 0. Raises InputError where that cannot be."""
+    if jax.process_index():
+        return
+    try:
+        if not (path / MODEL_FILE).exists():
+            tokenizer.save(path / MODEL_FILE)
+        write_atomic(path / CONFIG_FILE, to_json(config).encode())
+    except OSError as error:
+        raise InputError(f"workdir {path} cannot be written: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -144,6 +179,6 @@ def _check_same(old: TrainConfig, new: TrainConfig, path: epath.Path) -> None:
     ]
     if changed:
         raise InputError(
-            f"workdir {path} holds a run with other settings ({'; '.join(changed)}): use another "
-            "--workdir, or the same settings to resume it"
+            f"workdir {path} holds a run with other settings ({'; '.join(changed)}): choose "
+            "another --workdir, or restore those settings to resume"
         )

@@ -1,4 +1,4 @@
-"""Everything a run must remember between two steps, abstract first, then sharded into being."""
+"""The training state: step, parameters, optimizer state; created already sharded."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.llama import init_params
-from llama_jax.model.weights import map_weights
+from llama_jax.model.weights import Weight, map_weights, model_weights
 from llama_jax.parallel.arrays import abstract_with, replicated
 from llama_jax.parallel.rules import named_sharding
+from llama_jax.train.objective import Objective
 
 
 @flax.struct.dataclass
@@ -23,18 +24,53 @@ class TrainState:
     """int32: batches consumed."""
     params: Any
     opt_state: optax.OptState
+    """Of the parameters that are trained."""
     skipped: Any
     """int32: non-finite updates skipped, in a row."""
 
 
-def init_state(key: jax.Array, cfg: ModelConfig, tx: optax.GradientTransformation) -> TrainState:
+def select(tree: Any, objective: Objective) -> Any:
+    """The parameters, or what stands in their places, that the objective trains."""
+    return _select(tree, objective, "")
+
+
+def _select(tree: Any, objective: Objective, path: str) -> Any:
+    chosen = {}
+    for key, value in tree.items():
+        name = f"{path}{key}"
+        if isinstance(value, dict):
+            chosen[key] = _select(value, objective, f"{name}/")
+        elif objective.trains(name):
+            chosen[key] = value
+    return chosen
+
+
+def with_updates(params: dict, updated: dict) -> dict:
+    """All parameters, those of the selection `updated` in place of the old ones."""
+    new = dict(params)
+    for key, value in updated.items():
+        new[key] = with_updates(params[key], value) if isinstance(value, dict) else value
+    return new
+
+
+def trained_table(objective: Objective) -> dict[str, Any]:
+    """The Weight rows of what is trained."""
+    return select(model_weights(objective.model), objective)
+
+
+def init_state(
+    key: jax.Array, objective: Objective, tx: optax.GradientTransformation
+) -> TrainState:
     """Fresh parameters, empty optimizer, step 0."""
-    params = init_params(key, cfg)
+    params = init_params(key, objective.model)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, params=params, opt_state=tx.init(params), skipped=zero)
+    opt_state = tx.init(select(params, objective))
+    return TrainState(step=zero, params=params, opt_state=opt_state, skipped=zero)
 
 
-def abstract_state(cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    objective: Objective, tx: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
     """The state as ShapeDtypeStructs with shardings: what init makes and checkpoints restore.
 
     Moments are laid out as their parameters; the rest is small and replicated.
@@ -42,11 +78,15 @@ def abstract_state(cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mes
     Raises:
       InputError: a tensor is not divisible by the mesh; the message holds the values.
     """
-    state = jax.eval_shape(lambda: init_state(jax.random.key(0), cfg, tx))
-    params = map_weights(lambda w: named_sharding(w.axes, mesh, w.shape, "weight"), cfg)
+    state = jax.eval_shape(lambda: init_state(jax.random.key(0), objective, tx))
+    params = param_shardings(objective.model, mesh)
     whole = replicated(mesh)
     moments = optax.tree.map_params(
-        tx.init, lambda _, s: s, state.opt_state, params, transform_non_params=lambda _: whole
+        tx.init,
+        lambda _, s: s,
+        state.opt_state,
+        select(params, objective),
+        transform_non_params=lambda _: whole,
     )
     return TrainState(
         step=abstract_with(state.step, whole),
@@ -56,12 +96,21 @@ def abstract_state(cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mes
     )
 
 
+def param_shardings(model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """How the rules split each parameter over the mesh; InputError where they cannot."""
+
+    def sharding(w: Weight):
+        return named_sharding(w.axes, mesh, w.shape, "weight")
+
+    return map_weights(sharding, model)
+
+
 def sharded_init(
-    seed: int, cfg: ModelConfig, tx: optax.GradientTransformation, abstract: TrainState
+    seed: int, objective: Objective, tx: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
     """`init_state` with every tensor born where it belongs: no device ever holds the whole."""
     init = jax.jit(init_state, static_argnums=(1, 2), out_shardings=shardings_of(abstract))
-    return init(jax.random.key(seed), cfg, tx)
+    return init(jax.random.key(seed), objective, tx)
 
 
 def shardings_of(abstract: Any) -> Any:

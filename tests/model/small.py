@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.model.presets import TINY
+from llama_jax.train.next_token import NextToken
+from llama_jax.train.step import mean_loss_and_gradient
 
 SMALL = replace(TINY, vocab_size=61, d_model=24, d_ff=40)
 assert len({*SMALL.__dict__.values()} & {61, 24, 40, 64, 8, 4, 2}) == 7
@@ -28,3 +30,11 @@ def packed(*rows):
             positions[b, start : start + length] = np.arange(length)
             start += length
     return jnp.asarray(segment_ids), jnp.asarray(positions)
+
+
+def loss_and_gradient(params, batch, *, cfg, z_loss=0.0, accumulate=1):
+    """Mean next-token loss of a batch and its gradient, as the training step takes them."""
+    (loss, _), gradient = mean_loss_and_gradient(
+        params, batch, objective=NextToken(cfg, z_loss), accumulate=accumulate
+    )
+    return loss, gradient

@@ -13,7 +13,7 @@ from llama_jax.model.presets import PRESETS
 from llama_jax.model.weights import abstract_params, logical_axes
 from llama_jax.parallel.mesh import AXES
 from llama_jax.parallel.rules import partition_spec
-from llama_jax.train.step import mean_loss_and_gradient
+from tests.model.small import loss_and_gradient
 
 MESHES = {
     "fsdp 64 x tensor 4": {"fsdp": 64, "tensor": 4},
@@ -53,7 +53,7 @@ def lower_gradient(cfg, mesh, B, T):
     }  # fmt: skip
 
     def gradient(params, batch):
-        return mean_loss_and_gradient(params, batch, cfg=cfg, accumulate=1, z_loss=0.0)
+        return loss_and_gradient(params, batch, cfg=cfg)
 
     with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(gradient).trace(abstract_with_shardings(cfg, mesh), batch)

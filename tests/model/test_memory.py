@@ -12,7 +12,6 @@ from llama_jax.config import InputError
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from llama_jax.ops.loss import next_token_targets
-from llama_jax.train.step import mean_loss_and_gradient
 from tests.comparison import assert_trees_close, quick_jit, random_params
 from tests.model.small import SMALL, packed, tokens_of
 
@@ -32,7 +31,7 @@ def batch_of(cfg, *documents):
 
 def ours(cfg):
     def loss_and_gradient(params, batch):
-        return mean_loss_and_gradient(params, batch, cfg=cfg, accumulate=1, z_loss=0.0)
+        return loss_and_gradient(params, batch, cfg=cfg)
 
     return quick_jit(loss_and_gradient)
 

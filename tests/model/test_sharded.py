@@ -13,7 +13,6 @@ from llama_jax.model.presets import TINY
 from llama_jax.model.weights import abstract_params, logical_axes
 from llama_jax.parallel.mesh import AXES, make_mesh
 from llama_jax.parallel.rules import named_sharding
-from llama_jax.train.step import mean_loss_and_gradient
 from tests.comparison import (
     assert_close,
     assert_trees_close,
@@ -21,7 +20,7 @@ from tests.comparison import (
     quick_jit,
     random_params,
 )
-from tests.model.small import packed, tokens_of
+from tests.model.small import loss_and_gradient, packed, tokens_of
 
 # Every axis of the mesh, every pair and every three of them; TINY has two key/value heads to split.
 SINGLES = [{axis: 2 if axis == "tensor" else 8} for axis in AXES]
@@ -45,7 +44,7 @@ def batch():
 
 
 def gradient(params, batch):
-    return mean_loss_and_gradient(params, batch, cfg=TINY, accumulate=1, z_loss=0.01)
+    return loss_and_gradient(params, batch, cfg=TINY, z_loss=0.01)
 
 
 jitted = quick_jit(gradient)

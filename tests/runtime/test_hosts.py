@@ -104,7 +104,7 @@ def hosts_say(monkeypatch, *values):
 def test_hosts_that_agree_go_on(monkeypatch):
     facts = {"seed": 0, "steps": (0, 0)}
     hosts_say(monkeypatch, *[json.dumps(facts)] * 3)
-    hosts.agree(facts)
+    hosts.require_agreement(facts)
 
 
 def test_each_difference_is_named_with_its_hosts(monkeypatch):
@@ -114,7 +114,7 @@ def test_each_difference_is_named_with_its_hosts(monkeypatch):
     facts[6] = {"seed": 0}
     hosts_say(monkeypatch, *map(json.dumps, facts))
     with pytest.raises(InputError) as error:
-        hosts.agree(usual)
+        hosts.require_agreement(usual)
     assert str(error.value) == (
         "the hosts disagree: seed is 0 on hosts 0, 1, 3, 4, ... and 1 on host 2; the version of "
         'jax is "0.12.0" on hosts 0, 1, 2, 3, ... and null on host 6. Start all of them with one '
@@ -124,14 +124,14 @@ def test_each_difference_is_named_with_its_hosts(monkeypatch):
 
 def test_what_one_host_raises_all_raise(monkeypatch):
     hosts_say(monkeypatch, "", "InputError: no such file: x", "")
-    with pytest.raises(InputError, match=r"^host 1: no such file: x$"), hosts.together():
+    with pytest.raises(InputError, match=r"^host 1: no such file: x$"), hosts.fail_together():
         pass
     hosts_say(monkeypatch, "", "", "OSError: disk full")
-    with pytest.raises(ConnectionError, match=r"^host 2: disk full$"), hosts.together():
+    with pytest.raises(ConnectionError, match=r"^host 2: disk full$"), hosts.fail_together():
         pass
     said = []
     monkeypatch.setattr(hosts, "exchange", said.append)
-    with pytest.raises(ValueError, match="mine"), hosts.together():
+    with pytest.raises(ValueError, match="mine"), hosts.fail_together():
         raise ValueError("mine")
     assert said == ["ValueError: mine"]
 
@@ -139,11 +139,11 @@ def test_what_one_host_raises_all_raise(monkeypatch):
 @pytest.mark.parametrize("answer", [True, False])
 def test_what_host_0_says_goes(monkeypatch, answer):
     hosts_say(monkeypatch, *map(json.dumps, (answer, not answer, not answer)))
-    assert hosts.said_by_main(not answer) is answer
+    assert hosts.broadcast_from_main(not answer) is answer
 
 
 def test_alone_there_is_nothing_to_wait_for():
     assert hosts.exchange("x") == ["x"]
-    with hosts.together():
+    with hosts.fail_together():
         pass
     hosts.leave(1)  # and the process goes on

@@ -17,11 +17,13 @@ import llama_jax
 from llama_jax import cli
 from llama_jax.config import InputError
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.pretrain import pretrain as train
 from llama_jax.tpu import compile_step
 from llama_jax.tpu.command import preset_experiment, run
 from llama_jax.tpu.topology import parse
-from llama_jax.train.loop import train
+from llama_jax.train.next_token import NextToken
 from llama_jax.train.optimizer import make_optimizer
+from llama_jax.train.state import trained_table
 from llama_jax.train.step import jit_train_step
 from tests.tpu.test_plan import FACTS
 from tests.train.tiny import Tiny
@@ -134,9 +136,10 @@ def test_for_a_tpu_training_lowers_the_same_program():
     config = replace(preset_experiment("llama2-7b", place), seq_len=512)
     mesh = compile_step.topology_mesh(config, place)
     planned, state, batch = compile_step.lower_step(config, mesh)
-    tx = make_optimizer(config.optimizer, config.model, config.steps)
+    objective = NextToken(config.model)
+    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
     with jax.set_mesh(mesh):
-        trained = jit_train_step(config, tx, state).trace(state, batch).lower()
+        trained = jit_train_step(config, objective, tx, state).trace(state, batch).lower()
     assert planned.as_text() == trained.as_text()
     assert "tpu_custom_call" in planned.as_text()
 

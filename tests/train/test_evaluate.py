@@ -1,30 +1,35 @@
 """Which batches an evaluation takes, and what it makes of them."""
 
 import math
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from etils import epath
 
 from llama_jax.config import MeshConfig
 from llama_jax.data.loader import Loader
 from llama_jax.parallel.mesh import make_mesh
-from llama_jax.train.evaluate import Evaluation, evaluate
-from llama_jax.train.loop import _data
+from llama_jax.pretrain import Evaluation, evaluation, stage, text_bytes
+from llama_jax.train.evaluate import evaluate
+from llama_jax.train.objective import Mean
 
 
-def test_a_few_batches_are_spread_over_the_split(tiny, tmp_path):
-    tokenizer, data = _data(tiny.config(), epath.Path(tmp_path))
+def test_a_few_batches_are_spread_over_the_split(tiny):
+    pretraining = stage(tiny.config())
+    tokenizer = pretraining.new_tokenizer()
+    data = pretraining.prepare(tokenizer)
     loader = Loader(data["validation"], batch_size=2, seed=0, shuffle=False)
     seen = []
 
     def eval_step(params, batch):
         seen.append(np.asarray(batch["tokens"]))
-        return 3.0, 2.0
+        return {"loss": Mean(np.float32(3), np.float32(2))}
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    result = evaluate(eval_step, {}, loader, tokenizer, mesh, max_batches=3)
+    observe = partial(text_bytes, tokenizer=tokenizer)
+    found = evaluate(eval_step, {}, loader, mesh, observe=observe, max_batches=3)
+    result = evaluation(*found)
     assert (result.loss, result.targets) == (1.5, 6)
     apart = len(loader) // 3
     assert apart > 1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from llama_jax.config import InputError
+from llama_jax.pretrain import pretrain as train
 from llama_jax.train import loop, step
-from llama_jax.train.loop import train
 from llama_jax.train.report import TrainingError
 from tests.train.tiny import digests, facts
 
@@ -20,7 +20,7 @@ def finished(tiny, tmp_path_factory):
     """A run of 12 steps that was never interrupted."""
     run = tmp_path_factory.mktemp("finished") / "run"
     config = tiny.config("--workdir", str(run), "--sample-prompts", "One day")
-    summary = train(config, sample=lambda params, tokenizer, prompt: prompt + " it rained.")
+    summary = train(config, sample=lambda params, tokenizer: ["One day it rained."])
     return run, summary
 
 
@@ -40,7 +40,7 @@ def test_a_run_folder_holds_what_it_promises(finished):
     assert [m["step"] for m in lines if "eval/loss" in m] == [6, 12]
     assert (summary.step, summary.steps, summary.resumed_from) == (12, 12, 0)
     assert summary.loss == train_lines[-1]["train/loss"]
-    assert summary.evaluation.bits_per_byte == pytest.approx(lines[-1]["eval/bits_per_byte"])
+    assert summary.evaluation["bits_per_byte"] == pytest.approx(lines[-1]["eval/bits_per_byte"])
     assert 0 < summary.goodput < 1
 
 
@@ -97,7 +97,7 @@ def test_host_0_says_whether_there_is_something_to_resume(tiny, tmp_path, monkey
     train(tiny.config(*workdir, "--steps", "2"))
     # A host whose view of a network file system is older.
     monkeypatch.setattr(loop.Checkpointer, "steps", lambda self: [])
-    monkeypatch.setattr(loop, "said_by_main", lambda holds: True)
+    monkeypatch.setattr(loop, "broadcast_from_main", lambda holds: True)
     assert train(tiny.config(*workdir, "--steps", "3")).resumed_from == 2
 
 
@@ -124,7 +124,7 @@ def test_another_experiment_is_refused_with_what_differs(tiny, tmp_path):
 
 
 def test_non_finite_updates_stop_the_run_with_their_batches(tiny, tmp_path, monkeypatch):
-    def poisoned(config, tx, abstract):
+    def poisoned(config, objective, tx, abstract):
         plain = step.train_step
 
         def with_nan(state, batch, **kwargs):
@@ -132,7 +132,7 @@ def test_non_finite_updates_stop_the_run_with_their_batches(tiny, tmp_path, monk
             return plain(state.replace(params=bad), batch, **kwargs)
 
         monkeypatch.setattr(step, "train_step", with_nan)
-        return step.jit_train_step(config, tx, abstract)
+        return step.jit_train_step(config, objective, tx, abstract)
 
     monkeypatch.setattr(loop, "jit_train_step", poisoned)
     config = tiny.config("--workdir", str(tmp_path / "run"), "--max-skipped", "3")

@@ -10,6 +10,7 @@ import pytest
 from llama_jax.config import OptimizerConfig
 from llama_jax.model.llama import init_params
 from llama_jax.model.presets import TINY
+from llama_jax.model.weights import model_weights
 from llama_jax.train.optimizer import applied_updates, learning_rate, make_optimizer
 
 CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=4)
@@ -58,7 +59,7 @@ def numpy_adamw(param, grads, decayed, steps, c, norms):
 
 def test_updates_agree_with_numpy_and_norms_are_not_decayed():
     params = init_params(jax.random.key(0), TINY)
-    tx = make_optimizer(CONFIG, TINY, 20)
+    tx = make_optimizer(CONFIG, model_weights(TINY), 20)
     rng = np.random.default_rng(0)
     # The second gradient is small, so that one is clipped and one is not.
 

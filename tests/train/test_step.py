@@ -14,16 +14,11 @@ from llama_jax.model.presets import TINY
 from llama_jax.model.weights import abstract_params
 from llama_jax.parallel.arrays import shard_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.train.next_token import NextToken, ring_size, summed_loss
 from llama_jax.train.optimizer import make_optimizer
-from llama_jax.train.state import abstract_state, sharded_init
-from llama_jax.train.step import (
-    abstract_batch,
-    jit_eval_step,
-    jit_train_step,
-    mean_loss_and_gradient,
-    ring_size,
-    summed_loss,
-)
+from llama_jax.train.state import abstract_state, sharded_init, trained_table
+from llama_jax.train.step import abstract_batch, forward_of, jit_eval_step, jit_train_step
+from tests.model.small import loss_and_gradient
 
 CONFIG = TrainConfig(
     workdir="unused",
@@ -51,15 +46,16 @@ def make_batch(seed=0, B=8, T=16):
 
 def make_state(config=CONFIG, mesh=None):
     mesh = mesh or make_mesh(config.mesh, jax.devices()[:1])
-    tx = make_optimizer(config.optimizer, config.model, config.steps)
-    abstract = abstract_state(config.model, tx, mesh)
-    return mesh, tx, abstract, sharded_init(config.seed, config.model, tx, abstract)
+    objective = NextToken(config.model)
+    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
+    abstract = abstract_state(objective, tx, mesh)
+    return mesh, tx, abstract, sharded_init(config.seed, objective, tx, abstract)
 
 
 def test_mean_loss_is_the_average_over_targets():
     _, _, _, state = make_state()
     batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
-    loss, _ = mean_loss_and_gradient(state.params, batch, cfg=TINY, accumulate=1, z_loss=0.0)
+    loss, _ = loss_and_gradient(state.params, batch, cfg=TINY)
     logits = np.asarray(
         apply(
             state.params,
@@ -82,16 +78,16 @@ def test_mean_loss_is_the_average_over_targets():
                 count += 1
     assert 0 < count < 8 * 15
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
-    summed, targets = jit_eval_step(TINY)(state.params, batch)
-    assert float(targets) == count
-    assert float(summed) == pytest.approx(total, rel=1e-5)
+    found = jit_eval_step(NextToken(TINY))(state.params, batch)["loss"]
+    assert float(found.count) == count
+    assert float(found.total) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_accumulation_changes_nothing_but_rounding(accumulate):
     _, _, _, state = make_state()
     batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
-    run = partial(mean_loss_and_gradient, state.params, batch, cfg=TINY, z_loss=1e-3)
+    run = partial(loss_and_gradient, state.params, batch, cfg=TINY, z_loss=1e-3)
     whole, parts = run(accumulate=1), run(accumulate=accumulate)
     scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(whole[1]))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -102,9 +98,7 @@ def test_many_micro_batches_add_up_for_narrow_parameters():
     cfg = replace(TINY, param_dtype="bfloat16", num_layers=1)
     params = init_params(jax.random.key(0), cfg)
     batch = {k: jnp.tile(v, (64, 1)) for k, v in make_batch().items()}
-    run = jax.jit(
-        partial(mean_loss_and_gradient, cfg=cfg, z_loss=0.0), static_argnames="accumulate"
-    )
+    run = jax.jit(partial(loss_and_gradient, cfg=cfg), static_argnames="accumulate")
     (_, whole), (_, parts) = run(params, batch, accumulate=1), run(params, batch, accumulate=512)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         assert a.dtype == b.dtype == jnp.bfloat16
@@ -115,7 +109,7 @@ def test_many_micro_batches_add_up_for_narrow_parameters():
 def test_an_evaluation_takes_the_micro_batches_of_training():
     """A whole batch at once would need the memory that accumulation is to save."""
     params, batch = abstract_params(TINY), {k: jnp.asarray(v) for k, v in make_batch().items()}
-    eval_step = jit_eval_step(TINY, accumulate=4)
+    eval_step = jit_eval_step(NextToken(TINY), accumulate=4)
     shapes = {
         v.aval.shape
         for loop in loops_of(jax.make_jaxpr(eval_step)(params, batch).jaxpr)
@@ -125,7 +119,8 @@ def test_an_evaluation_takes_the_micro_batches_of_training():
     assert (2, 16, TINY.d_model) in shapes
     assert (8, 16, TINY.d_model) not in shapes
     params = init_params(jax.random.key(0), TINY)
-    parts, whole = eval_step(params, batch), jit_eval_step(TINY)(params, batch)
+    parts = eval_step(params, batch)["loss"]
+    whole = jit_eval_step(NextToken(TINY))(params, batch)["loss"]
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
 
 
@@ -147,11 +142,12 @@ def test_stacked_gradients_are_kept_in_the_compute_type_and_are_the_same_numbers
     batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
 
     def ours(params):
-        return mean_loss_and_gradient(params, batch, cfg=cfg, accumulate=1, z_loss=0.0)
+        return loss_and_gradient(params, batch, cfg=cfg)
 
     def inside(params):
         def mean(params):
-            loss, count = summed_loss(params, batch, cfg=cfg, z_loss=0.0)
+            forward = forward_of(NextToken(cfg), params)
+            loss, count = summed_loss(forward, batch, cfg=cfg, z_loss=0.0)
             return loss / count
 
         return jax.value_and_grad(mean)(params)
@@ -172,7 +168,7 @@ def test_stacked_gradients_are_kept_in_the_compute_type_and_are_the_same_numbers
 
 def test_a_non_finite_gradient_changes_nothing_and_is_counted():
     mesh, tx, abstract, state = make_state()
-    step = jit_train_step(CONFIG, tx, abstract)
+    step = jit_train_step(CONFIG, NextToken(TINY), tx, abstract)
     with jax.set_mesh(mesh):
         state, first = step(state, shard_batch(make_batch(), mesh))
         poisoned = state.replace(
@@ -199,8 +195,8 @@ def test_a_non_finite_gradient_changes_nothing_and_is_counted():
 def test_the_state_is_donated():
     mesh, tx, abstract, state = make_state()
     with jax.set_mesh(mesh):
-        compiled = jit_train_step(CONFIG, tx, abstract)
-        compiled = compiled.lower(abstract, abstract_batch(CONFIG, mesh)).compile()
+        compiled = jit_train_step(CONFIG, NextToken(TINY), tx, abstract)
+        compiled = compiled.lower(abstract, abstract_batch(CONFIG, NextToken(TINY), mesh)).compile()
         compiled(state, shard_batch(make_batch(), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
@@ -209,7 +205,7 @@ def curve(config, devices, steps=3):
     """Loss and gradient norm of each step, and the parameters after the last."""
     mesh, tx, abstract, state = make_state(config, make_mesh(config.mesh, devices))
     with jax.set_mesh(mesh):
-        step = jit_train_step(config, tx, abstract)
+        step = jit_train_step(config, NextToken(config.model), tx, abstract)
         out = []
         for i in range(steps):
             batch = make_batch(i, T=config.seq_len)
@@ -261,8 +257,8 @@ MESHES = [{"fsdp": 8}, {"fsdp": 2, "sequence": 4}, {"sequence": 8}]
 def test_a_device_has_the_logits_of_its_own_positions_alone(axes):
     batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
     with jax.set_mesh(make_mesh(MeshConfig(**{"fsdp": 1, **axes}))):
-        loss = jax.value_and_grad(partial(summed_loss, cfg=TINY, z_loss=0.0), has_aux=True)
-        jaxpr = jax.make_jaxpr(loss)(abstract_params(TINY), batch).jaxpr
+        gradient = partial(loss_and_gradient, cfg=TINY)
+        jaxpr = jax.make_jaxpr(gradient)(abstract_params(TINY), batch).jaxpr
     made = {
         loop.params["length"] * v.aval.size // TINY.vocab_size
         for loop in loops_of(jaxpr)

@@ -1,0 +1,160 @@
+"""Pretraining: next-token prediction on text (Llama 2, section 2)."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+from etils import epath
+
+from llama_jax.config import DataConfig, InputError, MeshConfig, TrainConfig, require
+from llama_jax.config_file import read_config
+from llama_jax.data.loader import Batch, Loader
+from llama_jax.data.packing import target_bytes
+from llama_jax.data.prepare import prepare, resolve_tokenizer
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.infer.api import generate
+from llama_jax.models import Model, load
+from llama_jax.parallel.arrays import check_batch
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.train.evaluate import evaluate
+from llama_jax.train.loop import Summary, run
+from llama_jax.train.next_token import NextToken
+from llama_jax.train.stage import Sampler, Stage
+from llama_jax.train.step import jit_eval_step
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Averages over the targets of a validation set."""
+
+    loss: float
+    """Nats per token."""
+    targets: int
+    """Tokens that were predicted."""
+    bytes: int
+    """UTF-8 bytes of the text that they spell."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:  # of a run that diverged, which has to say so and not to end here
+            return math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits needed to code one byte of the text; comparable between tokenizers."""
+        return self.loss * self.targets / math.log(2) / self.bytes
+
+
+def pretrain(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
+    """Train or resume an experiment; see `train.loop.run`.
+
+    `sample` gives the texts that are kept after each evaluation; without it they are the
+    experiment's prompts, continued greedily.
+    """
+    return run(config, partial(stage, sample=sample))
+
+
+def stage(config: TrainConfig, *, sample: Sampler | None = None) -> Stage:
+    """Text, next-token prediction, bits per byte."""
+    return Stage(
+        objective=NextToken(config.model, config.z_loss),
+        prepare=lambda tokenizer: prepare(config.data, tokenizer, seq_len=config.seq_len),
+        observe=text_bytes,
+        results=_results,
+        sample=sample or partial(continue_prompts, config),
+        check=partial(check_prompts, config),
+        new_tokenizer=lambda: resolve_tokenizer(config.data, config.model.vocab_size),
+    )
+
+
+def continue_prompts(config: TrainConfig, params: dict, tokenizer: Tokenizer) -> list[str]:
+    """The experiment's sample prompts, each with its greedy continuation of up to 128 tokens."""
+    model = Model(config.model, params, tokenizer)
+    prompts = config.sample_prompts
+    return [generate(model, p, max_new_tokens=128, temperature=0.0) for p in prompts]
+
+
+def check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raise InputError for a sample prompt that is no text or longer than the context."""
+    for prompt in config.sample_prompts:
+        length, limit = len(tokenizer.encode(prompt, bos=True)), config.model.max_seq_len
+        require(
+            length <= limit,
+            f"sample prompt {prompt!r:.40} has {length:,} tokens but the model's context is "
+            f"{limit}",
+        )
+
+
+def text_bytes(batch: Batch, tokenizer: Tokenizer) -> dict[str, int]:
+    """Bytes of the text whose tokens are targets."""
+    return {"bytes": target_bytes(batch, tokenizer.byte_lengths, tokenizer.bos_id)}
+
+
+def evaluation(
+    means: Mapping[str, float], counts: Mapping[str, float], observed: Mapping[str, int]
+) -> Evaluation:
+    """What `evaluate` found, of the NextToken objective."""
+    return Evaluation(means["loss"], int(counts["loss"]), max(observed["bytes"], 1))
+
+
+def evaluate_model(
+    path: str,
+    *,
+    dataset: str | None = None,
+    batch_size: int = 8,
+    seq_len: int | None = None,
+    beat: Callable[[int, int], None] = lambda done, batches: None,
+) -> Evaluation:
+    """Evaluate a model, or a run folder's, on a data set's validation split.
+
+    dataset and seq_len default to those of the run. The parameters are split over all devices.
+
+    Raises:
+      InputError: the model or the data set cannot be used, or has no validation split.
+      CheckpointError: no checkpoint verifies.
+    """
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        loaded = load(path)
+    model, params, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+    if tokenizer is None:
+        raise InputError(f"{path} has no tokenizer to read text with")
+    is_run = (epath.Path(path).expanduser() / "checkpoints").is_dir()
+    experiment = read_config(path)[1] if is_run else None
+    if experiment is not None:
+        data = dataclasses.replace(experiment.data, dataset=dataset or experiment.data.dataset)
+    else:
+        require(dataset, f"{path} is no run folder: name the text to evaluate on with --data")
+        data = DataConfig(dataset=str(dataset))
+    seq_len = seq_len or (experiment.seq_len if experiment else model.max_seq_len)
+    if not 0 < seq_len <= model.max_seq_len or batch_size < 1:
+        raise InputError(
+            f"--seq-len {seq_len} must lie between 1 and the context {model.max_seq_len}, and "
+            f"--batch-size {batch_size} must be positive"
+        )
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    check_batch(batch_size, seq_len, 1, mesh)
+    held_out = prepare(data, tokenizer, seq_len=seq_len).get("validation")
+    if held_out is None:
+        raise InputError(f"data set {data.dataset} is too small to have a validation split")
+    loader = Loader(held_out, batch_size=batch_size, seed=0, shuffle=False)
+    observe = partial(text_bytes, tokenizer=tokenizer)
+    with contextlib.closing(loader), jax.set_mesh(mesh):
+        eval_step = jit_eval_step(NextToken(model))
+        return evaluation(*evaluate(eval_step, params, loader, mesh, observe=observe, beat=beat))
+
+
+def _results(means, counts, observed) -> dict[str, float]:
+    found = evaluation(means, counts, observed)
+    return {
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+    }

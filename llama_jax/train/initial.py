@@ -1,0 +1,124 @@
+"""The parameters that a run begins with: fresh ones, or those of a model that exists.
+
+Weights and the settings that they were trained with belong together. Nothing later would tell that
+a rotary base is another: the loss would only be worse. So all of it is compared before any data is
+read.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import jax
+from etils import epath
+
+from llama_jax.config import InputError, ModelConfig, TrainConfig, require
+from llama_jax.config_file import read_config
+from llama_jax.models import Opened, open_model
+
+logger = logging.getLogger(__name__)
+SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+"""Settings that decide which tensors there are."""
+FUNCTION = ("norm_eps", "rope_theta", "rope_scaling", "rope_factor")
+"""Settings that decide what the same tensors compute."""
+
+
+def open_source(
+    config: TrainConfig, workdir: epath.Path, *, resumes: bool
+) -> tuple[TrainConfig, Opened | None]:
+    """The model that `init_from` names, and the experiment that fits it.
+
+    With `init_from_config` the experiment takes the model's own shape and function. A run that
+    `resumes` needs the model no more.
+
+    Raises InputError if it is no model, or its settings are not those of the experiment; the
+    message lists them.
+    """
+    if config.init_from is None:
+        return config, None
+    if resumes:
+        if config.init_from_config:
+            config = replace(config, model=as_source(config.model, read_config(workdir)[0]))
+        return config, None
+    source = open_model(config.init_from)
+    if config.init_from_config:
+        config = replace(config, model=as_source(config.model, source.config))
+    check_source(config.model, source.config, source.path)
+    return config, source
+
+
+def as_source(model: ModelConfig, source: ModelConfig) -> ModelConfig:
+    """An experiment's model with the shape and function of the one that it starts from."""
+    names = (*SHAPE, *FUNCTION, "tie_embeddings", "max_seq_len")
+    return replace(model, **{name: getattr(source, name) for name in names})
+
+
+def check_source(model: ModelConfig, source: ModelConfig, path: str) -> None:
+    """Raise InputError unless a model can start from the weights of `source`.
+
+    A context may be extended: rotary scaling over a source that has none and whose context is the
+    pretrained one.
+    """
+    names = [*SHAPE, *FUNCTION]
+    if model.head == "language":
+        names.append("tie_embeddings")
+        require(
+            source.head == "language",
+            f"init_from {path} is a reward model, without the head that predicts tokens: start "
+            "from a language model",
+        )
+    extended = (
+        source.rope_scaling == "none"
+        and model.rope_scaling != "none"
+        and model.pretrained_seq_len == source.max_seq_len
+    )
+    if extended:
+        names = [name for name in names if name not in ("rope_scaling", "rope_factor")]
+        logger.info(
+            "context extended from %d to %d tokens (rope_scaling %s)",
+            source.max_seq_len,
+            model.max_seq_len,
+            model.rope_scaling,
+        )
+    changed = [
+        f"model.{name} {getattr(source, name)!r} -> {getattr(model, name)!r}"
+        for name in names
+        if getattr(source, name) != getattr(model, name)
+    ]
+    if changed:
+        raise InputError(
+            f"init_from {path} was trained with other settings ({', '.join(changed)}): use its "
+            "own with --init-from-config True, or set them"
+        )
+
+
+def source_params(source: Opened, fresh: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """`fresh` parameters with those of the source in place of all that it has, in their types.
+
+    What only one of the two has, such as a head, is named in the log: a head of the source is left
+    out, one of the new model stays fresh. With a mesh in context the weights are split over it.
+    """
+    read = source.read()
+    if source.config.param_dtype != model.param_dtype:
+        logger.info(
+            "%s: weights cast from %s to %s",
+            source.path,
+            source.config.param_dtype,
+            model.param_dtype,
+        )
+    new = [name for name in fresh if name not in read]
+    left = [name for name in read if name not in fresh]
+    if new or left:
+        logger.info(
+            "%s: %s left out, %s start fresh",
+            source.path,
+            ", ".join(left) or "nothing",
+            ", ".join(new) or "none",
+        )
+    shared = {name: read[name] for name in fresh if name in read}
+    shardings = {name: jax.tree.map(lambda a: a.sharding, fresh[name]) for name in shared}
+
+    def cast(tree):
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, {k: fresh[k] for k in tree})
+
+    return fresh | jax.jit(cast, out_shardings=shardings)(shared)

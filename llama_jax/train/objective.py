@@ -1,0 +1,65 @@
+"""What a step of training minimises, as a value: the one thing that differs between its stages.
+
+The step (`step.py`) and the loop (`loop.py`) know no loss. An objective says what a batch is, what
+its loss is and what the loss is divided by; next-token prediction, fine-tuning on answers and
+reward modelling are three of them.
+
+Imports jax only, as everything that a step needs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float
+
+from llama_jax.config import ModelConfig
+
+Batch = Mapping[str, Array]
+"""Arrays whose first axis is the rows B; `tokens` and what belongs to tokens end with T."""
+Forward = Callable[..., tuple[Array, Any]]
+"""(tokens, positions, segment_ids, *, zigzag=False) -> normed residual stream [B,T,D] and head:
+`model.llama.hidden` of the weights that are trained."""
+
+
+class Mean(NamedTuple):
+    """An average over a whole batch, in parts that can be added: float32 scalars."""
+
+    total: Array
+    count: Array
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss over batches of one model. Frozen and hashable: compiled steps are kept by it."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Whose parameters are trained."""
+        ...
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter of this name ("embed", "layers/q", ...) is trained; frozen ones
+        have no gradient and no optimizer state."""
+        ...
+
+    def abstract_batch(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of a global batch of this many rows of this many tokens."""
+        ...
+
+    def weights(self, batch: Batch) -> Any:
+        """What sums over a whole global batch are divided by, such as its number of targets."""
+        ...
+
+    def loss(
+        self, forward: Forward, batch: Batch, weights: Any
+    ) -> tuple[Float[Array, ""], dict[str, Mean]]:
+        """The share of the mean loss that a part of a batch has, and further averages to report.
+
+        weights: those of the whole batch, so that parts add up to it however it is cut.
+        """
+        ...
+
+    def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
+        """What an evaluation averages; "loss" is among it."""
+        ...
