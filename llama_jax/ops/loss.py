@@ -66,7 +66,7 @@ def cross_entropy(
     return _summed(x, head, targets, mask, z_loss, chunk), jnp.sum(mask, dtype=jnp.float32)
 
 
-def _chunks(array: Array, chunk: int) -> Array:
+def chunks_of(array: Array, chunk: int) -> Array:
     """[B, T, ...] as [T/chunk, B, chunk, ...], for a scan; rows stay whole, so sharding does."""
     B, T = array.shape[:2]
     return jnp.moveaxis(array.reshape(B, T // chunk, chunk, *array.shape[2:]), 1, 0)
@@ -86,7 +86,7 @@ def _summed(x, head, targets, mask, z_loss, chunk):
     def add(total, part):
         return total + _chunk_loss(part[0], head, part[1], part[2], z_loss)[0], None
 
-    parts = tuple(_chunks(a, chunk) for a in (x, targets, mask))
+    parts = tuple(chunks_of(a, chunk) for a in (x, targets, mask))
     return jax.lax.scan(add, jnp.float32(0), parts)[0]
 
 
@@ -103,7 +103,7 @@ def _summed_forward(x, head, targets, mask, z_loss, chunk):
         d_head += jnp.einsum("BTD,BTV->DV", x, d_logits, preferred_element_type=jnp.float32)
         return (total + loss, d_head), d_x
 
-    parts = tuple(_chunks(a, chunk) for a in (x, targets, mask))
+    parts = tuple(chunks_of(a, chunk) for a in (x, targets, mask))
     start = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32))
     (total, d_head), d_x = jax.lax.scan(add, start, parts)
     return total, (jnp.moveaxis(d_x, 0, 1).reshape(x.shape), d_head)
