@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "llama_jax").rglob("*.py"))
 
+# Losses of alignment and what they are fed with: pure functions of arrays, as `ops` is.
+LOSSES = {f"align.{name}" for name in ("losses", "advantages", "gauges", "masked", "scores")}
 # A room, or a file of it, and what of ours it may import besides itself; the longest name counts.
 ARROWS = {
     "config": set(),
@@ -43,6 +45,7 @@ ARROWS = {
         "config", "config_align", "config_file", "train", "infer", "models", "data", "model",
         "ops", "parallel", "checkpoint", "runtime",
     },
+    **{name: {"ops"} for name in LOSSES},
     "evals": {"config", "models", "infer", "data", "model", "ops", "parallel"},
     "serve": {"config", "models", "infer", "data"},
     "tpu": {
@@ -72,6 +75,7 @@ FORBIDDEN_LIBRARIES = {
     "parallel": DATA_LIBRARIES,
     "train.step": DATA_LIBRARIES,
     "train.next_token": DATA_LIBRARIES,
+    **{name: DATA_LIBRARIES | {"flax", "optax", "orbax"} for name in LOSSES},
 }
 LINEN = {"model.llama", "parallel.rules"}
 
@@ -186,10 +190,10 @@ def test_the_model_runs_where_only_jax_flax_and_optax_are():
     alone = {
         name
         for name in MODULES
-        if name in ("train.step", "train.next_token")
+        if name in ("train.step", "train.next_token", *LOSSES)
         or any(within(name, r) for r in ("kernels", "ops", "model", "parallel"))
     }
-    assert {"train.next_token", "model.llama", "ops.loss"} <= alone
+    assert {"train.next_token", "model.llama", "ops.loss", *LOSSES} <= alone
     run(imports(alone), *DATA_LIBRARIES, *NOWHERE, "orbax", "tyro", "tensorboardX", "tqdm")
 
 
