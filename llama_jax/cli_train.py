@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from llama_jax.config import load_experiment
+from llama_jax.config import TrainConfig, load_experiment
 from llama_jax.runtime.console import stdout_for_results
 from llama_jax.runtime.malloc import keep_freed_memory
 
@@ -19,10 +19,10 @@ on several hosts, where it is not Cloud TPU, GKE, Slurm or Open MPI that says so
   --num-processes N --process-id I  how many hosts there are, and which this one is
   --heartbeat-seconds S             all end when one has been silent for so long (100)"""
 
-STAGES = {
-    "train": ("llama_jax.pretrain", "pretrain"),
+STAGES: dict[str, tuple[type[TrainConfig], str, str]] = {
+    "train": (TrainConfig, "llama_jax.pretrain", "pretrain"),
 }
-"""Module and function of each command; the function takes the experiment."""
+"""Experiment, module and function of each command; the function takes the experiment."""
 
 
 def run(command: str, arguments: Sequence[str], parser_class: type) -> None:
@@ -36,19 +36,19 @@ def run(command: str, arguments: Sequence[str], parser_class: type) -> None:
     for name in ("--num-processes", "--process-id", "--heartbeat-seconds"):
         parser.add_argument(name, type=int, default=argparse.SUPPRESS)
     options, arguments = parser.parse_known_args(list(arguments))
+    kind, module, function = STAGES[command]
     if {"-h", "--help"} & set(arguments):
         try:
-            load_experiment(arguments, f"llama-jax {command}")
+            load_experiment(arguments, f"llama-jax {command}", kind)
         except SystemExit:
             print(HOSTS)
             raise
     from llama_jax.runtime import hosts
 
-    module, function = STAGES[command]
     stage: Callable[[Any], Any] = getattr(import_module(module), function)
     hosts.initialize(**vars(options))
     with hosts.fail_together():
-        config = load_experiment(arguments, f"llama-jax {command}")
+        config = load_experiment(arguments, f"llama-jax {command}", kind)
     several = hosts.jax.distributed.is_initialized()
     with stdout_for_results() if several else contextlib.nullcontext():
         summary = stage(config)
@@ -56,37 +56,36 @@ def run(command: str, arguments: Sequence[str], parser_class: type) -> None:
         print_summary(summary, command)
 
 
-def print_summary(s: Any, command: str) -> None:
-    """How a run of the loop ended, where its files lie, and what to type next."""
-    run = s.workdir if "://" in s.workdir else os.path.relpath(s.workdir)
-    run = s.workdir if run.startswith("..") else run
-    state = "complete" if s.step == s.steps else "stopped early; the same command resumes"
-    if s.resumed_from == s.steps:
-        state = "was complete already; a larger --steps takes it further"
-    if s.samples:
+def print_summary(summary: Any, command: str) -> None:
+    """How a run ended, where its files lie, and what to type next."""
+    run = summary.workdir
+    if "://" not in run and not os.path.relpath(run).startswith(".."):
+        run = os.path.relpath(run)
+    samples, picture = getattr(summary, "samples", None), getattr(summary, "picture", None)
+    if samples:
         from etils import epath
 
-        print(epath.Path(s.samples).read_text())
-    print(f"step {s.step} of {s.steps}: {state}")
-    if s.loss is not None:
-        print(f"  training loss    {s.loss:.4f} nats{' per token' * (command != 'reward')}")
-    if s.evaluation is not None:
-        said = [f"{k.replace('_', ' ')} {v:.4f}" for k, v in s.evaluation.items()]
-        print(f"  validation       {', '.join(said)}")
-    print(f"  time             {sum(s.seconds.values()):.0f} s, {100 * s.goodput:.0f} % in steps")
+        print(epath.Path(samples).read_text())
+    for line in summary.lines():
+        print(line)
     print(f"  run folder       {run}: checkpoints, metrics, tensorboard")
-    if s.samples:
-        print(f"  samples          {os.path.join(run, 'samples', os.path.basename(s.samples))}")
-    if s.picture:
+    if samples:
+        print(f"  samples          {os.path.join(run, 'samples', os.path.basename(samples))}")
+    if picture:
         print(f"  loss curve       {os.path.join(run, 'loss.svg')} (open it in a browser)")
     program = "llama-jax" if shutil.which("llama-jax") else os.path.relpath(sys.argv[0])
     print("next:")
-    for line in NEXT[command]:
+    for line in NEXT.get(command, CHAT):
         print(f"  {program} {line.format(run=run)}")
 
 
+CHAT = ("chat {run}",)
 NEXT = {
-    "train": ('generate {run} --prompt "Once upon a time" --temperature 0.7', "eval {run}",
-              "train --help"),
-}  # fmt: skip
-"""What to type after each command."""
+    "train": (
+        'generate {run} --prompt "Once upon a time" --temperature 0.7',
+        "eval {run}",
+        "train --help",
+    ),
+    "reward": ("rejection --help", "ppo --help"),
+}
+"""What to type after each command; to talk to the model after the others."""

@@ -7,7 +7,7 @@ here. What they inherit from `TrainConfig` keeps its meaning; `data.dataset` nam
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llama_jax.config import TrainConfig, require
+from llama_jax.config import OptimizerConfig, TrainConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class RolloutConfig(TrainConfig):
     """Longest answer, in tokens; seq_len must hold the longest prompt beside it."""
     temperature: float = 1.0
     """Of the answers."""
-    wave_rows: int = 0
-    """Answers drawn at once; 0 for as many as the memory that is free holds."""
+    wave_rows: int = 64
+    """Answers that are drawn at once: as many as their keys and values leave room for."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,4 +68,162 @@ class RolloutConfig(TrainConfig):
             0 < self.temperature < float("inf"),
             f"temperature={self.temperature} must be positive: greedy answers explore nothing",
         )
-        require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")
+        require(self.wave_rows > 0, f"wave_rows={self.wave_rows} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoConfig(RolloutConfig):
+    """Reinforcement learning with PPO (Llama 2, section 3.2.3).
+
+    `steps` counts iterations: batch_size answers, each to a prompt of its own, and one update for
+    each minibatch of them. init_from is the policy to start from and the reference to stay close
+    to; `optimizer` is the policy's.
+    """
+
+    stage: ClassVar[str] = "ppo"
+    init_from: str
+    value_optimizer: OptimizerConfig
+    """Of the value model, which starts from the helpfulness model with its head rescaled."""
+    minibatch: int = 64
+    """Answers an update."""
+    beta: float = 0.01
+    """Weight of the KL divergence from the reference in the reward: nats against standard
+    deviations of the score."""
+    clip: float = 0.2
+    """How far the ratio of new to old probability counts, from 1."""
+    value_clip: float | None = 0.2
+    """How far a value counts from the old one; None for any."""
+    gamma: float = 1.0
+    """Discount of rewards."""
+    lam: float = 0.95
+    """lambda of generalised advantage estimation."""
+    score_scale: Literal["batch", "running"] = "batch"
+    """Which scores the score is whitened by: those of the iteration, or all so far."""
+    truncated: Literal["penalty", "keep"] = "penalty"
+    """An answer that was cut off loses one standard deviation of the score, or nothing."""
+    value_warmup: int = 0
+    """Iterations at the beginning that train the value alone."""
+    heldout: str | None = None
+    """Run folder of a reward model that was trained on other pairs: what it says of held-out
+    prompts ends the run early."""
+    heldout_prompts: int = 64
+    """Prompts that are never trained on, answered every `eval_every` iterations."""
+    patience: int = 20
+    """Evaluations without a better mean held-out score before the run ends; 0 for never."""
+    max_kl: float = 0.0
+    """Mean KL divergence of an answer from the reference, in nats, above which the run ends; 0 for
+    any."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.batch_size % self.minibatch == 0,
+            f"batch_size={self.batch_size} must be divisible by minibatch={self.minibatch}",
+        )
+        require(
+            self.minibatch % self.accumulate == 0,
+            f"minibatch={self.minibatch} must be divisible by accumulate={self.accumulate}",
+        )
+        for name in ("beta", "value_warmup", "heldout_prompts", "patience", "max_kl"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}={value} must not be negative")
+        for name in ("clip", "gamma", "lam"):
+            value = getattr(self, name)
+            require(0 < value <= 1, f"{name}={value} must lie above 0 and at most at 1")
+        require(self.init_from, "init_from is empty: name the model to start from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectionConfig(RolloutConfig):
+    """Rejection sampling with fine-tuning, in rounds (Llama 2, section 3.2.3).
+
+    Each round draws answers to prompts, keeps the best one of each prompt, and makes `steps`
+    updates on those. init_from is the model that the first round starts from.
+    """
+
+    stage: ClassVar[str] = "rejection"
+    init_from: str
+    rounds: int = 4
+    """Times that answers are drawn and learned from."""
+    samples: int = 32
+    """N: answers to each prompt in a round."""
+    prompts: int = 0
+    """Prompts of a round; 0 for all of the training split."""
+    temperatures: tuple[float, ...] = ()
+    """Temperatures to choose from at the beginning of each round, by the mean best score of N
+    answers to held-out prompts; none takes `temperature`."""
+    temperature_prompts: int = 64
+    """Held-out prompts that the temperature is chosen on."""
+    bank: Literal["all", "last"] = "all"
+    """Which answers a winner is chosen among: those of all rounds, scored anew where the reward
+    models changed, or of the last."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.init_from, "init_from is empty: name the model to start from")
+        for name in ("rounds", "samples", "temperature_prompts"):
+            value = getattr(self, name)
+            require(value > 0, f"{name}={value} must be positive")
+        require(self.prompts >= 0, f"prompts={self.prompts} must not be negative")
+        bad = [t for t in self.temperatures if not 0 < t < float("inf")]
+        require(not bad, f"temperatures={bad} must be positive: greedy answers are all the same")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GattConfig(SftConfig):
+    """Ghost attention: fine-tuning so that an instruction holds for a whole conversation (Llama 2,
+    section 3.3). init_from is the model that answers, and that is trained on its own answers."""
+
+    stage: ClassVar[str] = "gatt"
+    init_from: str
+    dialogues: int
+    """Conversations to make."""
+    turns: int = 6
+    """Most user turns of a conversation; each has 2 to so many."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    temperature: float = 1.0
+    """Of the answers."""
+    wave_rows: int = 64
+    """Answers that are drawn at once."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.init_from, "init_from is empty: name the model to start from")
+        for name in ("dialogues", "max_new_tokens", "wave_rows"):
+            value = getattr(self, name)
+            require(value > 0, f"{name}={value} must be positive")
+        require(self.turns > 1, f"turns={self.turns} must be 2 or more")
+        require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(SftConfig):
+    """Context distillation of safety: answers given under a preprompt are learned without it, where
+    the safety model scores them higher than the model's own (Llama 2, section 4.2.4)."""
+
+    stage: ClassVar[str] = "distill-context"
+    init_from: str
+    safety: str
+    """Run folder of the reward model for safety."""
+    preprompts: tuple[str, ...]
+    """System texts under which answers are safer; each prompt gets one of them."""
+    max_new_tokens: int = 128
+    """Longest answer, in tokens."""
+    temperature: float = 1.0
+    """Of the answers."""
+    wave_rows: int = 64
+    """Answers that are drawn at once."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.init_from, "init_from is empty: name the model to start from")
+        require(self.preprompts, "preprompts is empty: give at least one system text")
+        for name in ("max_new_tokens", "wave_rows"):
+            value = getattr(self, name)
+            require(value > 0, f"{name}={value} must be positive")
+        require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
+
+
+ALIGNMENT = (SftConfig, RewardConfig, RejectionConfig, PpoConfig, GattConfig, DistillConfig)
+"""One class for each command."""

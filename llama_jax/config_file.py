@@ -10,11 +10,11 @@ import typing
 from typing import Any, Literal
 
 from llama_jax.config import InputError, ModelConfig, TrainConfig, require
-from llama_jax.config_align import RewardConfig, SftConfig
+from llama_jax.config_align import ALIGNMENT
 
 FORMAT_VERSION = 1
 """Of the config.json of a model folder."""
-STAGES = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig)}
+STAGES = {kind.stage: kind for kind in (TrainConfig, *ALIGNMENT)}
 """What a run's experiment is, by its stage."""
 
 

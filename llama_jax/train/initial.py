@@ -23,9 +23,9 @@ FUNCTION = ("norm_eps", "rope_theta", "rope_scaling", "rope_factor")
 """Settings that decide what the same tensors compute."""
 
 
-def open_source(
-    config: TrainConfig, workdir: epath.Path, *, resumes: bool
-) -> tuple[TrainConfig, Opened | None]:
+def open_source[C: TrainConfig](
+    config: C, workdir: epath.Path, *, resumes: bool
+) -> tuple[C, Opened | None]:
     """The model that `init_from` names, and the experiment that fits it.
 
     With `init_from_config` the experiment takes the model's own shape and function. A run that

@@ -64,8 +64,22 @@ class Summary:
     samples: str | None
     """The newest samples."""
 
+    def lines(self) -> list[str]:
+        """The summary for people."""
+        state = "complete" if self.step == self.steps else "stopped early; the same command resumes"
+        if self.resumed_from == self.steps:
+            state = "was complete already; a larger --steps takes it further"
+        lines = [f"step {self.step} of {self.steps}: {state}"]
+        if self.loss is not None:
+            lines.append(f"  training loss    {self.loss:.4f} nats")
+        if self.evaluation is not None:
+            said = [f"{k.replace('_', ' ')} {v:.4f}" for k, v in self.evaluation.items()]
+            lines.append(f"  validation       {', '.join(said)}")
+        seconds, share = sum(self.seconds.values()), 100 * self.goodput
+        return [*lines, f"  time             {seconds:.0f} s, {share:.0f} % in steps"]
 
-def run(config: TrainConfig, make_stage: Callable[[TrainConfig], Stage]) -> Summary:
+
+def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
     """Train or resume `config`; ends when all steps are made, or early (and cleanly) on SIGTERM.
 
     `make_stage` says what is trained on what; it is given the experiment with the shape and
@@ -111,7 +125,7 @@ def run(config: TrainConfig, make_stage: Callable[[TrainConfig], Stage]) -> Summ
         # ---- Data
         with clock("data"):
             with fail_together():
-                tokenizer = find_tokenizer(config, workdir, stage, source)
+                tokenizer = find_tokenizer(config, workdir, source, stage.new_tokenizer)
                 stage.check(tokenizer)
                 data = stage.prepare(tokenizer)
             identity = {"data": data["train"].fingerprint, "tokenizer": tokenizer.fingerprint}
@@ -187,9 +201,12 @@ def run(config: TrainConfig, make_stage: Callable[[TrainConfig], Stage]) -> Summ
 
 
 def find_tokenizer(
-    config: TrainConfig, workdir: epath.Path, stage: Stage, source: Opened | None
+    config: TrainConfig,
+    workdir: epath.Path,
+    source: Opened | None,
+    new_tokenizer: Callable[[], Tokenizer] | None = None,
 ) -> Tokenizer:
-    """The run's own copy if it has one; the named one; that of the source; or the stage's.
+    """The run's own copy if it has one; the named one; that of the source; or a new one.
 
     Raises InputError if there is none, if it does not fit the model, or if the one that is named
     is not the one that the source's weights were trained with.
@@ -200,12 +217,12 @@ def find_tokenizer(
     own = None if source is None else source.tokenizer
     tokenizer = own if named is None else Tokenizer.load(named)
     if tokenizer is None:
-        if stage.new_tokenizer is None:
+        if new_tokenizer is None:
             raise InputError(
                 "there is no tokenizer: start from a model that has one (--init-from), or name one "
                 "with --data.tokenizer"
             )
-        return stage.new_tokenizer()
+        return new_tokenizer()
     if own is not None and own.fingerprint != tokenizer.fingerprint:
         raise InputError(
             f"data.tokenizer {named} is not the tokenizer of init_from {config.init_from} "

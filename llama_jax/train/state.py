@@ -39,7 +39,8 @@ def _select(tree: Any, objective: Objective, path: str) -> Any:
     for key, value in tree.items():
         name = f"{path}{key}"
         if isinstance(value, dict):
-            chosen[key] = _select(value, objective, f"{name}/")
+            if part := _select(value, objective, f"{name}/"):
+                chosen[key] = part
         elif objective.trains(name):
             chosen[key] = value
     return chosen

@@ -1,0 +1,1 @@
+"""Evaluation: judged answers, intervals, reports."""

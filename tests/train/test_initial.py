@@ -1,0 +1,149 @@
+"""What a run may start from: weights in any format, settings and tokenizers that belong to them."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from llama_jax.checkpoint import save_model
+from llama_jax.config import InputError
+from llama_jax.config_file import model_json, read_config
+from llama_jax.convert.api import convert
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.model.llama import init_params
+from llama_jax.model.presets import TINY, extend_context
+from llama_jax.models import load
+from llama_jax.pretrain import pretrain as train
+from llama_jax.train.initial import check_source, open_source, source_params
+from tests.train.tiny import facts
+
+QUICK = ("--steps", "1", "--eval-every", "0")
+
+
+@pytest.fixture(scope="module")
+def base(tiny, tmp_path_factory):
+    """A run of one step."""
+    run = tmp_path_factory.mktemp("base") / "run"
+    train(tiny.config("--workdir", str(run), *QUICK))
+    return run
+
+
+def saved(folder, base, dtype="float32", **changes):
+    """A model folder with the base's tokenizer and fresh weights in a type."""
+    config = replace(read_config(base)[0], **{"param_dtype": dtype, **changes})
+    params = jax.tree.map(lambda a: a.astype(dtype), init_params(jax.random.key(3), config))
+    tokenizer = (base / "tokenizer.model").read_bytes()
+    save_model(folder, params, model_json(config), tokenizer, {})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_weights_are_cast_and_it_is_said(tiny, base, tmp_path, caplog, dtype):
+    model = saved(tmp_path / "half", base, dtype)
+    run = tmp_path / "run"
+    with caplog.at_level("INFO"):
+        train(tiny.config("--workdir", str(run), "--init-from", str(model), *QUICK))
+    assert f"weights cast from {dtype} to float32" in caplog.text
+    trained, before = load(run), load(model)
+    assert trained.params["embed"].dtype == jnp.float32
+    # One step of a learning rate of 0.005 at most is all that lies between them.
+    for a, b in zip(jax.tree.leaves(trained.params), jax.tree.leaves(before.params), strict=True):
+        assert float(jnp.max(jnp.abs(a - b.astype(jnp.float32)))) < 0.02
+
+
+def test_a_folder_of_another_program_needs_no_converting(tiny, base, tmp_path):
+    convert(str(base), str(tmp_path / "hf"), to="hf")
+    started = {}
+    for name, source in (("hf", tmp_path / "hf"), ("own", base)):
+        run = tmp_path / f"from-{name}"
+        train(tiny.config("--workdir", str(run), "--init-from", str(source), *QUICK))
+        started[name] = facts(run)
+    assert started["hf"] == started["own"]
+
+
+def test_settings_that_change_the_function_are_refused_before_data_is_read(tiny, base, tmp_path):
+    model = saved(tmp_path / "other", base, rope_theta=1e6, norm_eps=1e-6)
+    run = tmp_path / "run"
+    options = ("--workdir", str(run), "--init-from", str(model), *QUICK)
+    with pytest.raises(InputError, match=r"norm_eps 1e-06 -> 1e-05, model.rope_theta 1000000.0 ->"):
+        train(tiny.config(*options, "--data.dataset", "/nowhere/at/all.jsonl"))
+    assert not run.exists()
+    train(tiny.config(*options, "--init-from-config", "True"))
+    assert read_config(run)[0].rope_theta == 1e6
+    # The model is not needed any more, nor is its configuration.
+    (model / "config.json").rename(model / "gone.json")
+    longer = tiny.config(*options, "--init-from-config", "True", "--steps", "2")
+    assert train(longer).resumed_from == 1
+
+
+def test_what_is_no_model_leaves_no_folder(tiny, tmp_path):
+    run = tmp_path / "deep" / "run"
+    with pytest.raises(InputError, match="nowhere"):
+        train(tiny.config("--workdir", str(run), "--init-from", str(tmp_path / "nowhere"), *QUICK))
+    with pytest.raises(InputError, match="neither a corpus nor an existing file"):
+        train(tiny.config("--workdir", str(run), "--data.dataset", "nothing.jsonl", *QUICK))
+    assert not (tmp_path / "deep").exists()
+
+
+def test_another_tokenizer_is_refused(tiny, base, tmp_path):
+    other = tmp_path / "other.model"
+    from llama_jax.data.tokenizer import train_tokenizer
+
+    train_tokenizer(["a small text about nothing at all"], 276).save(other)
+    with pytest.raises(InputError, match=r"is not the tokenizer of init_from .*leave --data.token"):
+        train(
+            tiny.config("--workdir", str(tmp_path / "run"), "--init-from", str(base),
+                        "--data.tokenizer", str(other), *QUICK)
+        )  # fmt: skip
+    same = tmp_path / "same.model"
+    Tokenizer.load(base).save(same)
+    train(
+        tiny.config("--workdir", str(tmp_path / "run"), "--init-from", str(base),
+                    "--data.tokenizer", str(same), *QUICK)
+    )  # fmt: skip
+
+
+def test_a_context_may_be_extended_and_nothing_else_about_rotation():
+    longer = extend_context(TINY, 4 * TINY.max_seq_len)
+    check_source(longer, TINY, "here")
+    with pytest.raises(InputError, match=r"model.rope_scaling 'none' -> 'yarn'"):
+        check_source(longer, replace(TINY, max_seq_len=32), "here")
+    with pytest.raises(InputError, match=r"model.rope_factor 4.0 -> 1.0"):
+        check_source(TINY, longer, "here")
+
+
+def test_a_reward_model_takes_all_but_the_head(tiny, base, caplog):
+    config = tiny.config("--init-from", str(base))
+    scorer = replace(config.model, head="score")
+    _, source = open_source(replace(config, model=scorer), epath.Path("unused"), resumes=False)
+    fresh = init_params(jax.random.key(0), scorer)
+    with caplog.at_level("INFO"):
+        params = source_params(source, fresh, scorer)
+    assert "head left out, score, score_bias start fresh" in caplog.text
+    assert params.keys() == fresh.keys()
+    np.testing.assert_array_equal(params["score"], fresh["score"])
+    np.testing.assert_array_equal(params["embed"], source.read()["embed"])
+    with pytest.raises(InputError, match="is a reward model, without the head"):
+        check_source(config.model, scorer, "there")
+
+
+def test_fewer_steps_than_were_made_change_nothing(tiny, tmp_path):
+    run = tmp_path / "run"
+    workdir = ("--workdir", str(run), "--eval-every", "0")
+    train(tiny.config(*workdir, "--steps", "3"))
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(InputError, match="has made 3 steps already, more than --steps 2"):
+        train(tiny.config(*workdir, "--steps", "2"))
+    assert (run / "config.json").read_bytes() == before
+    assert json.loads(before)["steps"] == 3
+
+
+def test_a_sample_prompt_that_does_not_fit_is_refused_first(tiny, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=r"sample prompt .* tokens but the model's context is 64"):
+        train(tiny.config("--workdir", str(run), "--sample-prompts", "one day " * 99, *QUICK))
+    assert not run.exists()
