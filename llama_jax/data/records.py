@@ -71,22 +71,24 @@ def check_messages(messages: Any, last: str, where: str) -> tuple[Message, ...]:
 
     A system message may stand first. Raises InputError that names `where` and the message.
     """
-    require(
-        isinstance(messages, (list, tuple)) and messages,
-        f"{where}: messages must be a list that is not empty, not {messages!r:.60}",
-    )
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InputError(
+            f"{where}: messages must be a list that is not empty, not {messages!r:.60}"
+        )
     expected = "user"
     for number, message in enumerate(messages):
         here = f"{where}, message {number}"
-        require(isinstance(message, Mapping), f"{here} must be an object, not {message!r:.60}")
-        role, content = message.get("role"), message.get("content")
+        if not isinstance(message, Mapping):
+            raise InputError(f"{here} must be an object, not {message!r:.60}")
+        role, content, train = message.get("role"), message.get("content"), message.get("train")
+        if role not in ROLES:
+            known = ", ".join(ROLES)
+            raise InputError(f"{here}: role {role!r:.40} is unknown; roles are {known}")
+        if not isinstance(content, str):
+            raise InputError(f"{here}: content must be text, not {content!r:.60}")
         require(
-            role in ROLES, f"{here}: role {role!r:.40} is unknown; roles are {', '.join(ROLES)}"
-        )
-        require(isinstance(content, str), f"{here}: content must be text, not {content!r:.60}")
-        require(
-            isinstance(message.get("train", True), bool),
-            f"{here}: train={message.get('train')!r:.40} must be true or false",
+            "train" not in message or isinstance(train, bool),
+            f"{here}: train={train!r:.40} must be true or false",
         )
         if role == "system":
             require(number == 0, f"{here}: a system message must be the first message")

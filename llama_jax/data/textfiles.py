@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,16 +47,16 @@ class Scan:
     chunks: tuple[Chunk, ...]
 
 
-def find_files(path: AnyPath) -> list[AnyPath]:
-    """The file itself, or every text file below a folder, sorted by path."""
+def find_files(path: AnyPath, suffixes: tuple[str, ...] = SUFFIXES) -> list[AnyPath]:
+    """The file itself, or every file below a folder that ends in a suffix, sorted by path."""
     if path.is_dir():
-        files = sorted(p for p in _walk(path) if p.name.endswith(SUFFIXES))
-        require(files, f"folder {path} holds no {', '.join(SUFFIXES)} file")
+        files = sorted(p for p in _walk(path) if p.name.endswith(suffixes))
+        require(files, f"folder {path} holds no {', '.join(suffixes)} file")
         return files
     require(path.exists(), f"data {path} does not exist")
     require(
-        path.name.endswith(SUFFIXES),
-        f"data {path} is of no known kind; files must end in {', '.join(SUFFIXES)}",
+        path.name.endswith(suffixes),
+        f"data {path} is of no known kind; files must end in {', '.join(suffixes)}",
     )
     return [path]
 
@@ -76,8 +77,8 @@ def scan(path: AnyPath, chunk_bytes: int = CHUNK_BYTES) -> Scan:
     digest, separated, size, lines = hashlib.sha256(), False, 0, 0
     cuts = [(0, 1)]
     mark = SEPARATOR.encode()
-    with _open(path) as file:
-        for number, line in _raw_lines(path, file):
+    with open_file(path) as file:
+        for number, line in raw_lines(path, file):
             digest.update(line)
             separated = separated or line.strip() == mark
             size, lines = size + len(line), number
@@ -100,7 +101,7 @@ def scan(path: AnyPath, chunk_bytes: int = CHUNK_BYTES) -> Scan:
 def read_chunk(chunk: Chunk, field: str) -> Iterator[str]:
     """The documents of a chunk. InputError, with file and line, where a line holds none."""
     path = as_path(chunk.path)
-    with _open(path) as file:
+    with open_file(path) as file:
         file.seek(chunk.start)
         lines = _lines_until(path, file, chunk)
         if path.suffix == ".txt":
@@ -112,7 +113,8 @@ def read_chunk(chunk: Chunk, field: str) -> Iterator[str]:
 
 
 @contextmanager
-def _open(path: AnyPath) -> Iterator[BinaryIO]:
+def open_file(path: AnyPath) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked if it is gzip. InputError if it cannot be opened."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -123,13 +125,13 @@ def _open(path: AnyPath) -> Iterator[BinaryIO]:
         yield gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file  # type: ignore
 
 
-def _raw_lines(path: AnyPath, file: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, checked."""
+def raw_lines(path: AnyPath, file: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines. InputError for one above 64 MiB, with a NUL byte or not UTF-8."""
     number = first
     while True:
         try:
             line = file.readline(MAX_LINE_BYTES + 1)
-        except (OSError, EOFError) as error:  # of gzip: truncated or no gzip at all
+        except (OSError, EOFError, zlib.error) as error:  # of gzip: truncated, damaged or none
             raise InputError(f"data {path} cannot be read at line {number}: {error}") from error
         if not line:
             return
@@ -152,7 +154,7 @@ def _raw_lines(path: AnyPath, file: BinaryIO, first: int = 1) -> Iterator[tuple[
 
 def _lines_until(path: AnyPath, file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
     left = chunk.stop - chunk.start
-    for number, line in _raw_lines(path, file, chunk.line):
+    for number, line in raw_lines(path, file, chunk.line):
         yield number, line
         left -= len(line)
         if left <= 0:
@@ -162,8 +164,8 @@ def _lines_until(path: AnyPath, file: BinaryIO, chunk: Chunk) -> Iterator[tuple[
 def _text_cuts(path: AnyPath, separated: bool, chunk_bytes: int) -> list[tuple[int, int]]:
     """(byte, line) at the ends of documents, at least `chunk_bytes` apart."""
     cuts = [(0, 1)]
-    with _open(path) as file:
-        for _, end, line in _text_documents(_raw_lines(path, file), separated):
+    with open_file(path) as file:
+        for _, end, line in _text_documents(raw_lines(path, file), separated):
             if end - cuts[-1][0] >= chunk_bytes:
                 cuts.append((end, line))
     return cuts

@@ -59,7 +59,7 @@ def test_a_corpus_that_is_known_is_not_read_again(tokenizer, tmp_path, monkeypat
     os.utime(path, (1e9, 1e9))
     config = DataConfig(dataset=path, cache_dir=str(tmp_path / "cache"), workers=1)
     before = prepare(config, tokenizer, seq_len=64)
-    monkeypatch.setattr(textfiles, "_open", None)
+    monkeypatch.setattr(textfiles, "open_file", None)
     assert prepare(config, tokenizer, seq_len=64) == before
 
 
