@@ -23,7 +23,9 @@ def loaded(modules: str, heavy: str) -> str:
 
 
 def test_no_module_brings_in_jax():
-    names = "tokenizer grow packing textfiles sources shards prepare loader corpora.builders"
+    names = (
+        "tokenizer grow packing textfiles sources shards prepare loader corpora.builders formats"
+    )
     modules = ", ".join(f"llama_jax.data.{name}" for name in names.split())
     assert loaded(modules, "'jax', 'jaxlib', 'flax'") == "[]"
 

@@ -1,0 +1,102 @@
+"""Which records are kept, by the same rules for every format; `table` tells them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from llama_jax.config import require
+from llama_jax.data.formats.items import Drop, Item, Note, message
+from llama_jax.data.formats.llama2_text import TAGS
+from llama_jax.data.records import Dialogue, Message, Preference, Prompt, Record, check_messages
+
+UNANSWERED = Note("a question at the end that nobody answered was cut off")
+EMPTY = Drop("an answer is empty")
+
+
+def judge(item: Item, kind: str, where: str, lenient: bool) -> Iterator[Record | Drop | Note]:
+    """A reader's item as a record of the kind, or why there is none, and what was changed.
+
+    Raises InputError that starts with `where`.
+    """
+    if isinstance(item, (Drop, Note)):
+        yield item
+        return
+    messages = [m for m in item.messages if m["role"] != "system" or m["content"].strip()]
+    if isinstance(item, Preference) and kind == "dialogue":
+        messages.append(message("assistant", item.chosen))
+        lenient = True  # of a pair, an empty answer is dropped
+    for number, entry in enumerate(messages):
+        check_text(entry["content"], f"{where}, message {number}")
+    if kind == "dialogue":
+        yield from _dialogue(messages, item.source, where, lenient)
+    elif kind == "prompt":
+        safety = isinstance(item, Prompt) and item.safety
+        yield _prompt(messages, safety, item.source, where, lenient)
+    else:
+        assert isinstance(item, Preference), "the table gives preferences for this kind"
+        yield _preference(item, messages, where, lenient)
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse what a tokenizer cannot take, and tags that would pass for another turn."""
+    require("\0" not in text, f"{where} holds a NUL character: not a text")
+    if not text.isascii():
+        surrogate = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+        require(surrogate is None, f"{where} holds a lone surrogate, which is not valid Unicode")
+    for tag in TAGS:
+        require(
+            tag not in text,
+            f"{where} holds {tag}, which begins or ends a turn in the Llama 2 format; remove it, "
+            "or the row",
+        )
+
+
+def _dialogue(
+    messages: Sequence[Message], source: str, where: str, lenient: bool
+) -> Iterator[Dialogue | Drop | Note]:
+    unanswered = bool(messages) and messages[-1]["role"] == "user"
+    if unanswered:
+        messages = messages[:-1]
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if not answers:
+        yield Drop("no answer")
+    elif lenient and _has_empty(answers):
+        yield EMPTY
+    else:
+        checked = check_messages(messages, "assistant", where)
+        if not any(answer.get("train", True) for answer in answers):
+            yield Drop("no answer is trained on")
+            return
+        if unanswered:
+            yield UNANSWERED
+        yield Dialogue(messages=checked, source=source)
+
+
+def _prompt(
+    messages: Sequence[Message], safety: bool, source: str, where: str, lenient: bool
+) -> Prompt | Drop:
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not any(m["role"] == "user" for m in messages):
+        return Drop("no question")
+    if lenient and _has_empty(messages):
+        return EMPTY
+    return Prompt(messages=check_messages(messages, "user", where), safety=safety, source=source)
+
+
+def _preference(
+    pair: Preference, messages: Sequence[Message], where: str, lenient: bool
+) -> Preference | Drop:
+    check_text(pair.chosen, f"{where}, chosen")
+    check_text(pair.rejected, f"{where}, rejected")
+    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not answer.strip():
+            return Drop(f"the {name} answer is empty")
+    if pair.chosen.strip() == pair.rejected.strip():
+        return Drop("the two answers are the same")
+    if lenient and _has_empty(messages):
+        return EMPTY
+    return replace(pair, messages=check_messages(messages, "user", where))
+
+
+def _has_empty(messages: Sequence[Message]) -> bool:
+    return any(m["role"] == "assistant" and not m["content"].strip() for m in messages)

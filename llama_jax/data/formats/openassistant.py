@@ -1,0 +1,129 @@
+"""OpenAssistant's message trees: answers to one question side by side, ranked by people.
+
+Messages that are deleted, failed their review or were written by a model (`synthetic`) are left
+out, with all that was said below them. As dialogues: the path that takes the answer of the best
+rank everywhere, and the first follow-up question that was answered. As preferences: every two
+ranked answers to one question, the better rank chosen; ranks say nothing of how much better, so
+there is no rating. As prompts: every question, with what was said before it.
+(github.com/LAION-AI/Open-Assistant, `*.trees.jsonl.gz`)
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from llama_jax.config import require
+from llama_jax.data.formats.items import (
+    TIE,
+    Drop,
+    Item,
+    Row,
+    entries,
+    flag,
+    message,
+    must,
+    text,
+    whole,
+)
+from llama_jax.data.records import Dialogue, Message, Preference, Prompt
+
+MAX_DEPTH = 100
+"""Messages from the root to a leaf; real trees have about ten."""
+_ROLES = {"prompter": "user", "assistant": "assistant"}
+_LEFT_OUT = (
+    ("deleted", True, "a message that was deleted"),
+    ("review_result", False, "a message that failed its review"),
+    ("synthetic", True, "a message that a model wrote"),
+)
+
+
+class _Node(NamedTuple):
+    said: Message
+    rank: float
+    """0 is the best; infinity where nobody ranked."""
+    replies: list["_Node"]
+
+
+def dialogues(row: Row) -> Iterator[Item]:
+    """The best path through the tree."""
+    root = yield from _kept(row)
+    if root is None:
+        return
+    path = _best_path(root)
+    if len(path) < 2:
+        yield Drop("no answer is left")
+        return
+    yield Dialogue(messages=tuple(path))
+
+
+def preferences(row: Row) -> Iterator[Item]:
+    """Pairs of answers to every question of the tree."""
+    root = yield from _kept(row)
+    pairs = 0
+    for path, node in _questions(root):
+        ranked = sorted((r for r in node.replies if r.rank < math.inf), key=lambda r: r.rank)
+        for better, worse in itertools.combinations(ranked, 2):
+            pairs += 1
+            if better.rank == worse.rank:
+                yield TIE
+                continue
+            yield Preference(
+                messages=path, chosen=better.said["content"], rejected=worse.said["content"]
+            )
+    if root is not None and not pairs:
+        yield Drop("no question has two ranked answers")
+
+
+def prompts(row: Row) -> Iterator[Item]:
+    """Every question of the tree with what was said before it."""
+    root = yield from _kept(row)
+    for path, _ in _questions(root):
+        yield Prompt(messages=path)
+
+
+def _kept(row: Row) -> Iterator[Drop]:
+    """Yields a Drop for each message left out and returns the tree that remains, or None."""
+    dropped: list[Drop] = []
+    root = _parse(row.get("prompt"), "prompter", 1, dropped)
+    yield from dropped
+    return root
+
+
+def _parse(value: Any, role: str, depth: int, dropped: list[Drop]) -> _Node | None:
+    require(depth <= MAX_DEPTH, f"replies are nested more than {MAX_DEPTH} deep")
+    must(isinstance(value, dict), "a message must be an object", value)
+    must(value.get("role") == role, f"the role of this message must be {role}", value.get("role"))
+    replies = entries(value, "replies") if value.get("replies") is not None else []
+    for key, bad, reason in _LEFT_OUT:
+        if flag(value, key) is bad:
+            dropped.append(Drop(reason))
+            return None
+    other = "assistant" if role == "prompter" else "prompter"
+    below = (_parse(reply, other, depth + 1, dropped) for reply in replies)
+    rank = math.inf if value.get("rank") is None else float(whole(value, "rank", 0, 10**6))
+    said = message(_ROLES[role], text(value, "text"))
+    return _Node(said, rank, [reply for reply in below if reply is not None])
+
+
+def _best_path(root: _Node) -> list[Message]:
+    path, node = [root.said], root
+    while node.replies:
+        answer = min(node.replies, key=lambda reply: reply.rank)
+        path.append(answer.said)
+        node = next((question for question in answer.replies if question.replies), None)
+        if node is None:
+            break
+        path.append(node.said)
+    return path
+
+
+def _questions(root: _Node | None) -> Iterator[tuple[tuple[Message, ...], _Node]]:
+    """Each question, after the messages that lead to it and it itself, parents first."""
+    waiting: list[tuple[tuple[Message, ...], _Node]] = [((), root)] if root else []
+    while waiting:
+        before, node = waiting.pop()
+        path = (*before, node.said)
+        if node.said["role"] == "user":
+            yield path, node
+        waiting.extend((path, reply) for reply in reversed(node.replies))
