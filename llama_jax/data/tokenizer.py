@@ -169,7 +169,7 @@ class Tokenizer:
         It keeps the bytes of a character until it is whole.
         """
         characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        begins = self._dummy_prefix and not self.decode_bytes(after)
+        begins = self.dummy_prefix and not self.decode_bytes(after)
 
         def decode(ids: Sequence[int], final: bool = False) -> str:
             nonlocal begins
@@ -224,7 +224,7 @@ class Tokenizer:
         return surfaces
 
     @cached_property
-    def _dummy_prefix(self) -> bool:
+    def dummy_prefix(self) -> bool:
         """Whether encoding puts a space before the text."""
         return bool(self._surfaces_of("a")[:1] == b" ")
 

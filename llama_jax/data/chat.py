@@ -1,0 +1,204 @@
+"""The Llama 2 chat template: conversations to token ids, exactly as Meta's `chat_completion`.
+
+A finished pair of turns is BOS, `[INST] {user} [/INST] {answer} `, EOS, encoded on its own; a user
+turn that waits for its answer is BOS, `[INST] {user} [/INST]`. Texts are stripped; the space after
+an answer stays, as a token that the answer ends with. A system text stands in front of the first
+user text: `<<SYS>>\n{system}\n<</SYS>>\n\n{user}` (meta-llama/llama, llama/generation.py).
+
+Question and answer are encoded apart and spliced. No piece of a Llama vocabulary reaches from `]`
+into the text behind it, so these are the ids of the whole string, and which tokens an answer has
+is known without searching for the template in ids. The four tags are ordinary text, not control
+ids: a message that holds one could pass for another turn and is refused.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from llama_jax.config import InputError, require
+from llama_jax.data.records import Message, check_messages
+from llama_jax.data.tokenizer import Tokenizer, check_unicode
+
+VERSION = 1
+"""Raise it whenever a conversation gets other ids: it is part of prepared data's fingerprint."""
+TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+
+_PAIR = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=\[INST\]|\Z)", re.DOTALL)
+_SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>(?:\n\n|\s*)(.*)", re.DOTALL)
+
+
+class Encoded(NamedTuple):
+    """A conversation as tokens."""
+
+    ids: list[int]
+    trained: list[bool]
+    """Which ids are answers that get loss, EOS included."""
+    dropped_turns: int = 0
+    """Oldest pairs of turns that did not fit."""
+
+
+class _Turn(NamedTuple):
+    user: str
+    answer: str | None
+    train: bool
+
+
+def encode_dialogue(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, where: str = "dialogue"
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation and, for each of them, whether it is trained on.
+
+    Trained are the tokens of the assistant's messages, the space and EOS after them included,
+    but for messages with `train` false. A user message at the end waits for its answer.
+
+    Raises InputError that names `where` and the message: roles unknown or out of turn, an empty
+    answer, a tag of the template or a lone surrogate in a text.
+    """
+    encoded = encode_within(tokenizer, messages, None, where=where)
+    assert encoded is not None
+    return encoded.ids, encoded.trained
+
+
+def encode_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, where: str = "prompt"
+) -> list[int]:
+    """Token ids of a conversation that ends with a user message; InputError as encode_dialogue."""
+    check_messages(messages, "user", where)
+    return encode_dialogue(tokenizer, messages, where=where)[0]
+
+
+def encode_answer(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids that follow a prompt: the answer, the space after it, EOS."""
+    return tokenizer.encode(_answer(tokenizer, text), eos=True)
+
+
+def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of an answer, stripped: what its ids spell before the first EOS."""
+    ids = list(ids)
+    end = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
+    return tokenizer.decode(ids[:end]).strip()
+
+
+def encode_within(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    limit: int | None,
+    *,
+    where: str = "dialogue",
+) -> Encoded | None:
+    """A conversation without as many of its oldest turns as it takes to fit `limit` tokens.
+
+    The system text moves on to the first turn that is left. None if the last turn alone, with the
+    system text, does not fit. Raises InputError as encode_dialogue does.
+    """
+    messages = check_texts(messages, where)
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    turns = list(_turns(messages[system is not None :]))
+    later = _encode(tokenizer, turns)
+    rest = sum(len(prompt) + len(answer) for prompt, answer in later)
+    for first, (prompt, answer) in enumerate(later):
+        rest -= len(prompt) + len(answer)
+        if limit is not None and rest >= limit:
+            continue
+        if system is not None:
+            prompt = tokenizer.encode(_prompt(_fold(system, turns[first].user)), bos=True)
+        if limit is None or len(prompt) + len(answer) + rest <= limit:
+            encoded = Encoded([], [], first)
+            pairs = [(prompt, answer), *later[first + 1 :]]
+            for turn, (prompt, answer) in zip(turns[first:], pairs, strict=True):
+                encoded.ids.extend(prompt + answer)
+                encoded.trained.extend([False] * len(prompt) + [turn.train] * len(answer))
+            return encoded
+    return None
+
+
+def check_texts(messages: Any, where: str) -> tuple[Message, ...]:
+    """The messages, if they are a conversation whose texts the template can carry.
+
+    Raises InputError as encode_dialogue does.
+    """
+    final = messages[-1] if isinstance(messages, (list, tuple)) and messages else None
+    waits = isinstance(final, Mapping) and final.get("role") == "user"
+    messages = check_messages(messages, "user" if waits else "assistant", where)
+    for number, message in enumerate(messages):
+        check_text(message["content"], message["role"], f"{where}, message {number}")
+    return messages
+
+
+def check_text(text: str, role: str, where: str) -> None:
+    """Raise InputError if the text of a message of `role` cannot stand in the template.
+
+    Tags are refused in answers too: a model that learns them speaks for the user.
+    """
+    try:
+        check_unicode(text)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    for tag in TAGS:
+        require(
+            tag not in text,
+            f"{where}: the {role}'s text holds {tag}, which begins or ends a turn in the Llama 2 "
+            "format; remove it, or parse a text that was rendered already",
+        )
+    if role == "assistant":
+        require(
+            not text.rstrip().endswith("</s>") or "<s>" in text,
+            f"{where}: the assistant's text ends with </s>, but EOS is added as a token; remove it",
+        )
+
+
+def parse_llama2_text(text: str, *, where: str = "text") -> tuple[Message, ...]:
+    """The messages of a text that was rendered with the Llama 2 template, `<s>` and `</s>` in it.
+
+    Such a text must not be encoded as it stands: its `<s>` and `</s>` would be letters. The last
+    user turn may wait for its answer. Raises InputError that names `where` if the tags do not
+    alternate or text stands outside of them.
+    """
+    pairs = list(_PAIR.finditer(text))
+    outside = text[: pairs[0].start() if pairs else None].strip().removeprefix("<s>").strip()
+    require(
+        pairs and not outside,
+        f"{where}: expected <s>[INST] ... [/INST] from the beginning, not {text[:60]!r}",
+    )
+    messages: list[Message] = []
+    for pair in pairs:
+        user, answer = pair[1].strip(), pair[2].strip().removesuffix("<s>").rstrip()
+        if not messages and (folded := _SYSTEM.fullmatch(user)):
+            messages.append({"role": "system", "content": folded[1]})
+            user = folded[2]
+        messages.append({"role": "user", "content": user})
+        if answer or pair is not pairs[-1]:
+            answer = answer.removesuffix("</s>").rstrip()
+            messages.append({"role": "assistant", "content": answer})
+    return check_texts(messages, where)
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[_Turn]:
+    for user, answer in zip_longest(messages[::2], messages[1::2]):
+        if answer is None:
+            yield _Turn(user["content"], None, False)
+        else:
+            yield _Turn(user["content"], answer["content"], answer.get("train", True))
+
+
+def _encode(tokenizer: Tokenizer, turns: Sequence[_Turn]) -> list[tuple[list[int], list[int]]]:
+    """Prompt and answer of each turn; the last answer is empty where it is still to come."""
+    prompts = tokenizer.encode_batch([_prompt(turn.user) for turn in turns], bos=True)
+    texts = [_answer(tokenizer, turn.answer) for turn in turns if turn.answer is not None]
+    answers = tokenizer.encode_batch(texts, eos=True)
+    return list(zip_longest(prompts, answers, fillvalue=[]))
+
+
+def _fold(system: str, user: str) -> str:
+    """Stripped with the user's text and not before it, as Meta does."""
+    return f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}"
+
+
+def _prompt(user: str) -> str:
+    return f"[INST] {user.strip()} [/INST]"
+
+
+def _answer(tokenizer: Tokenizer, answer: str) -> str:
+    """The space before an answer is the one that sentencepiece puts before a text, if it does."""
+    return ("" if tokenizer.dummy_prefix else " ") + answer.strip() + " "
