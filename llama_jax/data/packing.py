@@ -1,9 +1,10 @@
 """Documents to records of exactly T tokens: whole documents one after another, none mixed up.
 
 A record is dict(tokens, segment_ids, positions, loss_mask), each [T]. Segments count from 1, 0 is
-padding; positions restart in each segment. A document that reaches a record's end goes on in the
-next record as a new segment, whose first token repeats the last one of the previous record: every
-token but the first of a document is a target exactly once.
+padding; positions restart in each segment. `pack` wastes nothing: a document that reaches a
+record's end goes on in the next record as a new segment, whose first token repeats the last one of
+the previous record, so every token but the first of a document is a target exactly once.
+`pack_whole` cuts no document, as conversations need it, and fills records by best fit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,9 @@ Record = dict[str, np.ndarray]
 """tokens, segment_ids, positions int32 and loss_mask uint8, each [T] or, in batches, [B,T]."""
 Document = Sequence[int] | tuple[Sequence[int], Sequence[int]]
 """Ids from BOS to EOS, or (ids, mask) where the mask says which ids count as targets."""
+WINDOW_TOKENS = 1 << 24
+"""Whole documents are packed in groups of so many tokens."""
+_Masked = tuple[np.ndarray, np.ndarray]
 
 
 def pack(documents: Iterable[Document], seq_len: int) -> Iterator[Record]:
@@ -37,17 +41,75 @@ def pack(documents: Iterable[Document], seq_len: int) -> Iterator[Record]:
                 record, used, segment = _empty(seq_len), 0, 0
             segment += 1
             stop = min(len(ids), start + seq_len - used)
-            end = used + stop - start
-            record["tokens"][used:end] = ids[start:stop]
-            record["loss_mask"][used:end] = mask[start:stop]
-            record["segment_ids"][used:end] = segment
-            used = end
+            used = _add(record, used, ids[start:stop], mask[start:stop], segment)
             start = stop - 1 if stop < len(ids) else stop
     if used:
         yield _finish(record)
 
 
-def _ids_and_mask(document: Document) -> tuple[np.ndarray, np.ndarray]:
+def pack_whole(documents: Iterable[Document], seq_len: int) -> Iterator[Record]:
+    """Records of `seq_len` tokens, each padded after the documents that it holds.
+
+    Some millions of tokens are packed at a time, so memory does not grow with the corpus. Raises
+    ValueError if a document is empty or longer than `seq_len`, or a mask's length is not its own.
+    """
+    for window in _windows(map(_ids_and_mask, documents)):
+        for row in best_fit([len(ids) for ids, _ in window], seq_len):
+            record, used = _empty(seq_len), 0
+            for segment, index in enumerate(row, 1):
+                used = _add(record, used, *window[index], segment)
+            yield _finish(record)
+
+
+def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
+    """Bins of `seq_len` as lists of indices into `lengths`: best-fit decreasing.
+
+    The longest is placed first, equal ones in order, each into the bin that it leaves the least
+    room in. Bins are kept by their room and rooms as bits of a number, so that this bin is found
+    without a search: the time is that of sorting.
+    """
+    bins: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
+    rooms = 0  # bit r is set where by_room[r] holds a bin
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        if not 0 < length <= seq_len:
+            raise ValueError(f"document of {length} tokens does not go into {seq_len=}")
+        if fitting := rooms >> length:
+            room = length + (fitting & -fitting).bit_length() - 1
+            number = by_room[room].pop()
+            rooms ^= 0 if by_room[room] else 1 << room
+        else:
+            room, number = seq_len, len(bins)
+            bins.append([])
+        bins[number].append(index)
+        by_room[room - length].append(number)
+        rooms |= 1 << room - length
+    return bins
+
+
+def _windows(documents: Iterator[_Masked]) -> Iterator[list[_Masked]]:
+    window, tokens = [], 0
+    for document in documents:
+        window.append(document)
+        tokens += len(document[0])
+        if tokens >= WINDOW_TOKENS:
+            yield window
+            window, tokens = [], 0
+    if window:
+        yield window
+
+
+def _add(record: Record, used: int, ids: np.ndarray, mask: np.ndarray, segment: int) -> int:
+    """Write a segment behind `used` tokens; how many are used then."""
+    end = used + len(ids)
+    record["tokens"][used:end] = ids
+    record["loss_mask"][used:end] = mask
+    record["segment_ids"][used:end] = segment
+    return end
+
+
+def _ids_and_mask(document: Document) -> _Masked:
     if not isinstance(document, tuple):
         return np.asarray(document, np.int32), np.ones(len(document), np.uint8)
     ids, mask = np.asarray(document[0], np.int32), np.asarray(document[1], np.uint8)

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_jax.data import packing
 from llama_jax.data.corpora import tales
-from llama_jax.data.packing import pack, positions_of, target_bytes, target_mask
+from llama_jax.data.packing import (
+    best_fit,
+    pack,
+    pack_whole,
+    positions_of,
+    target_bytes,
+    target_mask,
+)  # fmt: skip
 
 BOS, EOS = 1, 2
 BODY = st.lists(st.integers(3, 99), max_size=30)
@@ -102,6 +110,65 @@ def test_uncounted_tokens_have_no_bytes(tokenizer):
     ids = tokenizer.encode("Mia ran home.", bos=True, eos=True)
     batch = stack(list(pack([(ids, [0] * len(ids))], 32)))
     assert target_bytes(batch, tokenizer.byte_lengths, tokenizer.bos_id) == 0
+
+
+def best_fit_by_search(lengths, seq_len):
+    """How full the bins are, looking at every bin for every document."""
+    loads = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [load for load in loads if load + length <= seq_len]
+        if fitting:
+            loads.remove(max(fitting))
+        loads.append(max(fitting, default=0) + length)
+    return sorted(loads)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.integers(1, 20), max_size=40), st.integers(20, 40))
+def test_best_fit_is_that_of_a_search(lengths, seq_len):
+    bins = best_fit(lengths, seq_len)
+    assert sorted(i for row in bins for i in row) == list(range(len(lengths)))
+    assert sorted(sum(lengths[i] for i in row) for row in bins) == best_fit_by_search(
+        lengths, seq_len
+    )
+
+
+def test_best_fit_prefers_the_fullest_bin():
+    assert best_fit([4, 6, 3, 7, 4, 2], 10) == [[3, 2], [1, 0], [4, 5]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.tuples(st.integers(3, 99), st.booleans()), min_size=1, max_size=16),
+                max_size=12), st.integers(16, 30), st.sampled_from([1, 20, 10**6]))  # fmt: skip
+def test_whole_documents_come_out_whole(rows, seq_len, window):
+    documents = [([t for t, _ in row], [int(m) for _, m in row]) for row in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "WINDOW_TOKENS", window)
+        records = list(pack_whole(documents, seq_len))
+    found = []
+    for record in records:
+        assert {name: v.dtype.name for name, v in record.items()} == {
+            "tokens": "int32", "segment_ids": "int32", "positions": "int32", "loss_mask": "uint8",
+        }  # fmt: skip
+        assert all(len(values) == seq_len for values in record.values())
+        segments = record["segment_ids"]
+        used = int((segments > 0).sum())
+        assert not segments[used:].any()
+        assert not record["loss_mask"][used:].any()
+        for segment in range(1, segments.max() + 1):
+            (at,) = np.nonzero(segments == segment)
+            assert record["positions"][at].tolist() == list(range(len(at)))
+            found.append((record["tokens"][at].tolist(), record["loss_mask"][at].tolist()))
+    assert sorted(found) == sorted(documents)
+    if window == 1:
+        assert found == documents
+
+
+def test_a_document_that_does_not_go_in():
+    with pytest.raises(ValueError, match="document of 5 tokens does not go into seq_len=4"):
+        list(pack_whole([[1, 5, 6, 7, 2]], 4))
+    with pytest.raises(ValueError, match="document of 0 tokens"):
+        list(pack_whole([[]], 4))
 
 
 def test_bad_arguments():
