@@ -17,7 +17,8 @@ from llama_jax.data.prepare import Mixture, Prepared
 from llama_jax.data.sources import digest
 
 Batch = dict[str, np.ndarray]
-"""tokens, segment_ids, positions int32 [B,T]; loss_mask uint8 [B,T]."""
+"""The arrays of the records, a batch axis B in front: tokens, segment_ids, positions int32 [B,T],
+loss_mask uint8 [B,T]; pairs of answers have [B,2,T] and more arrays, of [B] or [B,2]."""
 
 
 class Loader:
@@ -40,7 +41,7 @@ class Loader:
         rows: Int[np.ndarray, " b"] | None = None,
     ):
         self._rows = np.arange(batch_size) if rows is None else rows
-        self._mixture, self.batch_size = mixture, batch_size
+        self.batch_size = batch_size
         self._num_records = mixture.num_records
         self._order = _order(mixture, seed) if shuffle else None
         self._readers = [_Reader(part) for part in mixture.parts]
@@ -64,17 +65,12 @@ class Loader:
         return np.array([self._order[int(i)] for i in index], np.int64)
 
     def batch(self, step: int) -> Batch:
-        """This host's rows [b, T] of the global batch of a step.
+        """This host's rows [b, ...] of the global batch of a step; zeros in a filling row.
 
         Raises RuntimeError naming the file and record whose data is damaged.
         """
         ids = self.batch_ids(step)[self._rows]
-        shape = (len(ids), self._mixture.seq_len)
-        batch = {
-            "tokens": np.zeros(shape, np.int32),
-            "segment_ids": np.zeros(shape, np.int32),
-            "loss_mask": np.zeros(shape, np.uint8),
-        }
+        batch = self._readers[0].empty(len(ids))
         for row, record_id in enumerate(ids):
             if record_id >= 0:
                 part = int(np.searchsorted(self._ends, record_id, side="right"))
@@ -157,8 +153,15 @@ class _Reader:
                 "delete the folder, it is prepared again"
             )
 
+    def empty(self, size: int) -> Batch:
+        """Zeros for so many records."""
+        return {
+            name: np.zeros((size, *feature.shape), feature.np_dtype)
+            for name, feature in self._features.items()
+        }
+
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """tokens, segment_ids, loss_mask, each [T]."""
+        """The arrays of a record."""
         try:
             return self._features.deserialize_example_np(self._source[index])
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Tokenise and pack a corpus once, into ArrayRecord files named by a fingerprint.
+"""Make records of a corpus once, in ArrayRecord files named by a fingerprint.
 
 The work is cut into shards by the corpus alone, so one process, many processes and Apache Beam
 write the same records in the same order. Shards are finished under a `.parts` folder; what is
@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 from llama_jax.config import DataConfig, InputError, require
-from llama_jax.data import packing
 from llama_jax.data import tokenizer as tokenizers
 from llama_jax.data.files import as_path, reason
+from llama_jax.data.recipes import PackedText, Recipe
 from llama_jax.data.sources import SPLITS, TRAIN, VALIDATION, Source, digest, resolve
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -86,10 +86,24 @@ def prepare(
     Raises InputError for whatever is wrong with the corpus: one line, file and line named.
     """
     weighted = resolve(config.dataset, config.text_field, config.cache_dir)
+    recipes = [(PackedText(source, tokenizer, seq_len), weight) for source, weight in weighted]
+    return prepare_recipes(recipes, config, beam_runner, beam_options)
+
+
+def prepare_recipes(
+    weighted: Sequence[tuple[Recipe, float]],
+    config: DataConfig,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+) -> dict[str, Mixture]:
+    """Records that recipes make, mixed by weight, as `prepare` does it for text.
+
+    Where a hash holds out every document of a corpus, it is too small to hold any out: all of it
+    is trained on. Raises InputError if a recipe makes no record at all.
+    """
     parts: dict[str, list[tuple[Prepared, float]]] = {split: [] for split in SPLITS}
-    for source, weight in weighted:
-        done = _prepare_source(source, config, tokenizer, seq_len, beam_runner, beam_options)
-        require(TRAIN in done, f"data {source.name} holds no text to train on")
+    for recipe, weight in weighted:
+        done = _prepare_recipe(recipe, config, beam_runner, beam_options)
         for split, prepared in done.items():
             parts[split].append((prepared, weight))
     return {split: _mixture(found) for split, found in parts.items() if found}
@@ -100,37 +114,38 @@ def _mixture(parts: list[tuple[Prepared, float]]) -> Mixture:
     return Mixture(tuple(part for part, _ in parts), tuple(weight / total for _, weight in parts))
 
 
-def _prepare_source(
-    source: Source,
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    seq_len: int,
-    beam_runner: str | None,
-    beam_options: Sequence[str],
+def _prepare_recipe(
+    recipe: Recipe, config: DataConfig, beam_runner: str | None, beam_options: Sequence[str]
 ) -> dict[str, Prepared]:
     from llama_jax.data import shards  # brings in TFDS
 
-    fingerprint = digest(
-        "records", source.identity, tokenizer.fingerprint, seq_len, packing.VERSION, shards.VERSION
-    )
-    folder = Path(config.cache_dir).expanduser() / f"{source.name}-{fingerprint[:16]}"
+    fingerprint = digest("records", *recipe.identity, shards.VERSION)
+    folder = Path(config.cache_dir).expanduser() / f"{recipe.name}-{fingerprint[:16]}"
     with _lock(folder):
         if not shards.is_complete(folder):
-            log.info("preparing %s for seq_len %d in %s", source.name, seq_len, folder)
-            jobs = shards.plan(source, tokenizer, seq_len, f"{folder}.parts")
+            log.info("preparing %s for seq_len %d in %s", recipe.name, recipe.seq_len, folder)
+            jobs = shards.plan(recipe, f"{folder}.parts")
             shards.build(folder, jobs, config.workers, beam_runner, beam_options)
-    counts = shards.counts(folder)
-    return {
-        split: Prepared(
-            name=source.name,
-            path=str(shards.data_set_path(folder)),
-            split=split,
-            fingerprint=digest(fingerprint, split),
-            seq_len=seq_len,
-            num_records=count,
-        )
-        for split, count in counts.items()
-    }
+    done, reports = {}, []
+    for split, (num_records, counts) in shards.describe(folder).items():
+        if report := recipe.report(counts, num_records):
+            reports.append(f"{split}: {report}")
+        if num_records:
+            done[split] = Prepared(
+                name=recipe.name,
+                path=str(shards.data_set_path(folder)),
+                split=split,
+                fingerprint=digest(fingerprint, split),
+                seq_len=recipe.seq_len,
+                num_records=num_records,
+            )
+    told = "; ".join(reports)
+    require(
+        done, f"data {recipe.name} holds no {recipe.kind} to train on" + f": {told}" * bool(told)
+    )
+    if told:
+        log.info("data %s: %s", recipe.name, told)
+    return done if TRAIN in done else {TRAIN: done[VALIDATION]}
 
 
 @contextmanager

@@ -1,50 +1,50 @@
-"""The TFDS builder of packed records, whose shards are written here, in processes or in Beam."""
+"""The TFDS builder of prepared records, whose shards are written here, in processes or in Beam.
+
+What the records are is a recipe's business: a text corpus packed, dialogues, preferences.
+"""
 
 import io
+import json
 import logging
 import multiprocessing
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from itertools import batched, islice
+from itertools import batched
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from llama_jax.config import InputError
-from llama_jax.data.files import as_path
-from llama_jax.data.packing import pack
-from llama_jax.data.sources import SPLITS, Source
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.data.files import as_path, write_atomic
+from llama_jax.data.recipes import READ, Layout, Recipe
+from llama_jax.data.sources import SPLITS
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
 """Raise it whenever shards are cut or stored in another way."""
 _MAX_SHARDS = {"train": 1024, "validation": 16}
-_TEXTS = 256  # documents that sentencepiece gets at once
 
 
 @dataclass(frozen=True)
 class Job:
     """One shard: some chunks of a corpus, and the file that their records go to."""
 
-    source: Source
+    recipe: Recipe
     split: str
     chunks: tuple[Any, ...]
-    tokenizer: Tokenizer
-    seq_len: int
     path: str
 
 
 class PackedRecords(tfds.core.GeneratorBasedBuilder):
-    """Packed records of T tokens; `jobs` write the shards when it is prepared."""
+    """Records of one layout; `jobs` write the shards when it is prepared."""
 
     name = "packed"
     VERSION = tfds.core.Version(f"{VERSION}.0.0")
@@ -57,8 +57,9 @@ class PackedRecords(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Token ids, packed to a fixed length.",
-            features=features(self._jobs[0].seq_len),
+            description="Token ids in rows of a fixed length.",
+            features=features(self._jobs[0].recipe.layout),
+            metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: Any):
@@ -68,7 +69,7 @@ class PackedRecords(tfds.core.GeneratorBasedBuilder):
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
         """Write the shards that are missing, then move all of them here."""
-        todo = [job for job in self._jobs if not as_path(job.path).exists()]
+        todo = [job for job in self._jobs if not _is_done(job)]
         if len(todo) < len(self._jobs):
             log.info(
                 "%d of %d shards are done already", len(self._jobs) - len(todo), len(self._jobs)
@@ -77,6 +78,10 @@ class PackedRecords(tfds.core.GeneratorBasedBuilder):
             _run_beam(todo, download_config.beam_runner, download_config.beam_options)
         else:
             _run_here(todo, self._workers)
+        for job in self._jobs:
+            counts = Counter(self.info.metadata.get(job.split))
+            counts.update(json.loads(_counts_path(job).read_bytes()))
+            self.info.metadata[job.split] = counts
         self.info.set_splits(tfds.core.SplitDict([s for s in map(self._collect, SPLITS) if s]))
 
     def _collect(self, split: str) -> Any:
@@ -97,46 +102,39 @@ class PackedRecords(tfds.core.GeneratorBasedBuilder):
         )
 
 
-def features(seq_len: int) -> tfds.features.FeaturesDict:
-    """What a stored record holds; positions follow from segment_ids."""
-
-    def row(dtype: type) -> tfds.features.Tensor:
-        return tfds.features.Tensor(shape=(seq_len,), dtype=dtype, encoding="bytes")
-
+def features(layout: Layout) -> tfds.features.FeaturesDict:
+    """How TFDS stores a record of a layout."""
     return tfds.features.FeaturesDict(
-        {"tokens": row(np.int32), "segment_ids": row(np.int32), "loss_mask": row(np.uint8)}
+        {
+            name: tfds.features.Tensor(
+                shape=shape, dtype=dtype, encoding="bytes" if shape else "none"
+            )
+            for name, (shape, dtype) in layout.items()
+        }
     )
 
 
-def plan(source: Source, tokenizer: Tokenizer, seq_len: int, parts: str) -> list[Job]:
+def plan(recipe: Recipe, parts: str) -> list[Job]:
     """The shards of every split: a matter of the corpus, never of the machine."""
     jobs = []
     for split in SPLITS:
-        chunks = source.chunks(split)
+        chunks = recipe.chunks(split)
         size = max(1, -(-len(chunks) // _MAX_SHARDS[split]))
         for index, group in enumerate(batched(chunks, size)):
-            path = f"{parts}/{split}-{index:05d}"
-            jobs.append(Job(source, split, group, tokenizer, seq_len, path))
+            jobs.append(Job(recipe, split, group, f"{parts}/{split}-{index:05d}"))
     return jobs
 
 
-def write_shard(job: Job) -> int:
-    """Tokenise and pack the chunks of a job into its file; the number of documents."""
+def write_shard(job: Job) -> Counter[str]:
+    """Make the records of a job's chunks and write its file; what its recipe counted."""
     from tensorflow_datasets.core import example_serializer, file_adapters
 
-    stored = features(job.seq_len)
+    stored = features(job.recipe.layout)
     serializer = example_serializer.ExampleSerializer(stored.get_serialized_info())
-    documents = 0
-
-    def ids() -> Iterator[list[int]]:
-        nonlocal documents
-        texts = (text for chunk in job.chunks for text in job.source.documents(job.split, chunk))
-        while group := list(islice(texts, _TEXTS)):
-            documents += len(group)
-            yield from job.tokenizer.encode_batch(group, bos=True, eos=True)
+    counts: Counter[str] = Counter()
 
     def examples() -> Iterator[tuple[int, bytes]]:
-        for index, record in enumerate(pack(ids(), job.seq_len)):
+        for index, record in enumerate(job.recipe.records(job.split, job.chunks, counts)):
             kept = {name: record[name] for name in stored}
             yield index, serializer.serialize_example(stored.encode_example(kept))
 
@@ -145,14 +143,24 @@ def write_shard(job: Job) -> int:
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD]
     adapter.write_examples(temporary, examples())
+    write_atomic(_counts_path(job), json.dumps(counts).encode())
     temporary.replace(path)
-    return documents
+    return counts
+
+
+def _counts_path(job: Job) -> Any:
+    path = as_path(job.path)
+    return path.parent / f".{path.name}.counts"
+
+
+def _is_done(job: Job) -> bool:
+    return as_path(job.path).exists() and _counts_path(job).exists()
 
 
 def _run_here(jobs: Sequence[Job], workers: int) -> None:
     """In this process, or in several; never forked, since jax may be running here."""
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    name = jobs[0].source.name if jobs else ""
+    name = jobs[0].recipe.name if jobs else ""
     with tqdm(total=len(jobs), desc=f"preparing {name}", unit="shard", disable=None) as bar:
         if workers <= 1 or len(jobs) <= len(SPLITS):  # a small corpus: processes start too slowly
             _advance(bar, map(write_shard, jobs))
@@ -167,10 +175,10 @@ def _run_here(jobs: Sequence[Job], workers: int) -> None:
                 raise
 
 
-def _advance(bar: tqdm, counts: Iterator[int]) -> None:
+def _advance(bar: tqdm, counted: Iterator[Counter[str]]) -> None:
     documents = 0
-    for count in counts:
-        documents += count
+    for counts in counted:
+        documents += counts[READ]
         bar.update()
         rate = documents / max(bar.format_dict["elapsed"], 1e-3)
         bar.set_postfix_str(f"{documents} documents, {rate:.0f} documents/s")
@@ -188,7 +196,7 @@ def _run_beam(jobs: Sequence[Job], runner: str, options: Any) -> None:
         _ = (
             pipeline
             | "Shards" >> beam.Create(jobs, reshuffle=True)
-            | "TokenizeAndPack" >> beam.Map(write_shard)
+            | "WriteRecords" >> beam.Map(write_shard)
         )
 
 
@@ -237,10 +245,11 @@ def is_complete(folder: Any) -> bool:
     return (data_set_path(folder) / "dataset_info.json").exists()
 
 
-def counts(folder: Any) -> dict[str, int]:
-    """Records of each split that has any, train first."""
-    splits = open_builder(str(data_set_path(folder))).info.splits
-    return {split: splits[split].num_examples for split in SPLITS if split in splits}
+def describe(folder: Any) -> dict[str, tuple[int, Mapping[str, int]]]:
+    """Records of each split, train first, and what its recipe counted."""
+    info = open_builder(str(data_set_path(folder))).info
+    sizes = {name: split.num_examples for name, split in info.splits.items()}
+    return {split: (sizes.get(split, 0), info.metadata.get(split, {})) for split in SPLITS}
 
 
 def _count(path: Any) -> int:

@@ -1,0 +1,114 @@
+"""How the documents of a corpus become records: what a recipe is, and the one for plain text."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from llama_jax.data import packing
+from llama_jax.data.packing import Record, pack
+from llama_jax.data.sources import Source
+from llama_jax.data.tokenizer import Tokenizer
+
+READ = "read"
+"""What a recipe counts its documents under."""
+Layout = Mapping[str, tuple[tuple[int, ...], type]]
+"""Shape and dtype of each array of a record, by name."""
+_TEXTS = 256  # documents that sentencepiece gets at once
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """How records of one layout are made of a corpus. It can be pickled, for other processes."""
+
+    @property
+    def name(self) -> str:
+        """What messages and folders call the corpus."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What the corpus consists of, for messages."""
+        ...
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for equal records in equal order."""
+        ...
+
+    @property
+    def seq_len(self) -> int:
+        """T: tokens in a row."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """What is stored of a record; positions follow from segment_ids."""
+        ...
+
+    def chunks(self, split: str) -> Sequence[Any]:
+        """Pieces of the split in order, whatever the number of processes."""
+        ...
+
+    def records(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[Record]:
+        """The records of some chunks; what was read and what became of it is added to `counts`."""
+        ...
+
+    def report(self, counts: Mapping[str, int], num_records: int) -> str:
+        """What became of a split, in one line for people; empty where there is nothing to say."""
+        ...
+
+
+def rows(*shape: int) -> Layout:
+    """The arrays that every record has, with the shape of its tokens."""
+    return {
+        "tokens": (shape, np.int32),
+        "segment_ids": (shape, np.int32),
+        "loss_mask": (shape, np.uint8),
+    }
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """Documents from BOS to EOS, one after another, every token a target."""
+
+    source: Source
+    tokenizer: Tokenizer
+    seq_len: int
+    kind = "text"
+
+    @property
+    def name(self) -> str:
+        """The corpus."""
+        return self.source.name
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Corpus, tokenizer, T and packing."""
+        return self.source.identity, self.tokenizer.fingerprint, self.seq_len, packing.VERSION
+
+    @property
+    def layout(self) -> Layout:
+        """Arrays [T]."""
+        return rows(self.seq_len)
+
+    def chunks(self, split: str) -> Sequence[Any]:
+        """The corpus's own."""
+        return self.source.chunks(split)
+
+    def records(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[Record]:
+        """Packed rows, of which only the last one is padded."""
+        return pack(self._ids(split, chunks, counts), self.seq_len)
+
+    def _ids(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[list[int]]:
+        texts = (text for chunk in chunks for text in self.source.documents(split, chunk))
+        while group := list(islice(texts, _TEXTS)):
+            counts[READ] += len(group)
+            yield from self.tokenizer.encode_batch(group, bos=True, eos=True)
+
+    def report(self, counts: Mapping[str, int], num_records: int) -> str:
+        """Nothing: no text is dropped."""
+        return ""
