@@ -12,13 +12,13 @@ ids: a message that holds one could pass for another turn and is refused.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from llama_jax.config import InputError, require
+from llama_jax.config import require
 from llama_jax.data.records import Message, check_messages
-from llama_jax.data.tokenizer import Tokenizer, check_unicode
+from llama_jax.data.tokenizer import Tokenizer
 
 VERSION = 1
 """Raise it whenever a conversation gets other ids: it is part of prepared data's fingerprint."""
@@ -80,6 +80,22 @@ def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids[:end]).strip()
 
 
+def render(messages: Sequence[Message], *, where: str = "dialogue") -> list[tuple[str, bool]]:
+    """What encode_dialogue encodes, as texts, and whether each is trained on.
+
+    `<s>` and `</s>` stand for BOS and EOS: this is for people, not for a tokenizer. Raises as
+    encode_dialogue does.
+    """
+    system, turns = _split(check_texts(messages, where))
+    parts = []
+    for number, turn in enumerate(turns):
+        user = turn.user if number or system is None else _fold(system, turn.user)
+        parts.append((f"<s>{_prompt(user)}", False))
+        if turn.answer is not None:
+            parts.append((f" {turn.answer.strip()} </s>", turn.train))
+    return parts
+
+
 def encode_within(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
@@ -92,9 +108,7 @@ def encode_within(
     The system text moves on to the first turn that is left. None if the last turn alone, with the
     system text, does not fit. Raises InputError as encode_dialogue does.
     """
-    messages = check_texts(messages, where)
-    system = messages[0]["content"] if messages[0]["role"] == "system" else None
-    turns = list(_turns(messages[system is not None :]))
+    system, turns = _split(check_texts(messages, where))
     later = _encode(tokenizer, turns)
     rest = sum(len(prompt) + len(answer) for prompt, answer in later)
     for first, (prompt, answer) in enumerate(later):
@@ -122,44 +136,44 @@ def check_texts(messages: Any, where: str) -> tuple[Message, ...]:
     waits = isinstance(final, Mapping) and final.get("role") == "user"
     messages = check_messages(messages, "user" if waits else "assistant", where)
     for number, message in enumerate(messages):
-        check_text(message["content"], message["role"], f"{where}, message {number}")
+        here = f"{where}, message {number}"
+        check_text(message["content"], here, answer=message["role"] == "assistant")
     return messages
 
 
-def check_text(text: str, role: str, where: str) -> None:
-    """Raise InputError if the text of a message of `role` cannot stand in the template.
+def check_text(text: str, where: str, *, answer: bool = False) -> None:
+    """Raise InputError for a text that a tokenizer cannot take or that would pass for other turns.
 
     Tags are refused in answers too: a model that learns them speaks for the user.
     """
-    try:
-        check_unicode(text)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+    require("\0" not in text, f"{where} holds a NUL character: not a text")
+    if not text.isascii():
+        surrogate = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+        require(surrogate is None, f"{where} holds a lone surrogate, which is not valid Unicode")
     for tag in TAGS:
         require(
             tag not in text,
-            f"{where}: the {role}'s text holds {tag}, which begins or ends a turn in the Llama 2 "
-            "format; remove it, or parse a text that was rendered already",
+            f"{where} holds {tag}, which begins or ends a turn in the Llama 2 format; remove it, "
+            "or read the text as llama2-text if it was rendered already",
         )
-    if role == "assistant":
-        require(
-            not text.rstrip().endswith("</s>") or "<s>" in text,
-            f"{where}: the assistant's text ends with </s>, but EOS is added as a token; remove it",
-        )
+    require(
+        not answer or not text.rstrip().endswith("</s>") or "<s>" in text,
+        f"{where} ends with </s>, but the end is marked with a token of its own; remove it",
+    )
 
 
-def parse_llama2_text(text: str, *, where: str = "text") -> tuple[Message, ...]:
+def parse_llama2_text(text: str, *, where: str = "text") -> list[Message]:
     """The messages of a text that was rendered with the Llama 2 template, `<s>` and `</s>` in it.
 
     Such a text must not be encoded as it stands: its `<s>` and `</s>` would be letters. The last
-    user turn may wait for its answer. Raises InputError that names `where` if the tags do not
-    alternate or text stands outside of them.
+    user turn may wait for its answer. Raises InputError that names `where` if a tag is out of
+    place; whether an answer is empty is left to who uses the messages.
     """
     pairs = list(_PAIR.finditer(text))
     outside = text[: pairs[0].start() if pairs else None].strip().removeprefix("<s>").strip()
     require(
         pairs and not outside,
-        f"{where}: expected <s>[INST] ... [/INST] from the beginning, not {text[:60]!r}",
+        f"{where}: a turn must be [INST] ... [/INST], not {text[:60]!r}",
     )
     messages: list[Message] = []
     for pair in pairs:
@@ -171,15 +185,23 @@ def parse_llama2_text(text: str, *, where: str = "text") -> tuple[Message, ...]:
         if answer or pair is not pairs[-1]:
             answer = answer.removesuffix("</s>").rstrip()
             messages.append({"role": "assistant", "content": answer})
-    return check_texts(messages, where)
+    for number, message in enumerate(messages):
+        check_text(message["content"], f"{where}, message {number}")
+    return messages
 
 
-def _turns(messages: Sequence[Message]) -> Iterator[_Turn]:
+def _split(messages: Sequence[Message]) -> tuple[str | None, list[_Turn]]:
+    """The system text, if there is one, and the pairs of turns."""
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    if system is not None:
+        messages = messages[1:]
+    turns = []
     for user, answer in zip_longest(messages[::2], messages[1::2]):
         if answer is None:
-            yield _Turn(user["content"], None, False)
+            turns.append(_Turn(user["content"], None, False))
         else:
-            yield _Turn(user["content"], answer["content"], answer.get("train", True))
+            turns.append(_Turn(user["content"], answer["content"], answer.get("train", True)))
+    return system, turns
 
 
 def _encode(tokenizer: Tokenizer, turns: Sequence[_Turn]) -> list[tuple[list[int], list[int]]]:

@@ -18,6 +18,7 @@ from llama_jax.data.chat import (
     encode_prompt,
     encode_within,
     parse_llama2_text,
+    render,
 )
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 from tests.data.test_tokenizer import ORIGINAL, needs_original
@@ -206,6 +207,26 @@ def test_pieces_encoded_apart_are_the_whole_string(tiny, bare, messages, with_sp
 
 
 @settings(deadline=None, max_examples=60)
+@given(messages=conversations(), with_space=st.booleans())
+def test_what_is_shown_is_what_is_encoded(tiny, bare, messages, with_space):
+    tokenizer = tiny if with_space else bare
+    for message in messages[1:]:
+        message["train"] = len(message["content"]) % 2 == 0
+    parts = render(messages)
+    ids, mask = encode_dialogue(tokenizer, messages)
+    names = {1: b"<s>", 2: b"</s>"}
+    said = [
+        (names.get(i) or tokenizer.decode_bytes([i]), m) for i, m in zip(ids, mask, strict=True)
+    ]
+    for kept in (False, True):
+        shown = "".join(text for text, trained in parts if trained == kept)
+        said = b"".join(text for text, m in zip(spelled, mask, strict=True) if m == kept).decode()
+        if with_space:
+            said = said.replace("<s> ", "<s>")  # which sentencepiece puts there
+        assert shown.replace("\u2581", " ") == said
+
+
+@settings(deadline=None, max_examples=60)
 @given(messages=conversations())
 def test_rendered_text_is_parsed_back(tiny, messages):
     rendered = ""
@@ -240,18 +261,25 @@ def test_llama2_text_as_people_write_it(text, messages):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("hello", r"row 7: expected <s>\[INST\].* not 'hello'"),
+        ("hello", r"row 7: a turn must be \[INST\].* not 'hello'"),
         ("You are kind. [INST] a [/INST] b", "not 'You are kind"),
-        ("[INST] a [INST] b [/INST] c", r"user's text holds \[INST\]"),
-        ("[INST] a [/INST] b [/INST] c", r"assistant's text holds \[/INST\]"),
-        ("[INST] a [/INST] [INST] b [/INST] c", "message 1: the assistant's answer is empty"),
-        ("[INST] a [/INST] </s>", "message 1: the assistant's answer is empty"),
-        ("[INST] a [/INST] b [INST] <<SYS>> S <</SYS>> c [/INST] d", "user's text holds <<SYS>>"),
+        ("[INST] a [INST] b [/INST] c", r"row 7, message 0 holds \[INST\]"),
+        ("[INST] a [/INST] b [/INST] c", r"message 1 holds \[/INST\]"),
+        ("[INST] a [/INST] b [INST] <<SYS>> S <</SYS>> c [/INST] d", "message 2 holds <<SYS>>"),
     ],
 )
 def test_llama2_text_that_cannot_be_parsed(text, reason):
     with pytest.raises(InputError, match=reason):
         parse_llama2_text(text, where="row 7")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[INST] a [/INST] [INST] b [/INST] c", "<s>[INST] a [/INST] </s>", "[INST] a [/INST]</s>"],
+)
+def test_an_answer_that_is_missing_in_llama2_text_is_empty(tiny, text):
+    with pytest.raises(InputError, match="message 1: the assistant's answer is empty"):
+        encode_dialogue(tiny, parse_llama2_text(text))
 
 
 def test_train_says_which_answers_count(tiny):
@@ -313,13 +341,14 @@ def test_oldest_turns_go_first_and_the_system_text_stays(tiny, system):
         (talk("a", "b")[1:], "here, message 0: expected a user message, not assistant"),
         (talk("a", " \n"), "here, message 1: the assistant's answer is empty"),
         ([{"role": "tool", "content": "x"}], "here, message 0: role 'tool' is unknown"),
-        (talk("a [INST] b", "c"), r"here, message 0: the user's text holds \[INST\], .* remove it"),
-        (talk("[/INST]", "c"), r"message 0: the user's text holds \[/INST\]"),
-        (talk("a", "b", system="<<SYS>>"), "message 0: the system's text holds <<SYS>>"),
-        (talk("a", "b", "c<</SYS>>", "d"), "message 2: the user's text holds <</SYS>>"),
-        (talk("a", "b [INST] c"), r"message 1: the assistant's text holds \[INST\]"),
-        (talk("a", "b</s> "), "message 1: the assistant's text ends with </s>, but EOS is added"),
-        (talk("a", "\ud800"), r"here, message 1: text holds the lone surrogate U\+D800"),
+        (talk("a [INST] b", "c"), r"here, message 0 holds \[INST\], .*; remove it, or read"),
+        (talk("[/INST]", "c"), r"message 0 holds \[/INST\]"),
+        (talk("a", "b", system="<<SYS>>"), "message 0 holds <<SYS>>"),
+        (talk("a", "b", "c<</SYS>>", "d"), "message 2 holds <</SYS>>"),
+        (talk("a", "b [INST] c"), r"message 1 holds \[INST\]"),
+        (talk("a", "b</s> "), "message 1 ends with </s>, but the end is marked with a token"),
+        (talk("a", "\ud800"), "here, message 1 holds a lone surrogate"),
+        (talk("a\0", "b"), "here, message 0 holds a NUL character"),
         ([{"role": "user"}], "here, message 0: content must be text, not None"),
         ([*talk("a", "b")[:1], {"role": "assistant", "content": "b", "train": 1}],
          "message 1: train=1 must be true or false"),

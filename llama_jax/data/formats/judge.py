@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from llama_jax.config import require
+from llama_jax.data.chat import check_text
 from llama_jax.data.formats.items import Drop, Item, Note, message
-from llama_jax.data.formats.llama2_text import TAGS
 from llama_jax.data.records import Dialogue, Message, Preference, Prompt, Record, check_messages
 
 UNANSWERED = Note("a question at the end that nobody answered was cut off")
@@ -25,7 +24,8 @@ def judge(item: Item, kind: str, where: str, lenient: bool) -> Iterator[Record |
         messages.append(message("assistant", item.chosen))
         lenient = True  # of a pair, an empty answer is dropped
     for number, entry in enumerate(messages):
-        check_text(entry["content"], f"{where}, message {number}")
+        here = f"{where}, message {number}"
+        check_text(entry["content"], here, answer=entry["role"] == "assistant")
     if kind == "dialogue":
         yield from _dialogue(messages, item.source, where, lenient)
     elif kind == "prompt":
@@ -34,20 +34,6 @@ def judge(item: Item, kind: str, where: str, lenient: bool) -> Iterator[Record |
     else:
         assert isinstance(item, Preference), "the table gives preferences for this kind"
         yield _preference(item, messages, where, lenient)
-
-
-def check_text(text: str, where: str) -> None:
-    """Refuse what a tokenizer cannot take, and tags that would pass for another turn."""
-    require("\0" not in text, f"{where} holds a NUL character: not a text")
-    if not text.isascii():
-        surrogate = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
-        require(surrogate is None, f"{where} holds a lone surrogate, which is not valid Unicode")
-    for tag in TAGS:
-        require(
-            tag not in text,
-            f"{where} holds {tag}, which begins or ends a turn in the Llama 2 format; remove it, "
-            "or the row",
-        )
 
 
 def _dialogue(
@@ -86,8 +72,8 @@ def _prompt(
 def _preference(
     pair: Preference, messages: Sequence[Message], where: str, lenient: bool
 ) -> Preference | Drop:
-    check_text(pair.chosen, f"{where}, chosen")
-    check_text(pair.rejected, f"{where}, rejected")
+    check_text(pair.chosen, f"{where}, chosen", answer=True)
+    check_text(pair.rejected, f"{where}, rejected", answer=True)
     for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         if not answer.strip():
             return Drop(f"the {name} answer is empty")

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from llama_jax.config import InputError, require
+from llama_jax.data.chat import check_text
 from llama_jax.data.files import AnyPath, PathLike, as_path
 from llama_jax.data.formats import chitchat, rows
 from llama_jax.data.formats.items import Drop, Note, Row, shown
-from llama_jax.data.formats.judge import check_text, judge
+from llama_jax.data.formats.judge import judge
 from llama_jax.data.formats.table import FORMATS, KINDS, lacking, lookup, matching
 from llama_jax.data.records import Preference, Record
 
@@ -62,16 +63,16 @@ class Reading:
     """
 
     def __init__(self, files: Sequence[AnyPath], report: Report, named: bool):
-        self._files, self._named, self.report = files, named, report
+        self.files, self._named, self.report = files, named, report
 
     def __iter__(self) -> Iterator[Record]:
         """Records in the order of the files. InputError, with file and row, as in `table`."""
         report = Report(self.report.path, self.report.kind, self.report.format)
         self.report = report
         form = FORMATS[report.format]
-        for path, number, row in _rows(self._files):
+        for path, number, row in _rows(self.files):
             where = f"{path}, row {number}"
-            first = f"row {number}" if len(self._files) == 1 else f"{path.name}, row {number}"
+            first = f"row {number}" if len(self.files) == 1 else f"{path.name}, row {number}"
             report.rows += 1
             self._check_format(row, where)
             with _located(where):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama_jax.config import InputError
 from llama_jax.data import formats
-from llama_jax.data.formats.llama2_text import TAGS
+from llama_jax.data.chat import TAGS
 from llama_jax.data.records import Dialogue, Preference, Prompt, to_json
 
 anything = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
