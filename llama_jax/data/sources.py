@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,21 +59,29 @@ def resolve(
     Raises InputError for unknown names (with the nearest known one), bad weights, and files
     that are missing, empty, not text or have lines above 64 MiB.
     """
+    return mix(spec, lambda name: _source(name, text_field, cache_dir))
+
+
+def mix[S](spec: str, find: Callable[[str], S]) -> list[tuple[S, float]]:
+    """What `find` finds for each name of a specification, with weights that sum to 1.
+
+    What it finds has an `identity`. Raises InputError for bad weights and for data named twice.
+    """
     spec = spec.strip()
     if "=" not in spec or as_path(spec).exists():
-        return [(_source(spec, text_field, cache_dir), 1.0)]
-    sources, weights = [], []
+        return [(find(spec), 1.0)]
+    found, weights = [], []
     for part in spec.split(","):
         name, equals, number = part.strip().rpartition("=")
         require(equals, f"data.dataset={spec!r}: {part!r} has no weight; write {part}=0.5")
         weights.append(_weight(spec, part, number))
-        sources.append(_source(name.strip(), text_field, cache_dir))
-    identities = [source.identity for source in sources]
+        found.append(find(name.strip()))
+    identities = [source.identity for source in found]
     require(
         len(set(identities)) == len(identities),
         f"data.dataset={spec!r} names the same data twice; add their weights up",
     )
-    return [(s, w / sum(weights)) for s, w in zip(sources, weights, strict=True)]
+    return [(s, w / sum(weights)) for s, w in zip(found, weights, strict=True)]
 
 
 def _weight(spec: str, part: str, number: str) -> float:
@@ -91,27 +99,31 @@ def _weight(spec: str, part: str, number: str) -> float:
 def _source(name: str, text_field: str, cache_dir: str | None) -> Source:
     kind, _, rest = name.partition(":")
     if kind == "tales":
-        return Tales(_count(name, rest) if rest else tales.NUM_TRAIN)
+        return Tales(count(name, rest) if rest else tales.NUM_TRAIN)
     if name == "python_docs":
         return PythonDocs()
     if kind == "tfds":
         return TfdsData(rest, text_field)
     if kind == "hf":
         return HfData(rest, text_field)
+    return Files(existing(name, EMBEDDED), text_field, cache_dir)
+
+
+def existing(name: str, corpora: Sequence[str]) -> str:
+    """The path of a file or folder, made absolute; InputError with the nearest name without one."""
     path = as_path(name)
     if not path.exists():
-        near = difflib.get_close_matches(name, EMBEDDED, n=1) or _neighbours(path)
-        hint = (
-            f"; did you mean {near[0]}?" if near else f"; embedded corpora: {', '.join(EMBEDDED)}"
-        )
+        near = difflib.get_close_matches(name, corpora, n=1) or _neighbours(path)
+        hint = f"; did you mean {near[0]}?" if near else f"; embedded corpora: {', '.join(corpora)}"
         raise InputError(f"data {name} is neither a corpus nor an existing file or folder{hint}")
-    return Files(str(path.resolve() if isinstance(path, Path) else path), text_field, cache_dir)
+    return str(path.resolve() if isinstance(path, Path) else path)
 
 
-def _count(name: str, number: str) -> int:
+def count(name: str, number: str) -> int:
+    """The N of `tales:N`."""
     require(
         number.isdecimal() and int(number) > 0,
-        f"data {name}: write tales:N with the number of training stories, such as tales:50000",
+        f"data {name}: write tales:N with the number to train on, such as tales:50000",
     )
     return int(number)
 
@@ -123,7 +135,8 @@ def _neighbours(path: AnyPath) -> list[str]:
     return difflib.get_close_matches(str(path), names, n=1)
 
 
-def _ranges(total: int) -> list[range]:
+def ranges(total: int) -> list[range]:
+    """Record numbers in chunks of one size."""
     return [range(i, min(i + _STORIES, total)) for i in range(0, total, _STORIES)]
 
 
@@ -146,7 +159,7 @@ class Tales:
 
     def chunks(self, split: str) -> list[range]:
         """Ranges of story numbers."""
-        return _ranges(self.num_train if split == TRAIN else self.num_validation)
+        return ranges(self.num_train if split == TRAIN else self.num_validation)
 
     def documents(self, split: str, chunk: range) -> Iterator[str]:
         """Generated on the spot: faster than reading them."""
@@ -241,7 +254,7 @@ class _Records:
 
     def chunks(self, split: str) -> list[range]:
         """Ranges of record numbers."""
-        return _ranges(len(self._open(split if self._has(split) else TRAIN)))
+        return ranges(len(self._open(split if self._has(split) else TRAIN)))
 
     def documents(self, split: str, chunk: range) -> Iterator[str]:
         """The text field of the records; InputError if one has none."""

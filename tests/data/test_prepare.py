@@ -16,6 +16,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.packing import pack
 from llama_jax.data.prepare import prepare, resolve_tokenizer
 from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.data.validation_split import in_validation
 
 
 def records(mixture):
@@ -95,6 +96,18 @@ def test_nothing_to_train_on(tokenizer, cache, tmp_path):
     path.write_text('{"text": ""}\n')
     with pytest.raises(InputError, match="data a holds no text"):
         prepare(DataConfig(dataset=str(path), cache_dir=cache), tokenizer, seq_len=64)
+
+
+def test_one_document_is_trained_on_whatever_its_hash(tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    for held_out in (False, True):
+        text = next(t for i in range(100) if in_validation(t := f"story {i}") == held_out)
+        path.write_text(text)
+        config = DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache"))
+        mixtures = prepare(config, tokenizer, seq_len=64)
+        assert list(mixtures) == ["train"]
+        (record,) = records(mixtures["train"])
+        assert tokenizer.decode(record["tokens"][record["segment_ids"] > 0].tolist()) == text
 
 
 def test_bad_document_leaves_nothing_that_is_used(tokenizer, tmp_path):
