@@ -128,6 +128,22 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("plan", help="will it fit on a TPU slice, how fast; no TPU needed")
 
+    sub = command("data", _data, "look at conversations before training on them")
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    sub = actions.add_parser(
+        "show", help="dialogues with what is trained on, and what was dropped", allow_abbrev=False
+    )
+    sub.add_argument("file", metavar="FILE", help="a data file or a folder of them")
+    sub.add_argument("--format", metavar="F", help="such as alpaca or hh-rlhf (the first row's)")
+    sub.add_argument("--kind", choices=["dialogue", "preference", "prompt"], help="(the richest)")
+    sub.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="a model's, a run's, or a tokenizer.model: counts tokens",
+    )
+    sub.add_argument("--limit", type=int, default=10, metavar="N", help="records to show (10)")
+    sub.add_argument("--html", metavar="OUT", help="write them to an HTML page instead")
+
     sub = command("tokenizer", _tokenizer, "train a sentencepiece tokenizer as the paper did")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     sub = actions.add_parser(
@@ -316,6 +332,29 @@ def _kernels(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f"llama-jax: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _data(args: argparse.Namespace) -> None:
+    from llama_jax.data import show
+    from llama_jax.data.files import write_atomic
+    from llama_jax.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else None
+    shown = show.show(
+        args.file, format=args.format, kind=args.kind, tokenizer=tokenizer, limit=args.limit
+    )
+    if args.html:
+        records = list(shown)
+        write_atomic(args.html, show.page(args.file, records, shown.summary()).encode())
+    else:
+        for record in shown:
+            print(show.terminal(record, show.wants_colour(sys.stdout.isatty())))
+    print("\n".join(shown.summary()))
+    if args.html:
+        print(f"{len(records)} of them in {args.html} (open it in a browser)")
+    if tokenizer is None:
+        print("--tokenizer PATH (of a model, a run or a tokenizer.model) counts tokens too",
+              file=sys.stderr)  # fmt: skip
 
 
 def _tokenizer(args: argparse.Namespace) -> None:
