@@ -16,7 +16,13 @@ from llama_jax.data.chat import encode_prompt
 from llama_jax.data.conversation_recipes import PackedDialogues, PreferencePairs, summary
 from llama_jax.data.prepare import Mixture, prepare_recipes
 from llama_jax.data.recipes import READ
-from llama_jax.data.record_sources import DROPPED, RecordSource, resolve_records
+from llama_jax.data.record_sources import (
+    DROPPED,
+    Half,
+    RecordSource,
+    half_of,
+    resolve_records,
+)
 from llama_jax.data.records import Message, Prompt
 from llama_jax.data.sources import SPLITS, TRAIN, VALIDATION, digest
 from llama_jax.data.tokenizer import Tokenizer
@@ -29,17 +35,17 @@ def prepare_dialogues(
     tokenizer: Tokenizer,
     *,
     seq_len: int,
-    format: str | None = None,
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
 ) -> dict[str, Mixture]:
     """Packed rows of T tokens of `config.dataset`: `{"train": Mixture, "validation": Mixture}`.
 
     See PackedDialogues for the rows, `resolve_records` for what can be named, `prepare` for the
-    rest. `format` names the format of the files; their first rows tell it otherwise. A log line
-    says what was read, shortened and dropped. Raises InputError, with file and row, for bad data.
+    rest. `config.format` names the format of the files; their first rows tell it otherwise. A log
+    line says what was read, shortened and dropped. Raises InputError, with file and row, for bad
+    data.
     """
-    found = resolve_records(config.dataset, "dialogue", format)
+    found = resolve_records(config.dataset, "dialogue", config.format)
     recipes = [(PackedDialogues(source, tokenizer, seq_len), weight) for source, weight in found]
     return prepare_recipes(recipes, config, beam_runner, beam_options)
 
@@ -49,13 +55,19 @@ def prepare_preferences(
     tokenizer: Tokenizer,
     *,
     seq_len: int,
-    format: str | None = None,
+    half: Half = "all",
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
 ) -> dict[str, Mixture]:
-    """Pairs of rows of T tokens, as `prepare_dialogues`; see PreferencePairs for the arrays."""
-    found = resolve_records(config.dataset, "preference", format)
-    recipes = [(PreferencePairs(source, tokenizer, seq_len), weight) for source, weight in found]
+    """Pairs of rows of T tokens, as `prepare_dialogues`; see PreferencePairs for the arrays.
+
+    half: which half of the conversations to take, by a hash of their first question.
+    """
+    found = resolve_records(config.dataset, "preference", config.format)
+    recipes = [
+        (PreferencePairs(half_of(source, half), tokenizer, seq_len), weight)
+        for source, weight in found
+    ]
     return prepare_recipes(recipes, config, beam_runner, beam_options)
 
 
@@ -76,7 +88,7 @@ class EncodedPrompt:
 
 
 def prepare_prompts(
-    config: DataConfig, tokenizer: Tokenizer, *, max_tokens: int, format: str | None = None
+    config: DataConfig, tokenizer: Tokenizer, *, max_tokens: int
 ) -> dict[str, tuple[EncodedPrompt, ...]]:
     """Prompts of `config.dataset` of at most `max_tokens` tokens, by split, in order.
 
@@ -85,7 +97,7 @@ def prepare_prompts(
     prompt is left to train on.
     """
     prompts: dict[str, dict[str, EncodedPrompt]] = {split: {} for split in SPLITS}
-    for source, weight in resolve_records(config.dataset, "prompt", format):
+    for source, weight in resolve_records(config.dataset, "prompt", config.format):
         kept = _read_prompts(source, tokenizer, max_tokens)
         for split, found in kept.items():
             for prompt in found:
@@ -127,6 +139,11 @@ def _read_prompts(
     )
     log.info("data %s: %s", source.name, told)
     return kept if kept[TRAIN] else {TRAIN: kept[VALIDATION], VALIDATION: []}
+
+
+def prompt_seed(prompt: EncodedPrompt) -> int:
+    """A number of 32 bits that belongs to the prompt: the seeds of its answers are made of it."""
+    return int(prompt.id[:8], 16)
 
 
 def prompt_id(messages: Sequence[Message]) -> str:

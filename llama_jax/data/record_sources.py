@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from llama_jax.config import InputError
 from llama_jax.data import formats, sources
@@ -167,3 +167,40 @@ class Generated:
         """Generated on the spot."""
         for number in chunk:
             yield f"{self.name} {number} of {split}", self.generate(number, split)
+
+
+Half = Literal["all", "first", "second"]
+
+
+def half_of(source: RecordSource, half: Half) -> RecordSource:
+    """The records of one half of the conversations of a source, or all."""
+    return source if half == "all" else HalfOf(source, half)
+
+
+@dataclass(frozen=True)
+class HalfOf:
+    """One half of a source's conversations, by a hash of their first question."""
+
+    source: RecordSource
+    half: Half
+
+    @property
+    def name(self) -> str:
+        """The source's, and which half."""
+        return f"{self.source.name}-{self.half}"
+
+    @property
+    def identity(self) -> str:
+        """The source's, and which half."""
+        return f"{self.source.identity} {self.half} half"
+
+    def chunks(self, split: str) -> Sequence[Any]:
+        """The source's own."""
+        return self.source.chunks(split)
+
+    def records(self, split: str, chunk: Any, counts: Counter[str]) -> Iterator[tuple[str, Record]]:
+        """Those of the half."""
+        for where, record in self.source.records(split, chunk, counts):
+            digest = hashlib.sha256(first_question(record).encode("utf-8", "replace")).digest()
+            if (digest[0] % 2 == 1) == (self.half == "second"):
+                yield where, record

@@ -236,3 +236,22 @@ def test_answers_of_a_preference_file_are_in_its_rows(tokenizer, tmp_path):
     assert answers == [encode_answer(tokenizer, text) for text in ("Hello!", "Go!")]
     assert batch["rating"].tolist() == [2]
     assert batch["safe"].tolist() == [[-1, 0]]
+
+
+def test_the_halves_of_a_file_are_apart_and_make_up_the_whole(tokenizer, tmp_path):
+    pairs = [
+        Preference(messages=tuple(talk(f"Who is {i % 20}?")), chosen=f"Owl {i}.", rejected="No.")
+        for i in range(40)
+    ]
+    data = config(write(tmp_path / "pairs.jsonl", pairs), tmp_path / "cache")
+    rows = {}
+    for half in ("all", "first", "second"):
+        mixtures = prepare_preferences(data, tokenizer, seq_len=T, half=half)
+        tokens = [whole(mixture)["tokens"][:, 0] for mixture in mixtures.values()]
+        rows[half] = sorted(np.concatenate(tokens).tolist())
+    assert 0 < len(rows["first"]) < 40
+    assert sorted(rows["first"] + rows["second"]) == rows["all"]
+    # Both pairs with one question are in one half.
+    questions = {half: {str(r[:24]) for r in rows[half]} for half in ("first", "second")}
+    assert len(rows["first"]) % 2 == len(rows["second"]) % 2 == 0
+    assert questions["first"].isdisjoint(questions["second"])
