@@ -1,7 +1,7 @@
 """What `DataConfig.dataset` can name for conversations, as parts that processes can read.
 
-`tales`, `tales:5000`, a data file of any format that `formats` knows or a folder of them (gs://
-too), or a mixture such as `tales=0.7,my.jsonl=0.3`.
+`tales`, `tales:5000`, `tales_safety` (unkind requests), a data file of any format that `formats`
+knows or a folder of them (gs:// too), or a mixture such as `tales=0.7,my.jsonl=0.3`.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ DROPPED, NOTED = "dropped", "noted"
 """What the names of counts begin with that say what was left out or changed, and why."""
 NUM_TALES = 20_000
 """Records of `tales` to train on where no number is named."""
-CORPORA = ("tales", "chitchat")
+TALES = ("tales", "tales_safety")
+CORPORA = (*TALES, "chitchat")
 """Names that are no files; `chitchat` is an installed package."""
 _PART_BYTES, _MAX_PARTS = 16 << 20, 16
 
@@ -71,11 +72,10 @@ def resolve_records(
 
 def _source(name: str, kind: str, format: str | None) -> RecordSource:
     corpus, _, number = name.partition(":")
-    if corpus == "tales":
-        # The generators of records are called as the kinds are.
-        generate = getattr(tales, kind)
+    if corpus in TALES:
+        generate = tales.generator(kind, safety=corpus == "tales_safety")
         count = sources.count(name, number) if number else NUM_TALES
-        return Generated("tales", f"tales {tales.VERSION} {kind}", generate, count)
+        return Generated(corpus, f"{corpus} {tales.RECORDS_VERSION} {kind}", generate, count)
     path = name if name in CORPORA else sources.existing(name, CORPORA)
     return RecordFiles(path, kind, format)
 

@@ -1,7 +1,7 @@
 """What `DataConfig.dataset` can name, as documents that processes can read in parts.
 
-`tales`, `tales:50000`, `python_docs`, a .jsonl, .jsonl.gz or .txt file, a folder of those
-(gs:// too), `tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as
+`tales`, `tales:50000`, `short_tales`, `python_docs`, a .jsonl, .jsonl.gz or .txt file, a folder of
+those (gs:// too), `tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as
 `tales=0.7,my.jsonl=0.3`.
 """
 
@@ -18,11 +18,12 @@ from typing import Any, Protocol, runtime_checkable
 from llama_jax.config import InputError, require
 from llama_jax.data import scan_cache, textfiles
 from llama_jax.data.corpora import tales
+from llama_jax.data.corpora.tales import instructions
 from llama_jax.data.files import AnyPath, as_path
 from llama_jax.data.validation_split import VALIDATION_SHARE, in_validation
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
-EMBEDDED = ("tales", "python_docs")
+EMBEDDED = ("tales", "short_tales", "python_docs")
 _STORIES = 4096  # stories, or records of a data set, in a chunk
 
 
@@ -98,8 +99,9 @@ def _weight(spec: str, part: str, number: str) -> float:
 
 def _source(name: str, text_field: str, cache_dir: str | None) -> Source:
     kind, _, rest = name.partition(":")
-    if kind == "tales":
-        return Tales(count(name, rest) if rest else tales.NUM_TRAIN)
+    if kind in ("tales", "short_tales"):
+        source = Tales if kind == "tales" else ShortTales
+        return source(count(name, rest) if rest else tales.NUM_TRAIN)
     if name == "python_docs":
         return PythonDocs()
     if kind == "tfds":
@@ -164,6 +166,22 @@ class Tales:
     def documents(self, split: str, chunk: range) -> Iterator[str]:
         """Generated on the spot: faster than reading them."""
         return (tales.story(i, split) for i in chunk)
+
+
+@dataclass(frozen=True)
+class ShortTales(Tales):
+    """The embedded stories of three to seven sentences, in the form that instructions ask for."""
+
+    name = "short_tales"
+
+    @property
+    def identity(self) -> str:
+        """Generator version and number of stories."""
+        return f"short tales {instructions.VERSION} {self.num_train} {self.num_validation}"
+
+    def documents(self, split: str, chunk: range) -> Iterator[str]:
+        """Generated on the spot."""
+        return (instructions.short_story(i, split) for i in chunk)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_fingerprint_is_that_of_the_content(tokenizer, tmp_path):
 
 
 def test_a_mixture_of_files_and_a_corpus(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(tales, "dialogue", dialogue, raising=False)
+    monkeypatch.setitem(tales._GENERATORS, ("dialogue", False), dialogue)
     path = write(tmp_path / "a.jsonl", [dialogue(i, "file") for i in range(3)])
     spec = f"tales:41=3,{path}=1"
     mixtures = prepare_dialogues(config(spec, tmp_path / "cache"), tokenizer, seq_len=T)
@@ -126,18 +126,21 @@ def test_a_mixture_of_files_and_a_corpus(tokenizer, tmp_path, monkeypatch):
     assert sorted(held_out) == ids(tokenizer, [dialogue(i, "validation") for i in range(3)])
 
 
-def test_what_can_be_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(tales, "prompt", dialogue, raising=False)
+def test_what_can_be_named(tmp_path):
     ((source, weight),) = resolve_records("tales", "prompt")
     assert isinstance(source, Generated)
     assert (source.num_train, weight) == (20_000, 1.0)
     assert source.identity != resolve_records("tales:5", "prompt")[0][0].identity
+    ((unkind, _),) = resolve_records("tales_safety", "prompt")
+    assert all(p.safety for _, p in unkind.records("train", range(5), Counter()))
+    with pytest.raises(InputError, match="tales_safety has preferences and prompts, no dialogues"):
+        resolve_records("tales_safety", "dialogue")
     with pytest.raises(InputError, match="tales:N with the number to train on"):
         resolve_records("tales:x", "prompt")
     write(tmp_path / "owls.jsonl", [dialogue(0)])
     with pytest.raises(InputError, match=r"owl.jsonl is neither a corpus .*did you mean .*owls"):
         resolve_records(str(tmp_path / "owl.jsonl"), "dialogue")
-    with pytest.raises(InputError, match="embedded corpora: tales, chitchat"):
+    with pytest.raises(InputError, match="embedded corpora: tales, tales_safety, chitchat"):
         resolve_records("nothing", "dialogue")
 
 

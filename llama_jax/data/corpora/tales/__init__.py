@@ -6,10 +6,45 @@ what is lost under a tree is found under that tree. Story `i` of a split is a pu
 (seed, split, i). One pair in 16 of plot and hero belongs to the validation split, so no training
 story has it.
 
-`stories` is the text that models are pretrained on. Instructions and preferences over the same
-world belong beside it in this package.
+Two kinds of text are told for pretraining: `story`, and short stories (`instructions.short_story`).
+
+A world to be helpful in stands beside them, for the stages after pretraining:
+
+- `instructions`: dialogues, prompts, unkind requests, conversations for ghost attention
+- `preferences`: pairs of answers, rated, for helpfulness and for safety
+- `judge`: a score for any answer to any of these, from the conversation's text alone
+
+Below them: `wishes` (what can be asked for), `asking` and `reading` (wishes into words and back),
+`arcs` and `answers` (stories that meet wishes), `facts` (small talk), `unkind`, `kindness` and
+`harmless` (what to refuse, and what only looks like it), `ghost` (attributes that must hold), and
+`tasks` (all of these with right and wrong answers). Every record is a pure function of its stream,
+seed, split and index.
 """
 
-from llama_jax.data.corpora.tales.stories import NUM_TRAIN, NUM_VALIDATION, VERSION, story
+from collections.abc import Callable
+from functools import partial
 
-__all__ = ["NUM_TRAIN", "NUM_VALIDATION", "VERSION", "story"]
+from llama_jax.config import require
+from llama_jax.data.corpora.tales import instructions, preferences
+from llama_jax.data.corpora.tales.stories import NUM_TRAIN, NUM_VALIDATION, VERSION, story
+from llama_jax.data.records import Record
+
+RECORDS_VERSION = instructions.VERSION
+__all__ = ["NUM_TRAIN", "NUM_VALIDATION", "RECORDS_VERSION", "VERSION", "generator", "story"]
+
+_GENERATORS: dict[tuple[str, bool], Callable[[int, str], Record]] = {
+    ("dialogue", False): instructions.instruction,
+    ("preference", False): preferences.preference,
+    ("preference", True): partial(preferences.preference, kind="safety"),
+    ("prompt", False): instructions.prompt,
+    ("prompt", True): instructions.adversarial,
+}
+
+
+def generator(kind: str, *, safety: bool) -> Callable[[int, str], Record]:
+    """The function (index, split) -> record of a kind of records, or of those about safety.
+
+    Raises InputError where there are none.
+    """
+    require((kind, safety) in _GENERATORS, f"tales_safety has preferences and prompts, no {kind}s")
+    return _GENERATORS[kind, safety]

@@ -1,0 +1,103 @@
+"""What can be wrong with an answer that was right: small, known defects of a text."""
+
+from collections.abc import Callable
+
+from llama_jax.data.corpora.tales.dice import Dice
+from llama_jax.data.corpora.tales.prose import sentences
+from llama_jax.data.corpora.tales.teller import a
+from llama_jax.data.corpora.tales.wishes import ANIMALS, NAMES, PLACES, TOYS
+
+type Draft = tuple[str, bool]
+"""An answer, and whether it is finished."""
+
+_FILLERS = (
+    "The sun was shining.", "The sky was blue.", "Birds sang in the trees.", "It was a long day.",
+    "The wind was warm.", "A cat walked by.", "There was a big tree.", "The grass was green.",
+    "It smelled of flowers.", "The day was almost over.",
+)  # fmt: skip
+_ANIMALS, _TOYS, _PLACES = tuple(ANIMALS), tuple(TOYS), tuple(PLACES)
+
+
+def other_hero(parts: list[str], dice: Dice) -> None:
+    """From some sentence on, the child has another name."""
+    text = " ".join(parts)
+    name = next((name for name in NAMES if name in text), None)
+    if name is None:
+        return swap_words(parts, dice)
+    other = dice.other(NAMES, name)
+    start = 1 + int(dice.random() * (len(parts) - 1))
+    if not any(name in part for part in parts[start:]):
+        start = len(parts) - 1
+        parts[start] = f"{other} went home."
+    for i in range(start, len(parts)):
+        parts[i] = parts[i].replace(name, other)
+
+
+def repeat(parts: list[str], dice: Dice) -> None:
+    """One sentence is said twice."""
+    i = int(dice.random() * len(parts))
+    parts.insert(i, parts[i])
+
+
+def drop(parts: list[str], dice: Dice) -> None:
+    """A sentence is missing: a wrong length, and what it was to say is not said."""
+    if len(parts) > 1:
+        del parts[int(dice.random() * len(parts))]
+
+
+def pad(parts: list[str], dice: Dice) -> None:
+    """A sentence that belongs to nothing."""
+    parts.insert(1 + int(dice.random() * len(parts)), dice.pick(_FILLERS))
+
+
+def swap_words(parts: list[str], dice: Dice) -> None:
+    """The words of one sentence in a wrong order."""
+    i = int(dice.random() * len(parts))
+    words = parts[i].split(" ")
+    for _ in range(1 + len(words) // 3):
+        k, m = (int(dice.random() * len(words)) for _ in range(2))
+        words[k], words[m] = words[m], words[k]
+    parts[i] = " ".join(words)
+
+
+def enumerate_things(parts: list[str], dice: Dice) -> None:
+    """A list of things, as if one of them had to be the wished one."""
+    things = dice.pick((_ANIMALS, _TOYS, _PLACES))
+    some = [dice.pick(things) for _ in range(5)]
+    listed = ", ".join(map(a, some[:-1]))
+    parts[int(dice.random() * len(parts))] = f"There was {listed} and {a(some[-1])}."
+
+
+def stutter(parts: list[str], dice: Dice) -> None:
+    """A sentence that goes round in circles."""
+    i = int(dice.random() * len(parts))
+    words = parts[i].rstrip(".!?").split(" ")
+    parts[i] = " ".join(words + words[-4:] + words[-4:]) + "."
+
+
+def cut(parts: list[str], dice: Dice) -> None:
+    """The last sentence breaks off."""
+    words = parts[-1].split(" ")
+    parts[-1] = " ".join(words[: 1 + int(dice.random() * (len(words) - 1))]).rstrip(".!?,")
+
+
+_DEFECTS: tuple[tuple[Callable[[list[str], Dice], None], float], ...] = (
+    (other_hero, 0.2),
+    (repeat, 0.15),
+    (drop, 0.12),
+    (pad, 0.13),
+    (swap_words, 0.12),
+    (enumerate_things, 0.05),
+    (stutter, 0.08),
+    (cut, 0.15),
+)
+
+
+def damage(text: str, count: int, dice: Dice) -> Draft:
+    """A text with so many defects, and whether it is finished."""
+    parts, finished = sentences(text), True
+    for _ in range(count):
+        defect = dice.weighted(_DEFECTS)
+        defect(parts, dice)
+        finished &= defect is not cut
+    return " ".join(parts), finished

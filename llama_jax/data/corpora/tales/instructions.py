@@ -1,0 +1,95 @@
+"""Dialogues to learn from and prompts to answer, as pure functions of (index, split, seed).
+
+A combination of wishes, an unkind request in its wording, and an attribute with its first
+question belong to one split only.
+"""
+
+from llama_jax.config import require
+from llama_jax.data.corpora.tales import facts, ghost, tasks, unkind, wishes
+from llama_jax.data.corpora.tales.answers import NUM_DRAWS, tell
+from llama_jax.data.corpora.tales.dice import Dice
+from llama_jax.data.corpora.tales.tasks import Task
+from llama_jax.data.records import Dialogue, Prompt
+
+VERSION = 1
+"""Raise it whenever any record or short story changes."""
+NUM_TRAIN, NUM_VALIDATION = 50_000, 2_000
+"""Dialogues and preferences in the splits of data sets; the generators go on beyond them."""
+SOURCE = "tales"
+MIX = {
+    "story": 0.42,
+    "again": 0.16,
+    "question": 0.10,
+    "chat": 0.10,
+    "styled": 0.07,
+    "harmless": 0.07,
+    "unkind": 0.08,
+}
+"""Kinds of tasks, with their shares."""
+_DIALOGUES, _PROMPTS, _ADVERSARIAL, _GHOSTS, _SHORT_STORIES = range(1, 6)
+"""Streams of random numbers."""
+
+
+def instruction(
+    index: int, split: str = "train", *, kind: str | None = None, seed: int = 0
+) -> Dialogue:
+    """Dialogue `index` of a split; of one kind of MIX, or of all in their shares.
+
+    Its last answer is one that the judge finds perfect. Raises InputError for another split or
+    kind.
+    """
+    dice = Dice(_DIALOGUES, index, split, seed)
+    task = _task(dice, kind)
+    answer = tasks.assistant(task.right(dice))
+    return Dialogue(messages=(*task.messages, answer), source=SOURCE)
+
+
+def prompt(index: int, split: str = "train", *, kind: str | None = None, seed: int = 0) -> Prompt:
+    """Prompt `index` of a split, for sampling and evaluation: other ones than the dialogues have.
+
+    `safety` is set for unkind requests. Raises InputError for another split or kind.
+    """
+    dice = Dice(_PROMPTS, index, split, seed)
+    kind = kind or _kind(dice)
+    return Prompt(messages=_task(dice, kind).messages, safety=kind == "unkind", source=SOURCE)
+
+
+def adversarial(index: int, split: str = "train", *, seed: int = 0) -> Prompt:
+    """An unkind request without a preprompt, for context distillation (see tasks.PREPROMPTS).
+
+    The validation split has wordings that training has not.
+    """
+    request = unkind.draw(Dice(_ADVERSARIAL, index, split, seed))
+    return Prompt(messages=(tasks.user(request.text),), safety=True, source=SOURCE)
+
+
+def ghost_conversation(
+    index: int, split: str = "train", *, turns: int = 4, seed: int = 0
+) -> ghost.Ghost:
+    """A conversation of short turns for ghost attention; 20 turns fit a context of 1,024 tokens."""
+    return ghost.draw(Dice(_GHOSTS, index, split, seed), turns)
+
+
+def short_story(index: int, split: str = "train", seed: int = 0) -> str:
+    """A text to pretrain on: a story of three to seven sentences, or a few small facts.
+
+    One in 25 tells of something unkind, as any text from the world does: so there is something
+    to align.
+    """
+    dice = Dice(_SHORT_STORIES, index, split, seed)
+    what = dice.random()
+    if what < 0.04:
+        return unkind.story(unkind.draw(dice), dice)
+    if what < 0.12:
+        return " ".join([dice.pick(facts.FACTS).answers[0] for _ in range(6)])
+    return tell(wishes.draw(dice), dice.draws(NUM_DRAWS)).text
+
+
+def _task(dice: Dice, kind: str | None) -> Task:
+    kind = kind or _kind(dice)
+    require(kind in MIX, f"kind={kind!r} is unknown; kinds are {', '.join(MIX)}")
+    return tasks.draw(kind, dice)
+
+
+def _kind(dice: Dice) -> str:
+    return dice.weighted(tuple(MIX.items()))

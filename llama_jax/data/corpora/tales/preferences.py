@@ -1,0 +1,104 @@
+"""Pairs of answers with a known gap in quality, rated as the paper's annotators rate.
+
+Both answers of a pair are drawn alike: a right or a wrong answer to the task, then some defects.
+The judge scores both, and whoever chooses sees the difference with noise. So the rating, by how
+large the difference seemed, comes with right choices nearly always at 3 and little better than
+chance at 0, and no answer is chosen for its length.
+"""
+
+from typing import Literal
+
+from llama_jax.config import require
+from llama_jax.data.corpora.tales import tasks, unkind
+from llama_jax.data.corpora.tales.defects import Draft, damage
+from llama_jax.data.corpora.tales.dice import Dice
+from llama_jax.data.corpora.tales.instructions import SOURCE
+from llama_jax.data.corpora.tales.judge import Judgement, assess
+from llama_jax.data.corpora.tales.reading import read
+from llama_jax.data.corpora.tales.tasks import Task
+from llama_jax.data.records import Preference
+
+Kind = Literal["helpfulness", "safety"]
+MIXES: dict[Kind, tuple[tuple[str, float], ...]] = {
+    "helpfulness": (
+        ("story", 0.56), ("again", 0.14), ("question", 0.10), ("chat", 0.06), ("styled", 0.06),
+        ("harmless", 0.08),
+    ),
+    "safety": (("unkind", 0.6), ("harmless", 0.25), ("story", 0.15)),
+}  # fmt: skip
+"""Kinds of tasks of the two streams, with their shares."""
+NOISE = 0.06
+"""Standard deviation of what is added to the difference of two scores."""
+LEAST_GAPS = (0.08, 0.22, 0.45)
+"""Differences, as seen, from which the rating is 1, 2 and 3."""
+_STREAMS: dict[Kind, int] = {"helpfulness": 6, "safety": 7}
+_DEFECTS = ((0, 0.5), (1, 0.38), (2, 0.12))
+_ANSWERS = (
+    ("right", 0.47), ("wrong", 0.33), ("stray", 0.12), ("refusal", 0.05), ("unkind", 0.03),
+)  # fmt: skip
+_HARMLESS = (("right", 0.45), ("wrong", 0.15), ("stray", 0.1), ("refusal", 0.3))
+_UNKIND = (("right", 0.42), ("curt", 0.18), ("wrong", 0.33), ("stray", 0.07))
+
+
+def preference(
+    index: int, split: str = "train", kind: Kind = "helpfulness", *, seed: int = 0
+) -> Preference:
+    """Pair `index` of a split: two answers, which is better, how much, and which are safe.
+
+    `helpfulness` pairs are about wishes met; `safety` pairs about unkind requests and about
+    harmless ones that look unkind. Raises InputError for another split or kind.
+    """
+    require(kind in MIXES, f"kind={kind!r} is unknown; kinds are {', '.join(MIXES)}")
+    dice = Dice(_STREAMS[kind], index, split, seed)
+    asked = dice.weighted(MIXES[kind])
+    task = tasks.draw(asked, dice)
+    one, other = _draft(task, asked, dice), _draft(task, asked, dice)
+    while one[0] == other[0]:
+        other = _draft(task, asked, dice)
+    request = read(task.messages)
+    ours, theirs = (assess(request, *draft) for draft in (one, other))
+    seen = score(ours, kind) - score(theirs, kind) + NOISE * _noise(dice)
+    if kind == "safety" and ours.safe != theirs.safe:
+        seen = abs(seen) * (1 if ours.safe else -1)
+    if seen < 0:
+        one, other, ours, theirs = other, one, theirs, ours
+    return Preference(
+        messages=task.messages,
+        chosen=one[0],
+        rejected=other[0],
+        rating=sum(abs(seen) >= least for least in LEAST_GAPS),
+        safe_chosen=ours.safe,
+        safe_rejected=theirs.safe,
+        source=SOURCE,
+    )
+
+
+def score(judgement: Judgement, kind: Kind) -> float:
+    """What a pair is chosen by: helpfulness, or for safety half by whether it is safe."""
+    if kind == "safety":
+        return 0.5 * judgement.safe + 0.5 * judgement.helpfulness
+    return judgement.helpfulness
+
+
+def _draft(task: Task, asked: str, dice: Dice) -> Draft:
+    """An answer of some quality."""
+    shares = {"unkind": _UNKIND, "harmless": _HARMLESS}.get(asked, _ANSWERS)
+    what = dice.weighted(shares)
+    if what == "right":
+        text = task.right(dice)
+    elif what == "wrong":
+        text = task.wrong(dice)
+    elif what == "stray":
+        text = tasks.draw(asked if asked in ("chat", "question") else "story", dice).right(dice)
+    elif what == "refusal":
+        text = unkind.needless(dice)
+    elif what == "curt":
+        text = unkind.curt(dice)
+    else:
+        text = unkind.story(unkind.draw(dice), dice)
+    return damage(text, dice.weighted(_DEFECTS), dice)
+
+
+def _noise(dice: Dice) -> float:
+    """Zero mean, unit variance, nearly normal."""
+    return (sum(dice.draws(4)) - 2) * 3**0.5

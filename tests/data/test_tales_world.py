@@ -1,0 +1,356 @@
+"""Instructions, prompts, small talk and ghost attention over the world of the tales."""
+
+import itertools
+import re
+
+import pytest
+
+from llama_jax.config import InputError
+from llama_jax.data.corpora import tales
+from llama_jax.data.corpora.tales import asking, facts, ghost, harmless, unkind
+from llama_jax.data.corpora.tales.answers import NUM_DRAWS, tell
+from llama_jax.data.corpora.tales.arcs import ARCS, ENDS
+from llama_jax.data.corpora.tales.dice import Dice
+from llama_jax.data.corpora.tales.instructions import (
+    MIX,
+    adversarial,
+    ghost_conversation,
+    instruction,
+    prompt,
+    short_story,
+)
+from llama_jax.data.corpora.tales.judge import judge
+from llama_jax.data.corpora.tales.kindness import unkind_part
+from llama_jax.data.corpora.tales.reading import read
+from llama_jax.data.corpora.tales.wishes import (
+    ANIMALS,
+    BOYS,
+    ENDINGS,
+    GIRLS,
+    LENGTHS,
+    MOODS,
+    NAMES,
+    PLACES,
+    TOYS,
+    Wishes,
+    draw,
+    suits,
+)
+from llama_jax.data.records import check_messages
+from llama_jax.data.tokenizer import train_tokenizer
+
+VALUES = {
+    "hero": NAMES, "animal": ANIMALS, "toy": TOYS, "place": PLACES, "mood": MOODS,
+    "ending": (*ENDINGS, *PLACES), "sentences": LENGTHS,
+}  # fmt: skip
+
+
+def texts(record) -> list[str]:
+    return [message["content"] for message in record.messages]
+
+
+def requests(messages) -> list:
+    """What each user turn asks for."""
+    ends = [i + 1 for i, message in enumerate(messages) if message["role"] == "user"]
+    return [read(messages[:end]) for end in ends]
+
+
+@pytest.mark.parametrize("make", [instruction, prompt, adversarial, short_story])
+def test_pure_functions_of_index_split_and_seed(make):
+    assert make(5) == make(5)
+    variants = [make(5), make(6), make(5, "validation"), make(5, seed=1)]
+    assert len({str(variant) for variant in variants}) == 4
+
+
+def test_ghost_conversations_are_pure_functions():
+    assert ghost_conversation(3, turns=6) == ghost_conversation(3, turns=6)
+    assert ghost_conversation(3) != ghost_conversation(4)
+
+
+def test_prompts_are_not_those_of_the_dialogues():
+    asked = {texts(prompt(i, kind="story"))[-1] for i in range(300)}
+    learned = {texts(instruction(i, kind="story"))[-2] for i in range(300)}
+    assert len(asked & learned) < 15  # a bare wish for one hero comes up twice
+
+
+@pytest.mark.parametrize("make", [instruction, prompt])
+def test_unknown_splits_and_kinds_are_refused(make):
+    with pytest.raises(InputError, match="split='test' is unknown"):
+        make(0, "test")
+    with pytest.raises(InputError, match="kind='poem' is unknown; kinds are story"):
+        make(0, kind="poem")
+
+
+def test_records_have_the_form_of_records():
+    for i in range(80):
+        assert check_messages(instruction(i).messages, "assistant", "here")
+        assert check_messages(prompt(i).messages, "user", "here")
+        ghostly = ghost_conversation(i, turns=3)
+        assert check_messages(ghostly.messages(3), "user", "here")
+
+
+def test_every_answer_is_perfect_and_refuses_what_is_unkind_alone():
+    for i in range(400):
+        split = ("train", "validation")[i % 2]
+        messages = instruction(i, split).messages
+        for end in range(1, len(messages)):
+            if messages[end]["role"] != "assistant":
+                continue
+            found = judge(messages[:end], messages[end]["content"])
+            due = read(messages[:end]).kind == "unkind"
+            assert found.helpfulness == pytest.approx(1), (messages[: end + 1], found)
+            assert found.safe
+            assert not found.false_refusal
+            assert found.refused == due
+
+
+def test_each_kind_is_read_as_what_it_is():
+    expected = {
+        "story": {"story"}, "again": {"story"}, "question": {"question"}, "chat": {"fact"},
+        "styled": {"fact"}, "harmless": {"deed"}, "unkind": {"unkind"},
+    }  # fmt: skip
+    assert set(expected) == set(MIX)
+    for kind, read_as in expected.items():
+        assert {read(prompt(i, kind=kind).messages).kind for i in range(60)} == read_as
+        assert {prompt(i, kind=kind).safety for i in range(10)} == {kind == "unkind"}
+
+
+def test_shares_of_kinds():
+    kinds = [read(prompt(i).messages).kind for i in range(800)]
+    assert kinds.count("unkind") / 800 == pytest.approx(MIX["unkind"], abs=0.03)
+    assert kinds.count("story") / 800 == pytest.approx(MIX["story"] + MIX["again"], abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def combinations() -> dict[str, dict[str, set]]:
+    """What comes up in each split, by the judge's own reading of the text."""
+    seen = {}
+    for split, count in (("train", 1200), ("validation", 250)):
+        found = seen[split] = {"wishes": set(), "unkind": set(), "deeds": set(), "styled": set()}
+        for i in range(count):
+            for record in (instruction(i, split), prompt(i, split)):
+                for asked in requests(record.messages):
+                    if asked.kind == "story":
+                        found["wishes"].add(asked.wishes)
+                    elif asked.kind in ("unkind", "deed"):
+                        found["unkind" if asked.kind == "unkind" else "deeds"].add(asked.said)
+                    elif asked.attribute:
+                        attribute, question = ghost.find(asked.said)
+                        fact = facts.FACT_OF[facts.normal(question)]
+                        found["styled"].add((attribute, fact.questions[0]))
+    return seen
+
+
+def test_no_combination_is_in_both_splits(combinations):
+    train, held_out = combinations["train"], combinations["validation"]
+    for what, sets in held_out.items():
+        assert len(sets) > 10, what
+        assert not sets & train[what], what
+
+
+def test_every_single_wish_is_learned(combinations):
+    for kind, values in VALUES.items():
+        assert {getattr(wishes, kind) for wishes in combinations["train"]["wishes"]} >= set(values)
+
+
+def test_some_wordings_of_unkind_requests_are_held_out():
+    train = [texts(adversarial(i))[0] for i in range(800)]
+    held_out = [texts(adversarial(i, "validation"))[0] for i in range(400)]
+    assert not set(train) & set(held_out)
+    new = ("It is only a game", "My uncle said", "You can do anything", "Nobody will see")
+    assert not any(text.startswith(new) for text in train)
+    assert all(any(text.startswith(start) for text in held_out) for start in new)
+
+
+def every_wish():
+    """Each wish alone."""
+    for kind, values in VALUES.items():
+        yield from (Wishes(**{kind: value}) for value in values)
+
+
+def test_wishes_are_read_back_from_every_wording():
+    for number, wishes in enumerate(every_wish()):
+        for i in range(4):
+            asked = asking.ask(wishes, Dice(0, 100 * number + i, "train"))
+            assert read([{"role": "user", "content": asked}]).wishes == wishes, asked
+    for i in range(500):
+        dice = Dice(0, i, "train")
+        wishes = draw(dice)
+        asked = asking.ask(wishes, dice)
+        assert read([{"role": "user", "content": asked}]).wishes == wishes, asked
+
+
+def all_stories():
+    """Every arc in every length with every end, the rest by chance."""
+    number = 0
+    for arc, length in itertools.product(ARCS, LENGTHS):
+        for ending in (None, *ENDINGS, "lake"):
+            if not suits(arc.mood, ending):
+                continue
+            for name in ("Mia", "Tom")[number % 2 :][:1]:
+                number += 1
+                animal = "squirrel" if "animal" in arc.cast else None
+                toy = "toy boat" if "toy" in arc.cast else None
+                wishes = Wishes(name, animal, toy, "farm", arc.mood, ending, length)
+                yield wishes, tell(wishes, Dice(0, number, "train").draws(NUM_DRAWS))
+
+
+def test_every_story_meets_its_wishes_in_good_english():
+    assert set(ENDS) == {*ENDINGS, "place"}
+    for wishes, story in all_stories():
+        text = story.text
+        asked = [{"role": "user", "content": asking.ask(wishes, Dice(0, 0, "train"))}]
+        assert judge(asked, text).helpfulness == pytest.approx(1), (wishes, text)
+        assert len(story.sentences) == wishes.sentences
+        wrong = re.search(r"  |\{|\}|\.\.|None| [.,!?]|\ba [aeiou]|\ban [^aeiouh]|\. [a-z]", text)
+        assert not wrong, text
+        assert text.count('"') % 2 == 0
+        others = {"Mia": "he|him|his", "Tom": "she|her"}[wishes.hero]
+        assert not re.search(rf"\b(?:{others})\b", text, re.IGNORECASE), text
+        assert set(re.findall(r"[A-Z][a-z]+", text)) & set(NAMES) == {wishes.hero}
+
+
+def test_a_changed_hero_leaves_the_story_as_it_was():
+    draws = Dice(0, 7, "train").draws(NUM_DRAWS)
+    for others in (Wishes(), Wishes(animal="duck", ending="hug"), Wishes(mood="sad", sentences=7)):
+        first, second = (
+            tell(others._replace(hero=name), draws).text for name in ("Mia", "Lily")
+        )  # fmt: skip
+        assert second == first.replace("Mia", "Lily") != first
+        assert tell(others._replace(hero="Mia"), draws).facts.hero == "Mia"
+
+
+def test_a_story_again_changes_one_wish():
+    for i in range(200):
+        messages = instruction(i, kind="again").messages
+        first, second = requests(messages)
+        if not re.search(r"again|Now|this time|This time", second.said):
+            continue  # another story
+        changed = [k for k, v in second.wishes.items() if v != getattr(first.wishes, k)]
+        assert len(changed) == 1
+
+
+def test_short_stories_have_the_words_and_form_of_the_answers():
+    stories = [short_story(i) for i in range(1500)]
+    assert len(set(stories)) > 1480
+    assert not set(stories) & {short_story(i, "validation") for i in range(300)}
+    known = {word for text in stories for word in re.findall(r"[a-z']+", text.lower())}
+    assert len(known) < 700
+    assert 0.02 < sum(bool(unkind_part(story)) for story in stories) / 1500 < 0.06
+
+
+def test_the_words_of_the_pretraining_text_are_nearly_all_that_answers_need():
+    known = {
+        word
+        for text in [short_story(i) for i in range(1500)] + [tales.story(i) for i in range(400)]
+        for word in re.findall(r"[a-z']+", text.lower())
+    }
+    answers = [texts(instruction(i))[-1] for i in range(500)]
+    used = [word for text in answers for word in re.findall(r"[a-z']+", text.lower())]
+    assert sum(word in known for word in used) / len(used) > 0.985
+
+
+def test_small_talk_has_one_answer_to_a_question():
+    asked = [facts.normal(question) for fact in facts.FACTS for question in fact.questions]
+    assert len(asked) == len(set(asked)) > 150
+    for fact in facts.FACTS:
+        for answer in fact.answers:
+            said = set(re.findall(r"[a-z]+", answer.lower()))
+            assert said & fact.keys, answer
+            assert not said & fact.rivals, answer
+            assert len(answer.split()) <= 12
+
+
+@pytest.mark.parametrize(
+    ("attribute", "kept", "broken"),
+    [
+        (("ends", "splash"), "It is blue. Splash!", "Splash! It is blue."),
+        (("begins", "Ahoy"), "Ahoy! It is blue.", "It is blue. Ahoy!"),
+        (("mentions", "turtle"), "It is blue. Two turtles know.", "It is blue. A frog knows."),
+        (("title", "Captain"), "It is blue, Captain.", "It is blue, captain."),
+        (("two", ""), '"Oh! No!" said Tom. It is blue.', "It is blue."),
+        (("two", ""), "It is blue. It is big.", "It is blue. It is big. It is far."),
+        (("asks", ""), "It is blue. Is it not?", "Is it not? It is blue."),
+    ],
+)
+def test_what_keeps_an_attribute(attribute, kept, broken):
+    attribute = ghost.Attribute(*attribute)
+    assert ghost.keeps(attribute, kept)
+    assert not ghost.keeps(attribute, broken)
+    assert not ghost.keeps(attribute, "")
+
+
+def test_ghost_conversations_keep_their_attribute_and_plain_answers_do_not():
+    plain = [answer for fact in facts.FACTS for answer in fact.answers]
+    kinds = set()
+    for i in range(120):
+        talk = ghost_conversation(i, turns=8)
+        kinds.add(talk.attribute.kind)
+        first = talk.messages(1)[0]["content"]
+        assert ghost.find(first) == (talk.attribute, talk.questions[0])
+        assert all(ghost.keeps(talk.attribute, answer) for answer in talk.answers)
+        assert len(set(talk.questions)) == 8
+        share = sum(ghost.keeps(talk.attribute, answer) for answer in plain) / len(plain)
+        assert share < 0.15
+        for turn in (1, 5):
+            found = judge(talk.messages(turn), talk.answers[turn - 1])
+            assert found.helpfulness == pytest.approx(1)
+            assert found.wishes == {"answer": 1, "attribute": 1}
+    assert kinds == set(ghost.KINDS)
+
+
+def test_where_the_instruction_of_a_ghost_conversation_stands():
+    talk = ghost_conversation(0, turns=3)
+    first, every = talk.messages(3), talk.messages(3, every=True)
+    assert [m["content"] for m in first[::2]] == [
+        f"{talk.instruction} {talk.questions[0]}", *talk.questions[1:],
+    ]  # fmt: skip
+    assert [m["content"] for m in every[::2]] == [f"{talk.instruction} {q}" for q in talk.questions]
+    assert [m["content"] for m in first[1::2]] == list(talk.answers[:2])
+
+
+def test_harmless_requests_look_like_unkind_ones():
+    """The wordings are the same, and so are the verbs."""
+    verbs = {deed.base.split()[0] for deed in harmless.DEEDS}
+    acts = {act.base.split()[0] for act in (*unkind._ON_ANIMALS, *unkind._ON_CHILDREN)}
+    assert len(verbs & acts) >= 11
+    for i in range(100):
+        dice = Dice(0, i, "validation")
+        assert read([{"role": "user", "content": harmless.draw(dice).text}]).kind != "unkind"
+
+
+def test_token_budgets():
+    """For rows of 256 tokens, and 20 turns in 1,024, with a vocabulary of a thousand."""
+    corpus = [short_story(i) for i in range(400)] + [tales.story(i) for i in range(100)]
+    corpus += [text for i in range(400) for text in texts(instruction(i))]
+    tokenizer = train_tokenizer(corpus, 1200)
+
+    def tokens(messages) -> int:
+        contents = [m["content"] for m in messages]
+        tags = 10 * len(messages)  # of the chat template, with BOS and EOS
+        return sum(map(len, map(tokenizer.encode, contents))) + tags
+
+    dialogues = [instruction(i).messages for i in range(400)]
+    assert max(map(tokens, dialogues)) <= 256
+    prompts = [len(tokenizer.encode(d[-2]["content"])) for d in dialogues]
+    answers = [
+        len(tokenizer.encode(d[-1]["content"])) for d in dialogues if read(d[:-1]).kind == "story"
+    ]
+    assert max(prompts) <= 45
+    assert sum(prompts) / len(prompts) < 20
+    assert min(answers) > 25
+    assert max(answers) < 120
+    assert 45 < sum(answers) / len(answers) < 75
+    for i in range(30):
+        talk = ghost_conversation(i, turns=20)
+        last = {"role": "assistant", "content": talk.answers[-1]}
+        assert tokens((*talk.messages(20), last)) <= 1024
+
+
+def test_girls_and_boys_are_called_so():
+    assert not GIRLS & BOYS
+    for i in range(300):
+        for asked in requests(prompt(i, kind="story").messages):
+            kid = re.search(r"\b(girl|boy) (?:named|called|is called) (\w+)", asked.said)
+            if kid:
+                assert (kid[2] in GIRLS) == (kid[1] == "girl"), asked.said
