@@ -20,7 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from llama_jax.infer.generate import generate_tokens, inference_config, prepare
+from llama_jax.infer.generate import generate_tokens
+from llama_jax.infer.sampling_params import SamplingParams
+from llama_jax.model.cache import inference_config, prepare
 from llama_jax.model.llama import init_params
 from llama_jax.model.presets import PRESETS
 from llama_jax.model.weights import parameter_count
@@ -35,14 +37,8 @@ def measure(preset: str, batch_size: int, prompt: int, new: int, repeats: int) -
 
     def call(count: int) -> float:
         begin = time.perf_counter()
-        rows = generate_tokens(
-            weights,
-            prompts,
-            config=config,
-            max_new_tokens=count,
-            seeds=range(batch_size),
-            eos_id=None,
-        )
+        greedy = SamplingParams(max_new_tokens=count, temperature=0.0)
+        rows = generate_tokens(weights, prompts, greedy, config=config, seeds=range(batch_size))
         assert all(len(row) == count for row in rows)
         return time.perf_counter() - begin
 

@@ -50,17 +50,19 @@ def ours(case: dict) -> Iterator[float]:
     """Seconds of one call after another."""
     import jax
 
-    from llama_jax.infer.generate import generate_tokens, prepare
+    from llama_jax.infer.generate import generate_tokens
+    from llama_jax.infer.sampling_params import SamplingParams
+    from llama_jax.model.cache import prepare
     from llama_jax.model.llama import init_params
 
     config = config_of(case)
     weights = jax.block_until_ready(prepare(init_params(jax.random.key(0), config), config))
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, config.vocab_size, (case["batch_size"], PROMPT)).tolist()
-    options = {"config": config, "max_new_tokens": CONTEXT - PROMPT, "eos_id": None}
+    greedy = SamplingParams(max_new_tokens=CONTEXT - PROMPT, temperature=0.0)
     while True:
         begin = time.perf_counter()
-        generate_tokens(weights, prompts, seeds=range(len(prompts)), **options)
+        generate_tokens(weights, prompts, greedy, config=config, seeds=range(len(prompts)))
         yield time.perf_counter() - begin
 
 

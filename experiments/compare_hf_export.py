@@ -53,6 +53,7 @@ def make(folder: Path, tokenizer: str | None) -> None:
     from llama_jax.data.corpora.tales import story
     from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
     from llama_jax.infer.generate import generate_tokens
+    from llama_jax.infer.sampling_params import SamplingParams
     from llama_jax.model.llama import init_params
     from llama_jax.model.presets import TINY, extend_context
 
@@ -80,9 +81,8 @@ def make(folder: Path, tokenizer: str | None) -> None:
         (folder / "native").rmdir()
         model = llama_jax.load(folder / name)
         row = np.random.default_rng(0).integers(3, config.vocab_size, (1, PROMPT))
-        new = generate_tokens(
-            model.params, row.tolist(), config=config, max_new_tokens=NEW, seeds=[0], eos_id=None
-        )
+        greedy = SamplingParams(max_new_tokens=NEW, temperature=0.0)
+        new = generate_tokens(model.params, row.tolist(), greedy, config=config, seeds=[0])
         logits = llama_jax.apply(model.params, jax.numpy.asarray(row), config=model.config)
         np.savez(folder / name / "ours.npz", tokens=row, logits=logits, greedy=np.array(new))
     ids = tokens.encode_batch(strings(), bos=True)

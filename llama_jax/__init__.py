@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_jax.infer.api import generate, stream
+    from llama_jax.infer.sampling_params import SamplingParams
     from llama_jax.model.llama import apply
     from llama_jax.models import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "apply", "generate", "load", "stream"]
+__all__ = ["Model", "SamplingParams", "__version__", "apply", "generate", "load", "stream"]
 _HOME = {
     "Model": "models",
+    "SamplingParams": "infer.sampling_params",
     "apply": "model.llama",
     "generate": "infer.api",
     "load": "models",

@@ -79,11 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model(sub)
     sub.add_argument("--prompt", required=True, metavar="TEXT", help='"" starts from BOS alone')
-    sub.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
-    sub.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (1)")
-    sub.add_argument("--top-k", type=int, default=0, metavar="K", help="keep K tokens, 0 all (0)")
-    sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus (1, all)")
-    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the random draws (0)")
+    _add_sampling(sub, max_new_tokens=256, temperature=1.0, top_p=1.0)
     _add_json(sub)
 
     sub = command("eval", _eval, "loss, perplexity and bits per byte on the validation split")
@@ -163,6 +159,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model in any format, or a run folder")
+
+
+def _add_sampling(
+    parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float, top_p: float
+) -> None:
+    """The settings of `SamplingParams`, and the seed."""
+
+    def option(name: str, kind: type, default: float, metavar: str, help: str) -> None:
+        help = f"{help} ({default:g})"
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help)
+
+    option("--max-new-tokens", int, max_new_tokens, "N", "the most tokens to draw")
+    option("--temperature", float, temperature, "T", "0 always takes the most probable token")
+    option("--top-k", int, 0, "K", "sample from the K most probable tokens, 0 for all")
+    option("--top-p", float, top_p, "P", "sample from the most probable P of the mass, 1 for all")
+    option("--seed", int, 0, "S", "of the random draws")
+
+
+def _sampling(args: argparse.Namespace) -> Any:
+    from llama_jax.infer.sampling_params import SamplingParams
+
+    names = ("max_new_tokens", "temperature", "top_k", "top_p")
+    return SamplingParams(**{name: getattr(args, name) for name in names})
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -247,15 +266,7 @@ def _generate(args: argparse.Namespace) -> None:
     from llama_jax.infer.api import stream
     from llama_jax.models import load
 
-    pieces = stream(
-        load(args.model),
-        args.prompt,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
+    pieces = stream(load(args.model), args.prompt, _sampling(args), seed=args.seed)
     if args.json:
         print(json.dumps({"prompt": args.prompt, "text": "".join(pieces)}))
         return

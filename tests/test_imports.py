@@ -57,7 +57,7 @@ ARROWS = {
         "config", "cli_train", "serve", "evals", "align", "pretrain", "tpu", "convert", "train",
         "infer", "models", "data", "checkpoint", "runtime",
     },
-    "__init__": {"infer.api", "models", "model.llama"},
+    "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
     "__main__": {"cli"},
 }  # fmt: skip
 

@@ -1,9 +1,10 @@
 """The Python interface to text generation: continue a prompt, whole or in pieces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llama_jax.config import InputError
-from llama_jax.infer.generate import Sampling, stream_tokens
+from llama_jax.infer.generate import stream_tokens
+from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.models import Model
 
 
@@ -24,51 +25,48 @@ def generate(
       InputError: the model has no tokenizer, the prompt is longer than the context or no valid
         text, or a sampling setting is out of range.
     """
-    parts = stream(
-        model,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        block=max(max_new_tokens, 1),
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p
     )
-    return "".join(parts)
+    return "".join(stream(model, prompt, params, seed=seed, block=max(max_new_tokens, 1)))
 
 
 def stream(
-    model: Model,
-    prompt: str,
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    block: int = 8,
+    model: Model, prompt: str, params: SamplingParams, *, seed: int = 0, block: int = 8
 ) -> Iterator[str]:
     """What `generate` returns, in pieces as they are drawn, `block` tokens at a time.
 
     The first piece begins with the prompt; a character of several tokens comes whole. Raises as
     `generate` does, before the first piece.
     """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")
-    ids = tokenizer.encode(prompt, bos=True)
+    ids = tokenizer_of(model).encode(prompt, bos=True)
+    said = prompt
+    for piece in continue_ids(model, ids, params, seed=seed, block=block):
+        yield said + piece
+        said = ""
+
+
+def continue_ids(
+    model: Model, ids: Sequence[int], params: SamplingParams, *, seed: int, block: int
+) -> Iterator[str]:
+    """The text that continues token ids, in pieces as they are drawn, the last one at their end."""
+    tokenizer = tokenizer_of(model)
     parts = stream_tokens(
         model.prepared,
         [ids],
+        params.for_vocabulary(tokenizer.vocab_size, tokenizer.eos_id),
         config=model.config,
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_k, top_p),
         seeds=[seed],
-        eos_id=tokenizer.eos_id,
         block=block,
     )
-    said, decode = prompt, tokenizer.decoder(after=ids)
+    decode = tokenizer.decoder(after=ids)
     for (new,) in parts:
-        yield said + decode(new)
-        said = ""
-    yield said + decode([], final=True)
+        yield decode(new)
+    yield decode([], final=True)
+
+
+def tokenizer_of(model: Model):
+    """The model's tokenizer; InputError if it has none."""
+    if model.tokenizer is None:
+        raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")
+    return model.tokenizer

@@ -4,20 +4,22 @@ A scan over stacked layers would copy every layer's weights and cache out of the
 token, which is as much traffic as the work itself. So generation takes the stack apart once.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import Cache, decoder_layer, order_of_cache
+from llama_jax.model.weights import layer_weights, outer_weights
 from llama_jax.ops.cached_attention import VALUES
 from llama_jax.ops.linear import project
 from llama_jax.ops.norm import rms_norm
-from llama_jax.parallel.rules import spec_in_context
+from llama_jax.parallel.rules import named_sharding, spec_in_context
 
 
 def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
@@ -36,6 +38,32 @@ def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
 
     order = order_of_cache(config, B)
     return [(zeros(order), zeros(VALUES[order])) for _ in range(config.num_layers)]
+
+
+def copy_rows(
+    cache: list[tuple[Array, Array]],
+    source: list[tuple[Array, Array]],
+    rows: Int[Array, " B"],
+    replaced: Bool[Array, " B"],
+) -> list[tuple[Array, Array]]:
+    """The cache with row rows[b] of another in its row b, wherever replaced[b].
+
+    The source may have another number of rows, and fewer positions: what stands behind them stays.
+    """
+
+    def copy(ours: Array, theirs: Array) -> Array:
+        origin = (0,) * ours.ndim
+        before = jax.lax.slice(ours, origin, (len(rows), *theirs.shape[1:]))
+        after = jnp.where(replaced[:, None, None, None], theirs[rows], before)
+        return jax.lax.dynamic_update_slice(ours, after, origin)
+
+    return jax.tree.map(copy, cache, source)
+
+
+def cache_bytes(config: ModelConfig) -> int:
+    """Bytes of keys and values that the cache of one token takes, all layers together."""
+    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return numbers * jnp.dtype(inference_config(config).dtype).itemsize
 
 
 def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -90,3 +118,30 @@ def inference_config(config: ModelConfig) -> ModelConfig:
 def prepare(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """The parameters as generation reads them: layers apart, in the type it computes with."""
     return unstack(params, inference_config(config))
+
+
+def is_prepared(params: dict[str, Any]) -> bool:
+    """Whether the parameters are what `prepare` returns, not a training's stacked tree."""
+    return isinstance(params["layers"], list)
+
+
+def gather(w: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Prepared parameters, whole on every device but for what `tensor` splits.
+
+    Left split over `fsdp`, each step of a decoder gathers them anew; this moves the same bytes
+    once. The mesh in context decides, which may have the devices of training in other axes. Without
+    one, or where nothing is split otherwise, the arrays themselves come back.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return w
+
+    def whole(array: Array, axes: Sequence[str]) -> Array:
+        kept = [None if axis == "embed" else axis for axis in axes]
+        return jax.device_put(array, named_sharding(kept, mesh, array.shape))
+
+    outer = {name: weight.axes for name, weight in outer_weights(config).items()}
+    outer = {"head": outer["embed"][::-1], **outer}
+    inner = {name: weight.axes for name, weight in layer_weights(config).items()}
+    layers = [{name: whole(layer[name], inner[name]) for name in layer} for layer in w["layers"]]
+    return {**{name: whole(w[name], outer[name]) for name in outer}, "layers": layers}

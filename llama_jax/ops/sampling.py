@@ -9,35 +9,55 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
-def sample(
+def sampling_logits(
     logits: Float[Array, "B V"],
-    keys: Key[Array, " B"],
     *,
     temperature: Float[Array, " B"],
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
-) -> Int[Array, " B"]:
-    """One token for each row, int32.
+    vocab_limit: int | Int[Array, ""],
+) -> Float[Array, "B V"]:
+    """Logits of the distribution that each row draws from, their largest at 0.
 
-    Temperature 0 takes the largest logit (the first of equals). Otherwise the logits are divided by
-    it, the `top_k` largest are kept (0 for all), then the fewest of those whose probability reaches
-    `top_p` (1 for all; Holtzman et al. 2020), and one is drawn in proportion. Of equal logits those
-    with the lower ids count as larger. Work that no row asks for is not done.
+    Tokens from `vocab_limit` on are rows that pad the table and spell nothing: -inf. The others are
+    divided by the temperature, the `top_k` largest kept (0 for all), then the fewest of those whose
+    probability reaches `top_p` (1 for all; Holtzman et al. 2020), and the rest is -inf. Of equal
+    logits those with the lower ids count as larger. A greedy row (temperature 0) keeps its logits
+    as at temperature 1. Work that no row asks for is not done.
     """
+    spelled = jnp.arange(logits.shape[-1])[None] < vocab_limit
+    largest = jnp.max(jnp.where(spelled, logits, -jnp.inf), axis=-1, keepdims=True)
+    drawn = temperature > 0
+    # From the largest down: a tiny temperature makes -inf of the others, and never inf.
+    warm = (logits - largest) / jnp.where(drawn, temperature, 1.0)[:, None]
+    warm = jnp.where(spelled, warm, -jnp.inf)
+    top_k, top_p = jnp.where(drawn, top_k, 0), jnp.where(drawn, top_p, 1.0)
+    return jax.lax.cond(
+        jnp.any(jnp.logical_or(top_k > 0, top_p < 1)),
+        lambda: truncate(warm, top_k=top_k, top_p=top_p),
+        lambda: warm,
+    )
+
+
+def draw(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], *, temperature: Float[Array, " B"]
+) -> Int[Array, " B"]:
+    """One token for each row of `sampling_logits`, int32, in proportion to its probability; at
+    temperature 0 the most probable one (the first of equals)."""
     greedy = _first_largest(logits)
 
-    def draw():
-        warm = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-        kept = jax.lax.cond(
-            jnp.any(jnp.logical_or(top_k > 0, top_p < 1)),
-            lambda: truncate(warm, top_k=top_k, top_p=top_p),
-            lambda: warm,
-        )
+    def noisy():
         # The largest after adding Gumbel noise is a draw in proportion (Gumbel 1954).
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-        return jnp.where(temperature > 0, _first_largest(kept + noise), greedy)
+        return jnp.where(temperature > 0, _first_largest(logits + noise), greedy)
 
-    return jax.lax.cond(jnp.any(temperature > 0), draw, lambda: greedy)
+    return jax.lax.cond(jnp.any(temperature > 0), noisy, lambda: greedy)
+
+
+def log_probability(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Of one token in each row of `sampling_logits`, in nats."""
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _first_largest(x: Float[Array, "B V"]) -> Int[Array, " B"]:
@@ -45,7 +65,8 @@ def _first_largest(x: Float[Array, "B V"]) -> Int[Array, " B"]:
     single elements. It has fast ones for a maximum of floats and a minimum of integers."""
     V = x.shape[-1]
     largest = jnp.max(x, axis=-1, keepdims=True)
-    found = jnp.where(x == largest, jnp.arange(V, dtype=jnp.int32)[None], V - 1)
+    # Where x is not a number nothing is smaller, and the answer is 0.
+    found = jnp.where(x < largest, V - 1, jnp.arange(V, dtype=jnp.int32)[None])
     return jnp.min(found, axis=-1)
 
 

@@ -1,7 +1,6 @@
 """Generation against the full forward pass; rows that do not know their neighbours."""
 
 from dataclasses import replace
-from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_jax.config import InputError, MeshConfig
-from llama_jax.infer import generate as module
-from llama_jax.infer.generate import Sampling, generate_tokens
-from llama_jax.model.cache import empty_cache
-from llama_jax.model.llama import apply, init_params
-from llama_jax.model.presets import TINY
+from llama_jax.infer import decode_loop
+from llama_jax.infer.generate import _start, generate_tokens
+from llama_jax.infer.sampling_params import SamplingParams
+from llama_jax.model.cache import empty_cache, prepare
 from llama_jax.ops import cached_attention
 from llama_jax.parallel.mesh import make_mesh
+from tests.infer.small import SMALL, full, params_of
 
-SMALL = replace(TINY, vocab_size=61, max_seq_len=48)
 CONFIGS = {
     "GQA, untied": SMALL,
     "MHA, tied": replace(SMALL, num_kv_heads=4, tie_embeddings=True),
@@ -27,23 +25,11 @@ CONFIGS = {
 }
 
 
-@cache
-def params_of(config):
-    # Wide logits: a greedy choice must not hang on the last bit.
-    return jax.tree.map(lambda p: 3 * p, init_params(jax.random.key(1), config))
-
-
-def run(prompts, config=SMALL, max_new_tokens=8, seeds=None, eos_id=None, **sampling):
-    seeds = seeds if seeds is not None else range(len(prompts))
-    return generate_tokens(
-        params_of(config),
-        prompts,
-        config=config,
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(**sampling),
-        seeds=list(seeds),
-        eos_id=eos_id,
-    )
+def run(prompts, config=SMALL, max_new_tokens=8, seeds=None, **sampling):
+    sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens, **sampling}
+    seeds = list(seeds if seeds is not None else range(len(prompts)))
+    params = SamplingParams(**sampling)
+    return generate_tokens(params_of(config), prompts, params, config=config, seeds=seeds)
 
 
 def greedy_oracle(prompt, config, n):
@@ -51,18 +37,9 @@ def greedy_oracle(prompt, config, n):
     ids = list(prompt)
     while len(ids) < min(len(prompt) + n, config.max_seq_len):
         padded = jnp.asarray([ids + [0] * (config.max_seq_len - len(ids))])
-        logits = _full(params_of(config), padded, config)
+        logits = full(padded, config)
         ids.append(int(np.argmax(np.asarray(logits[0, len(ids) - 1]))))
     return ids[len(prompt) :]
-
-
-@cache
-def _jitted(config):
-    return jax.jit(lambda params, tokens: apply(params, tokens, config=config))
-
-
-def _full(params, tokens, config):
-    return _jitted(config)(params, tokens)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -103,10 +80,12 @@ def test_on_a_mesh_no_device_holds_more_than_its_rows_and_heads():
         assert empty_cache(SMALL, 1, 48)[0][0].addressable_shards[0].data.shape[:2] == (1, 1)
 
 
-def test_a_row_stops_before_eos_and_at_the_end_of_the_context():
+def test_a_row_stops_before_a_stop_id_and_at_the_end_of_the_context():
     free = run([[1, 5, 9]], max_new_tokens=8)[0]
-    eos = free[3]
-    assert run([[1, 5, 9]], eos_id=eos)[0] == free[: free.index(eos)]
+    for stop_ids in ((free[3],), (60, free[5], free[2])):
+        first = min(free.index(stop) for stop in stop_ids if stop in free)
+        assert 0 < first < 8
+        assert run([[1, 5, 9]], stop_ids=stop_ids)[0] == free[:first]
     long = list(range(1, 45))
     assert len(run([long], max_new_tokens=20)[0]) == 48 - 44
     assert run([[1, 2]], max_new_tokens=0) == [[]]
@@ -137,17 +116,19 @@ def test_seeds_matter_only_when_something_is_drawn():
 
 def test_prompts_of_one_bucket_share_a_program():
     run([[1, 2, 3]], max_new_tokens=4)
-    before = module.prefill._cache_size(), module.advance._cache_size()
+    before = decode_loop.prefill._cache_size(), decode_loop.advance._cache_size()
     for n in range(1, 12):
         run([list(range(1, n + 1))], max_new_tokens=4)
-    assert (module.prefill._cache_size(), module.advance._cache_size()) == before
+    assert (decode_loop.prefill._cache_size(), decode_loop.advance._cache_size()) == before
 
 
 def test_the_program_for_many_rows_is_not_longer():
     def size(B):
-        state, rows, _ = module._start([[1, 2]] * B, SMALL, 8, module.GREEDY, range(B), None)
-        w = jax.eval_shape(lambda p: module.prepare(p, SMALL), params_of(SMALL))
-        lowered = module.advance.lower(w, state, rows, np.int32(8), config=SMALL)
+        greedy = SamplingParams(max_new_tokens=8, temperature=0.0)
+        state, rows, _ = _start([[1, 2]] * B, greedy, SMALL, range(B))
+        w = jax.eval_shape(lambda p: prepare(p, SMALL), params_of(SMALL))
+        steps = np.int32(8), np.int32(B - 1)
+        lowered = decode_loop.advance.lower(w, state, rows, *steps, config=SMALL)
         return lowered.as_text().count("\n")
 
     assert size(1024) == size(64)
@@ -157,14 +138,11 @@ def test_the_program_for_many_rows_is_not_longer():
     ("prompts", "options", "message"),
     [
         ([[]], {}, "prompt 0 is empty"),
-        ([[1], [1] * 49], {}, "prompt 1 has 49 tokens, more than the model's context of 48"),
-        ([[1, 61]], {}, "token id 61, outside the vocabulary of 61"),
+        ([[1], [1] * 49], {}, "prompt 1 has 49 tokens but the model's context is 48"),
+        ([[1, 62]], {}, "token id 62, outside the vocabulary of 62"),
         ([[1, -1]], {}, "token id -1"),
         ([[1]], {"seeds": [-1]}, "seed=-1"),
-        ([[1]], {"temperature": float("nan")}, "temperature=nan"),
-        ([[1]], {"top_p": 0.0}, "top_p=0.0"),
-        ([[1]], {"top_k": -2}, "top_k=-2"),
-        ([[1]], {"max_new_tokens": -1}, "max_new_tokens=-1"),
+        ([[1]], {"seeds": [1, 2]}, "1 prompts need as many seeds, not 2"),
     ],
 )
 def test_bad_requests_are_refused_with_their_values(prompts, options, message):
