@@ -1,0 +1,283 @@
+"""Many answers to many prompts, with the log-probability of each token: rollouts of a policy.
+
+A prompt is put into a cache once, a few prompts at a time, and its cache is copied into a row for
+each of its answers. A fixed number of rows draws together; when an eighth of them is done, the
+next answers take their places. So nothing waits for the longest answer but at the very end, and
+there are four compiled programs, whose shapes depend on `wave_rows`, `max_new_tokens` and the
+longest prompt (rounded up to a power of two) alone.
+
+An answer is a function of its prompt, its seeds and its sample number (see `decode_loop`), so that
+more samples can be drawn later, or those that a stopped run lacks, without changing the others.
+"""
+
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.config import ModelConfig, require
+from llama_jax.infer.decode_loop import (
+    CHUNKS,
+    Rows,
+    State,
+    admit,
+    advance,
+    check_prompts,
+    new_rows,
+    new_state,
+    power_of_two,
+    prefill,
+    round_positions,
+)
+from llama_jax.infer.samples import Answer, Samples
+from llama_jax.infer.sampling_params import SamplingParams, check_seeds, count
+from llama_jax.model.cache import cache_bytes, is_prepared, prepare
+from llama_jax.parallel.rules import num_shards
+
+PREFILL_ROWS = 8
+"""Prompts that are put into a cache together; the same for any number of answers, whose tokens
+could differ in the last bits of a logit otherwise."""
+MIN_PROMPT = 16
+IDLE_SHARE = 8
+"""One row in so many may be done before others take their places."""
+_NO_LIMIT = np.int32(2**31 - 1)
+
+
+@dataclass
+class Work:
+    """What rollouts took: give one to several calls and it adds up."""
+
+    prompts: int = 0
+    """Prompts that were put into a cache."""
+    prompt_tokens: int = 0
+    answers: int = 0
+    tokens: int = 0
+    """Tokens drawn."""
+    steps: int = 0
+    """Steps of all rows together."""
+    row_steps: int = 0
+    """Steps times rows: `tokens` over this is the share of rows that were busy."""
+    compiled_seconds: float = 0.0
+    """From the start of compiled programs until their results are there. What else a call takes is
+    Python's; the first calls compile in here."""
+
+
+def sample_answers(
+    w: dict[str, Any],
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    config: ModelConfig,
+    n: int,
+    seeds: Sequence[Sequence[int]],
+    wave_rows: int,
+    prompt_len: int | None = None,
+    work: Work | None = None,
+) -> Samples:
+    """`n` answers to each prompt; arguments and errors as in `stream_answers`."""
+    count(n, "n", 1, "the number of answers to each prompt")
+    shape = len(prompts), n, params.max_new_tokens
+    tokens, logp = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    length, stopped = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)
+    for answer in stream_answers(
+        w,
+        prompts,
+        params,
+        config=config,
+        wanted=[(p, j) for p in range(len(prompts)) for j in range(n)],
+        seeds=seeds,
+        wave_rows=wave_rows,
+        prompt_len=prompt_len,
+        work=work,
+    ):
+        at = answer.prompt, answer.sample
+        length[at], stopped[at] = len(answer.tokens), answer.finish == "stop"
+        tokens[at][: length[at]], logp[at][: length[at]] = answer.tokens, answer.logp
+    return Samples(tokens, logp, length, stopped)
+
+
+def stream_answers(
+    w: dict[str, Any],
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    config: ModelConfig,
+    wanted: Sequence[tuple[int, int]],
+    seeds: Sequence[Sequence[int]],
+    wave_rows: int,
+    prompt_len: int | None = None,
+    work: Work | None = None,
+) -> Iterator[Answer]:
+    """The answers of the wanted (prompt, sample) pairs, each when it is done, in no fixed order.
+
+    Args:
+      w: the parameter tree, of which a copy is prepared for this call and freed with it; or what
+        `prepare` or `gather` made of it.
+      prompts: token ids, at least one each.
+      seeds: integers for each prompt, as many for all, such as (seed, iteration, number of the
+        prompt). The key of an answer folds them and the sample number in, one after another.
+      wave_rows: answers that are drawn together, see `rows_that_fit`; rounded up to what the mesh
+        in context splits rows over.
+      prompt_len: the longest prompt of this and later calls, which then share their compiled
+        programs; None for the longest of these.
+
+    Raises:
+      InputError: a prompt is empty, too long or holds an id out of range; seeds, or a number, are
+        out of range.
+    """
+    _check(prompts, seeds, wanted, wave_rows, prompt_len, config)
+    if not wanted:
+        return
+    w = w if is_prepared(w) else prepare(w, config)
+    work = Work() if work is None else work
+    longest = max(len(p) for p in prompts) if prompt_len is None else prompt_len
+    P = max(MIN_PROMPT, power_of_two(longest))
+    chunk = max(c for c in CHUNKS if P % c == 0)
+    S = round_positions(max(P, min(P + params.max_new_tokens, config.max_seq_len)))
+    shards = num_shards("batch")
+    B = -(-wave_rows // shards) * shards
+    G = -(-min(PREFILL_ROWS, B) // shards) * shards
+    state = new_state([], [], config=config, B=B, S=S, scored=True)
+    rows = new_rows(params, np.zeros((B, len(seeds[0]) + 1), np.uint32), config)
+    wave = _Wave(w, state, rows, params, work)
+    for group in _groups(prompts, wanted, G):
+        chosen = [prompts[p] for p in group]
+        ends = [min(len(p) + params.max_new_tokens, config.max_seq_len) for p in chosen]
+        with _timed(work):
+            source = new_state(chosen, ends, config=config, B=G, S=P)
+            source = jax.block_until_ready(prefill(w, source, config=config, chunk=chunk))
+        work.prompts += len(chosen)
+        work.prompt_tokens += sum(len(p) for p in chosen)
+        waiting = deque((k, p, j) for k, p in enumerate(group) for j in group[p])
+        while waiting:
+            yield from wave.advance(B // IDLE_SHARE, config)
+            wave.admit(source, waiting, prompts, seeds)
+    while wave.drawing:
+        yield from wave.advance(B - 1, config)
+
+
+class _Wave:
+    """Rows that draw together, and which answer each of them is."""
+
+    def __init__(
+        self, w: dict[str, Any], state: State, rows: Rows, params: SamplingParams, work: Work
+    ):
+        self.w, self.state, self.rows, self.params, self.work = w, state, rows, params, work
+        self.seeds = np.array(rows.seeds)
+        self.drawing: dict[int, tuple[int, int, int]] = {}
+        """Prompt, sample and tokens of the prompt, by row."""
+
+    def admit(
+        self,
+        source: State,
+        waiting: deque[tuple[int, int, int]],
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+    ) -> None:
+        """Let the rows that are done draw what waits: (row of the source, prompt, sample)."""
+        B = len(self.state.length)
+        rows, replaced = np.zeros(B, np.int32), np.zeros(B, bool)
+        for b in range(B):
+            if b not in self.drawing and waiting:
+                rows[b], prompt, sample = waiting.popleft()
+                replaced[b], self.seeds[b] = True, (*seeds[prompt], sample)
+                self.drawing[b] = prompt, sample, len(prompts[prompt])
+        self.rows = self.rows._replace(seeds=jnp.asarray(self.seeds))
+        with _timed(self.work):
+            self.state = jax.block_until_ready(admit(self.state, source, rows, replaced))
+
+    def advance(self, idle: int, config: ModelConfig) -> Iterator[Answer]:
+        """Draw until more than `idle` rows are done, and give what is done."""
+        with _timed(self.work):
+            self.state, taken = advance(
+                self.w, self.state, self.rows, _NO_LIMIT, np.int32(idle), config=config
+            )
+            length, limit, steps = jax.device_get((self.state.length, self.state.limit, taken))
+        self.work.steps += int(steps)
+        self.work.row_steps += int(steps) * len(length)
+        done = [b for b in self.drawing if length[b] >= limit[b]]
+        if not done:
+            return
+        tokens, logp = jax.device_get((self.state.tokens, self.state.logp))
+        for b in done:
+            prompt, sample, start = self.drawing.pop(b)
+            answer, scores = tokens[b, start : length[b]], logp[b, start : length[b]]
+            stopped = len(answer) > 0 and int(answer[-1]) in self.params.stop_ids
+            self.work.answers += 1
+            self.work.tokens += len(answer)
+            yield Answer(prompt, sample, answer, scores, "stop" if stopped else "length")
+
+
+@contextlib.contextmanager
+def _timed(work: Work) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    work.compiled_seconds += time.perf_counter() - begin
+
+
+def _groups(
+    prompts: Sequence[Sequence[int]], wanted: Sequence[tuple[int, int]], size: int
+) -> Iterator[dict[int, list[int]]]:
+    """The samples wanted of each prompt, `size` prompts of about one length at a time."""
+    samples: dict[int, list[int]] = {}
+    for prompt, sample in wanted:
+        samples.setdefault(prompt, []).append(sample)
+    by_length = sorted(samples, key=lambda prompt: len(prompts[prompt]))
+    for group in itertools.batched(by_length, size):
+        yield {prompt: samples[prompt] for prompt in group}
+
+
+def _check(prompts, seeds, wanted, wave_rows, prompt_len, config):
+    check_prompts(prompts, config)
+    count(wave_rows, "wave_rows", 1, "the answers to draw together")
+    require(
+        len(seeds) == len(prompts), f"{len(prompts)} prompts need as many seeds, not {len(seeds)}"
+    )
+    for b, chain in enumerate(seeds):
+        check_seeds(chain, f"a seed of prompt {b}")
+        require(
+            len(chain) == len(seeds[0]) > 0,
+            f"prompt {b} has {len(chain)} seeds and prompt 0 has {len(seeds[0])}: give all equally "
+            "many, at least one",
+        )
+    if prompt_len is not None:
+        longest = max(range(len(prompts)), key=lambda b: len(prompts[b]), default=0)
+        require(
+            not prompts or len(prompts[longest]) <= prompt_len,
+            f"prompt {longest} has {len(prompts[longest])} tokens, more than {prompt_len=}",
+        )
+    for prompt, sample in wanted:
+        require(
+            0 <= prompt < len(prompts) and 0 <= sample < 2**32,
+            f"sample {sample} of prompt {prompt} is wanted, but there are {len(prompts)} prompts",
+        )
+
+
+def rows_that_fit(config: ModelConfig, positions: int, free_bytes: int) -> int:
+    """Answers that can be drawn together: their keys and values take `free_bytes` at most.
+
+    The prompts that wait their turn, up to PREFILL_ROWS, are counted in. On a mesh, `free_bytes` is
+    what the devices that split rows and heads have together.
+
+    Args:
+      positions: of the longest prompt and answer together.
+
+    Raises:
+      InputError: not one fits.
+    """
+    row = cache_bytes(config) * round_positions(positions)
+    fit = free_bytes // row
+    rows = max(fit - PREFILL_ROWS, fit // 2)
+    require(
+        rows > 0,
+        f"{free_bytes:,} bytes hold no row of {positions} positions: one takes {row:,}, and its "
+        "prompt as much again; shorten prompts or answers, or use more devices",
+    )
+    return rows
