@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from llama_jax.config import ModelConfig, require
@@ -59,15 +61,14 @@ class State(NamedTuple):
 
 def new_rows(params: SamplingParams, seeds: UInt32[np.ndarray, "B C"], config: ModelConfig) -> Rows:
     """Rows that all want the same, each from its own seeds."""
-    B = len(seeds)
-    limit = params.vocab_limit
+    B, limit = len(seeds), params.vocab_limit
     return Rows(
-        seeds=jnp.asarray(seeds),
-        temperature=jnp.full(B, params.temperature, jnp.float32),
-        top_k=jnp.full(B, params.top_k, jnp.int32),
-        top_p=jnp.full(B, params.top_p, jnp.float32),
-        stop_ids=jnp.asarray(params.stop_ids or (-1,), jnp.int32),
-        vocab_limit=jnp.int32(config.vocab_size if limit is None else limit),
+        seeds=everywhere(seeds),
+        temperature=everywhere(np.full(B, params.temperature, np.float32)),
+        top_k=everywhere(np.full(B, params.top_k, np.int32)),
+        top_p=everywhere(np.full(B, params.top_p, np.float32)),
+        stop_ids=everywhere(np.array(params.stop_ids or (-1,), np.int32)),
+        vocab_limit=everywhere(np.int32(config.vocab_size if limit is None else limit)),
     )
 
 
@@ -91,12 +92,18 @@ def new_state(
         tokens[b, : len(prompt)] = prompt
     length[: len(prompts)], limit[: len(prompts)] = [len(p) for p in prompts], limits
     return State(
-        tokens=jnp.asarray(tokens),
-        logp=jnp.zeros((B, S), jnp.float32) if scored else None,
-        length=jnp.asarray(length),
-        limit=jnp.asarray(limit),
+        tokens=everywhere(tokens),
+        logp=everywhere(np.zeros((B, S), np.float32)) if scored else None,
+        length=everywhere(length),
+        limit=everywhere(limit),
         cache=empty_cache(inference_config(config), B, S),
     )
+
+
+def everywhere(array: np.ndarray | np.generic) -> Array:
+    """Whole on every device of the mesh in context, or on the default one."""
+    mesh = jax.sharding.get_mesh()
+    return jnp.asarray(array) if mesh.empty else jax.device_put(array, NamedSharding(mesh, P()))
 
 
 @partial(jax.jit, static_argnames=("config", "chunk"), donate_argnames="state")
@@ -131,8 +138,7 @@ def advance(
 ) -> tuple[State, Int[Array, ""]]:
     """Draw up to `steps` tokens for each row; stops early when more than `idle` rows are done.
 
-    Also the number of steps that were taken. With a mesh in context everything but the cache is
-    whole on every device.
+    Also the number of steps that were taken.
     """
     cfg = inference_config(config)
     S = state.tokens.shape[1]
@@ -173,9 +179,13 @@ def advance(
         return jnp.logical_and(step < steps, done <= idle)
 
     step, state = jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))
-    read = state._replace(cache=[])
-    read = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), read)
-    return read._replace(cache=state.cache), step
+    return _readable(state), step
+
+
+def _readable(state: State) -> State:
+    """The state with all but the cache whole on every device, where each host can read it."""
+    read = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), state._replace(cache=[]))
+    return read._replace(cache=state.cache)
 
 
 def row_keys(seeds: UInt32[Array, "B C"]) -> Key[Array, " B"]:
@@ -191,14 +201,16 @@ def admit(
     state: State, source: State, rows: Int[Array, " B"], replaced: Bool[Array, " B"]
 ) -> State:
     """Begin row b anew as row rows[b] of the prefilled `source`, wherever replaced[b]."""
-    P = source.tokens.shape[1]
-    tokens = jnp.where(replaced[:, None], source.tokens[rows], state.tokens[:, :P])
-    return State(
-        tokens=state.tokens.at[:, :P].set(tokens),
-        logp=state.logp,
-        length=jnp.where(replaced, source.length[rows], state.length),
-        limit=jnp.where(replaced, source.limit[rows], state.limit),
-        cache=copy_rows(state.cache, source.cache, rows, replaced),
+    S = source.tokens.shape[1]
+    tokens = jnp.where(replaced[:, None], source.tokens[rows], state.tokens[:, :S])
+    return _readable(
+        State(
+            tokens=state.tokens.at[:, :S].set(tokens),
+            logp=state.logp,
+            length=jnp.where(replaced, source.length[rows], state.length),
+            limit=jnp.where(replaced, source.limit[rows], state.limit),
+            cache=copy_rows(state.cache, source.cache, rows, replaced),
+        )
     )
 
 

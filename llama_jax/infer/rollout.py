@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.config import ModelConfig, require
@@ -30,6 +29,7 @@ from llama_jax.infer.decode_loop import (
     admit,
     advance,
     check_prompts,
+    everywhere,
     new_rows,
     new_state,
     power_of_two,
@@ -44,7 +44,6 @@ from llama_jax.parallel.rules import num_shards
 PREFILL_ROWS = 8
 """Prompts that are put into a cache together; the same for any number of answers, whose tokens
 could differ in the last bits of a logit otherwise."""
-MIN_PROMPT = 16
 IDLE_SHARE = 8
 """One row in so many may be done before others take their places."""
 _NO_LIMIT = np.int32(2**31 - 1)
@@ -138,9 +137,8 @@ def stream_answers(
     w = w if is_prepared(w) else prepare(w, config)
     work = Work() if work is None else work
     longest = max(len(p) for p in prompts) if prompt_len is None else prompt_len
-    P = max(MIN_PROMPT, power_of_two(longest))
+    P, S = _positions(longest, params.max_new_tokens, config)
     chunk = max(c for c in CHUNKS if P % c == 0)
-    S = round_positions(max(P, min(P + params.max_new_tokens, config.max_seq_len)))
     shards = num_shards("batch")
     B = -(-wave_rows // shards) * shards
     G = -(-min(PREFILL_ROWS, B) // shards) * shards
@@ -157,8 +155,9 @@ def stream_answers(
         work.prompt_tokens += sum(len(p) for p in chosen)
         waiting = deque((k, p, j) for k, p in enumerate(group) for j in group[p])
         while waiting:
+            if len(wave.drawing) < B:
+                wave.admit(source, waiting, prompts, seeds)
             yield from wave.advance(B // IDLE_SHARE, config)
-            wave.admit(source, waiting, prompts, seeds)
     while wave.drawing:
         yield from wave.advance(B - 1, config)
 
@@ -170,7 +169,6 @@ class _Wave:
         self, w: dict[str, Any], state: State, rows: Rows, params: SamplingParams, work: Work
     ):
         self.w, self.state, self.rows, self.params, self.work = w, state, rows, params, work
-        self.seeds = np.array(rows.seeds)
         self.drawing: dict[int, tuple[int, int, int]] = {}
         """Prompt, sample and tokens of the prompt, by row."""
 
@@ -184,12 +182,13 @@ class _Wave:
         """Let the rows that are done draw what waits: (row of the source, prompt, sample)."""
         B = len(self.state.length)
         rows, replaced = np.zeros(B, np.int32), np.zeros(B, bool)
+        keys = np.array(self.rows.seeds)
         for b in range(B):
             if b not in self.drawing and waiting:
                 rows[b], prompt, sample = waiting.popleft()
-                replaced[b], self.seeds[b] = True, (*seeds[prompt], sample)
+                replaced[b], keys[b] = True, (*seeds[prompt], sample)
                 self.drawing[b] = prompt, sample, len(prompts[prompt])
-        self.rows = self.rows._replace(seeds=jnp.asarray(self.seeds))
+        self.rows = self.rows._replace(seeds=everywhere(keys))
         with _timed(self.work):
             self.state = jax.block_until_ready(admit(self.state, source, rows, replaced))
 
@@ -260,24 +259,31 @@ def _check(prompts, seeds, wanted, wave_rows, prompt_len, config):
         )
 
 
-def rows_that_fit(config: ModelConfig, positions: int, free_bytes: int) -> int:
-    """Answers that can be drawn together: their keys and values take `free_bytes` at most.
+def _positions(prompt_len: int, max_new_tokens: int, config: ModelConfig) -> tuple[int, int]:
+    """Of the cache of a prompt, whole chunks, and of the row that it is copied into."""
+    short = max(CHUNKS[0], power_of_two(prompt_len))
+    prompt = short if short <= CHUNKS[1] else round_positions(prompt_len)
+    return prompt, round_positions(max(prompt, min(prompt + max_new_tokens, config.max_seq_len)))
 
-    The prompts that wait their turn, up to PREFILL_ROWS, are counted in. On a mesh, `free_bytes` is
-    what the devices that split rows and heads have together.
 
-    Args:
-      positions: of the longest prompt and answer together.
+def rows_that_fit(
+    config: ModelConfig, *, prompt_len: int, max_new_tokens: int, free_bytes: int
+) -> int:
+    """Answers that can be drawn together: keys and values take `free_bytes` at most, those of the
+    PREFILL_ROWS prompts that wait included.
+
+    On a mesh, `free_bytes` is what the devices that split rows and heads have together.
 
     Raises:
       InputError: not one fits.
     """
-    row = cache_bytes(config) * round_positions(positions)
-    fit = free_bytes // row
-    rows = max(fit - PREFILL_ROWS, fit // 2)
+    prompt, row = _positions(prompt_len, max_new_tokens, config)
+    token = cache_bytes(config)
+    waiting = PREFILL_ROWS * prompt * token
+    rows = (free_bytes - waiting) // (row * token)
     require(
         rows > 0,
-        f"{free_bytes:,} bytes hold no row of {positions} positions: one takes {row:,}, and its "
-        "prompt as much again; shorten prompts or answers, or use more devices",
+        f"{free_bytes:,} bytes hold no row of {row} positions beside the prompts: it takes "
+        f"{row * token:,} and they {waiting:,}; shorten prompts or answers, or use more devices",
     )
     return rows

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import ModelConfig
@@ -33,11 +34,16 @@ def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
     def zeros(order):
         shape = tuple(sizes[letter] for letter in order)
         spec = spec_in_context([names[letter] for letter in order], shape)
-        make = partial(jnp.zeros, shape, config.dtype)
-        return (make if spec is None else jax.jit(make, out_shardings=spec))()
+        return _zeros(shape, config.dtype, spec)
 
     order = order_of_cache(config, B)
     return [(zeros(order), zeros(VALUES[order])) for _ in range(config.num_layers)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape: tuple[int, ...], dtype: str, spec: PartitionSpec | None) -> Array:
+    zeros = jnp.zeros(shape, dtype)
+    return zeros if spec is None else jax.lax.with_sharding_constraint(zeros, spec)
 
 
 def copy_rows(

@@ -1,5 +1,6 @@
 """Rollouts against full forward passes; answers that do not know what is drawn beside them."""
 
+import contextlib
 from itertools import product
 
 import jax
@@ -15,13 +16,14 @@ from llama_jax.infer.generate import generate_tokens
 from llama_jax.infer.rollout import (
     PREFILL_ROWS,
     Work,
+    _Wave,
     rows_that_fit,
     sample_answers,
     stream_answers,
 )
 from llama_jax.infer.samples import batch_rows, drift
 from llama_jax.infer.sampling_params import SamplingParams
-from llama_jax.model.cache import empty_cache, gather, inference_config, prepare
+from llama_jax.model.cache import cache_bytes, gather, prepare
 from llama_jax.model.presets import LLAMA2_7B, LLAMA2_70B
 from llama_jax.model.weights import map_weights
 from llama_jax.parallel.mesh import make_mesh
@@ -178,38 +180,44 @@ def test_a_prompt_is_put_into_the_cache_once_and_rows_are_not_left_idle():
 
 def test_rows_end_early_when_all_are_done():
     work = Work()
-    samples = run([[1, 5, 9]], SEEDS[:1], n=8, new=25, temperature=5.0, work=work)
+    samples = run([[1, 5, 9]], SEEDS[:1], n=8, new=25, stop_ids=tuple(range(30)), work=work)
     assert work.steps == samples.length.max() < 25
 
 
-def test_nothing_is_compiled_after_the_second_call():
-    """Other prompts, lengths and numbers of them, other seeds, samples and temperatures."""
+@contextlib.contextmanager
+def compilations():
+    """A list of what is compiled in the block."""
     events = []
 
     def listen(event, duration, **_):
         if event == "/jax/core/compile/backend_compile_duration":
             events.append(event)
 
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_is_compiled_after_the_second_call():
+    """Other prompts, lengths and numbers of them, other seeds, samples and temperatures."""
     rng = np.random.default_rng(0)
 
     def call(lengths, n, temperature):
         prompts = [rng.integers(1, 61, length).tolist() for length in lengths]
         seeds = [(int(rng.integers(2**32)), 0, p) for p in range(len(lengths))]
-        w = prepare(params_of(SMALL), SMALL)
-        run(prompts, seeds, n=n, wave_rows=8, w=w, temperature=temperature)
+        run(prompts, seeds, n=n, w=params_of(SMALL), temperature=temperature)
 
     call([1, 20, 3], 2, 1.0)
     call([18, 5], 5, 0.8)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as compiled:
         call(range(1, 12), 3, 1.2)
         call([1], 1, 1.0)
         call([20], 1, 1.0)
-        assert not events
+        assert not compiled
         jax.jit(lambda x: 3 * x + 7)(np.ones(61))
-        assert events  # it hears
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        assert compiled  # it hears
 
 
 def test_nothing_stays_in_memory(drawn):
@@ -246,6 +254,9 @@ def test_on_a_mesh_the_answers_are_those_of_one_device(drawn, gathered, monkeypa
             assert {s.data.shape for s in w["layers"][1]["q"].addressable_shards} == {(32, 2, 8)}
             assert {s.data.shape for s in w["layers"][1]["o"].addressable_shards} == {(2, 8, 32)}
         assert_same(run(w=w), drawn, atol=3e-4)
+        with compilations() as compiled:
+            run(w=w, n=4)
+        assert not compiled
     assert all(read)
     assert len(read) > 5
 
@@ -255,28 +266,38 @@ def test_gathering_leaves_one_device_alone():
     assert gather(w, SMALL) is w
 
 
-@pytest.mark.parametrize("positions", [48, 100])
-def test_as_many_rows_as_fit(positions):
-    """With the prompts that wait, the arrays themselves take no more."""
-    free = 1_000_000
-    rows = rows_that_fit(SMALL, positions, free)
-    config = inference_config(SMALL)
+@pytest.mark.parametrize(("prompt_len", "new"), [(20, 8), (32, 48), (5, 0)])
+def test_as_many_rows_as_fit(prompt_len, new, monkeypatch):
+    """With the prompts that wait, the caches themselves take no more, and one row more would."""
+    free, caches = 2_000_000, []
 
-    def size(rows):
-        caches = empty_cache(config, rows, positions), empty_cache(config, PREFILL_ROWS, positions)
-        return sum(a.nbytes for a in jax.tree.leaves(caches))
+    def spy(*args, **kwargs):
+        state = decode_loop.new_state(*args, **kwargs)
+        caches.append(state.cache)
+        return state
 
-    assert 0.7 * free < size(rows) <= free
+    monkeypatch.setattr(rollout, "new_state", spy)
+    fit = {"prompt_len": prompt_len, "max_new_tokens": new}
+    rows = rows_that_fit(SMALL, **fit, free_bytes=free)
+    w, params = prepare(params_of(SMALL), SMALL), SamplingParams(max_new_tokens=new)
+    options = {"config": SMALL, "wanted": [(0, 0)], "seeds": [(0,)], "prompt_len": prompt_len}
+    with monkeypatch.context() as context:
+        context.setattr(_Wave, "advance", lambda self, *_: self.drawing.clear() or ())
+        assert not list(stream_answers(w, [[1]], params, **options, wave_rows=rows))
+    taken = [sum(a.nbytes for a in jax.tree.leaves(cache)) for cache in caches]
+    assert 0 <= free - sum(taken) < taken[0] / rows
     with pytest.raises(InputError, match=r"1,000 bytes hold no row"):
-        rows_that_fit(SMALL, positions, 1000)
+        rows_that_fit(SMALL, **fit, free_bytes=1000)
 
 
 def test_rows_of_the_paper(monkeypatch):
-    """512 KiB a token for 7B, 320 KiB for 70B with its grouped queries, in bfloat16."""
+    """512 KiB a token for 7B, 320 KiB for 70B with its grouped queries, in bfloat16: 512 answers of
+    1,024 positions take 256 and 160 GiB."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    free = 256 * 2**30
-    assert rows_that_fit(LLAMA2_7B, 1024, free) == 512 - PREFILL_ROWS
-    assert rows_that_fit(LLAMA2_70B, 1024, 160 * 2**30) == 512 - PREFILL_ROWS
+    for config, gibibytes in ((LLAMA2_7B, 256), (LLAMA2_70B, 160)):
+        free = gibibytes * 2**30 + PREFILL_ROWS * 512 * cache_bytes(config)
+        fit = {"prompt_len": 512, "max_new_tokens": 512, "free_bytes": free}
+        assert rows_that_fit(config, **fit) == 512
 
 
 def test_rows_for_training(drawn):
