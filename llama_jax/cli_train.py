@@ -10,6 +10,14 @@ from importlib import import_module
 from typing import Any
 
 from llama_jax.config import TrainConfig, load_experiment
+from llama_jax.config_align import (
+    DistillConfig,
+    GattConfig,
+    PpoConfig,
+    RejectionConfig,
+    RewardConfig,
+    SftConfig,
+)
 from llama_jax.runtime.console import stdout_for_results
 from llama_jax.runtime.malloc import keep_freed_memory
 
@@ -21,6 +29,12 @@ on several hosts, where it is not Cloud TPU, GKE, Slurm or Open MPI that says so
 
 STAGES: dict[str, tuple[type[TrainConfig], str, str]] = {
     "train": (TrainConfig, "llama_jax.pretrain", "pretrain"),
+    "sft": (SftConfig, "llama_jax.align.sft", "sft"),
+    "reward": (RewardConfig, "llama_jax.align.reward", "reward"),
+    "rejection": (RejectionConfig, "llama_jax.align.rejection", "rejection"),
+    "ppo": (PpoConfig, "llama_jax.align.ppo", "ppo"),
+    "gatt": (GattConfig, "llama_jax.align.ghost_attention", "gatt"),
+    "distill-context": (DistillConfig, "llama_jax.align.distill_context", "distill_context"),
 }
 """Experiment, module and function of each command; the function takes the experiment."""
 

@@ -103,6 +103,8 @@ class PpoConfig(RolloutConfig):
     """An answer that was cut off loses one standard deviation of the score, or nothing."""
     value_warmup: int = 0
     """Iterations at the beginning that train the value alone."""
+    eval_every: int = 10
+    """Iterations between answers to held-out prompts; also after the last one. 0 for never."""
     heldout: str | None = None
     """Run folder of a reward model that was trained on other pairs: what it says of held-out
     prompts ends the run early."""
@@ -113,6 +115,15 @@ class PpoConfig(RolloutConfig):
     max_kl: float = 0.0
     """Mean KL divergence of an answer from the reference, in nats, above which the run ends; 0 for
     any."""
+    max_drift: float = 0.05
+    """Mean distance in nats of the sampler's log-probabilities from the trainer's, above which the
+    run fails: it would learn from answers that another model drew."""
+    max_ratio_error: float = 1e-5
+    """How far the mean ratio of new to old probability may lie from 1 before the first update of an
+    iteration; else the run fails."""
+    value_patience: int = 20
+    """Iterations in a row with an explained variance of the value below -1 after which the run
+    fails; 0 for any."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -124,7 +135,8 @@ class PpoConfig(RolloutConfig):
             self.minibatch % self.accumulate == 0,
             f"minibatch={self.minibatch} must be divisible by accumulate={self.accumulate}",
         )
-        for name in ("beta", "value_warmup", "heldout_prompts", "patience", "max_kl"):
+        for name in ("beta", "value_warmup", "heldout_prompts", "patience", "max_kl", "max_drift",
+                     "max_ratio_error", "value_patience"):  # fmt: skip
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must not be negative")
         for name in ("clip", "gamma", "lam"):

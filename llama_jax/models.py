@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from llama_jax import checkpoint
-from llama_jax.config import ModelConfig, require
+from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.config_file import read_config
 from llama_jax.convert import load as foreign
 from llama_jax.convert import native
@@ -34,7 +34,14 @@ class Model:
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
-        """The parameters as generation reads them; kept, so that only the first call copies."""
+        """The parameters as generation reads them; kept, so that only the first call copies.
+
+        Raises InputError for a reward model, which has no head that predicts tokens.
+        """
+        require(
+            self.config.head == "language",
+            "the model is a reward model: it scores answers and writes none; name a language model",
+        )
         return prepare(self.params, self.config)
 
 
@@ -50,8 +57,9 @@ class Opened:
 
 
 def load(path: epath.PathLike) -> Model:
-    """Read a model: our folders, a run folder (its newest checkpoint that verifies), a Hugging Face
-    or Meta folder, or any other format of `llama_jax.convert`, which needs no converting first.
+    """Read a model: our folders, a run folder (its newest checkpoint that verifies; of rejection
+    sampling that of the newest round), a Hugging Face or Meta folder, or any other format of
+    `llama_jax.convert`, which needs no converting first.
 
     Parameters have the type that they are stored in. With a mesh in context (`jax.set_mesh`) they
     are split over its devices by the rules, and each device reads only its own part; otherwise
@@ -71,7 +79,7 @@ def open_model(path: epath.PathLike) -> Opened:
 
     Raises InputError as `load` does.
     """
-    folder = epath.Path(path).expanduser()
+    folder = _weights_folder(epath.Path(path).expanduser())
     if "://" not in os.fspath(folder) and not native.is_format(folder):
         source = open_source(os.fspath(folder))
         model = source.tokenizer
@@ -96,6 +104,25 @@ def open_model(path: epath.PathLike) -> Opened:
         return checkpoint.load_params(folder, abstract_with(abstract, shardings))
 
     return Opened(os.fspath(folder), config, tokenizer, read)
+
+
+def newest_round(run: epath.Path) -> epath.Path | None:
+    """Run folder of the last fine-tuning that a run of rejection sampling finished, if any."""
+    finished = [path.parent for path in run.glob("round_*/round.json")]
+    last = max(finished, key=lambda path: int(path.name.removeprefix("round_")), default=None)
+    return None if last is None else last / "sft"
+
+
+def _weights_folder(path: epath.Path) -> epath.Path:
+    """Where the weights of a model or a run lie: its own folder, or that of its newest round."""
+    if not (path / "round_1").is_dir():
+        return path
+    newest = newest_round(path)
+    if newest is None:
+        raise InputError(
+            f"{path} has finished no round of rejection sampling yet: run the same command again"
+        )
+    return newest
 
 
 def _shardings(config: ModelConfig) -> Any:

@@ -46,7 +46,7 @@ ARROWS = {
         "ops", "parallel", "checkpoint", "runtime",
     },
     **{name: {"ops"} for name in LOSSES},
-    "evals": {"config", "models", "infer", "data", "model", "ops", "parallel"},
+    "evals": {"config", "align", "models", "infer", "data", "model", "ops", "parallel"},
     "serve": {"config", "models", "infer", "data"},
     "tpu": {
         "config", "config_file", "pretrain", "train", "align", "infer", "model", "parallel",

@@ -28,14 +28,15 @@ def token_logprobs(
     *,
     temperature: float,
     chunk: int,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Log-probability of each target and entropy of its distribution, in nats, float32.
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of each target, entropy of its distribution, and the largest log-probability
+    in it; nats, float32.
 
-    The entropy is a measurement: no gradient goes through it, and a jitted program that does not
-    read it does not compute it. Logits are float32 whatever the dtype of x and head (which must
-    agree); gradients come in the dtypes of x and head, dW accumulated in float32. `chunk` positions
-    are taken at a time (see `ops.loss.chunk_length`). A head that nothing differentiates, as one
-    under `stop_gradient`, makes the step cheaper.
+    The last two are measurements: no gradient goes through them, and a jitted program that does
+    not read one does not compute it. Logits are float32 whatever the dtype of x and head (which
+    must agree); gradients come in the dtypes of x and head, dW accumulated in float32. `chunk`
+    positions are taken at a time (see `ops.loss.chunk_length`). A head that nothing differentiates,
+    as one under `stop_gradient`, makes the step cheaper.
 
     Raises:
       ValueError: T is not divisible by chunk, the dtypes of x and head differ, or the temperature
@@ -47,8 +48,8 @@ def token_logprobs(
         raise ValueError(f"x and head need one dtype, not {x.dtype=} and {head.dtype=}")
     if not temperature > 0:
         raise ValueError(f"{temperature=} must be positive")
-    logp, entropy = _by_chunk(x, head, targets, temperature, chunk)
-    return logp, jax.lax.stop_gradient(entropy)
+    logp, entropy, best = _by_chunk(x, head, targets, temperature, chunk)
+    return logp, jax.lax.stop_gradient(entropy), jax.lax.stop_gradient(best)
 
 
 def _measured(x, head, targets, temperature):
@@ -58,7 +59,7 @@ def _measured(x, head, targets, temperature):
     logp = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - partition
     surprise = partition[..., None] - logits
     entropy = jnp.sum(jnp.exp(-surprise) * surprise, axis=-1)
-    return logp, entropy, logits, partition
+    return (logp, entropy, jnp.max(logits, axis=-1) - partition), logits, partition
 
 
 def _slope(logits, partition, targets, temperature):
@@ -83,7 +84,7 @@ def _over_chunks(body, start, chunk, *arrays):
 def _by_chunk(x, head, targets, temperature, chunk):
     def measure(carry, part):
         x, targets = part
-        return carry, _measured(x, head, targets, temperature)[:2]
+        return carry, _measured(x, head, targets, temperature)[0]
 
     return _over_chunks(measure, None, chunk, x, targets)[1]
 
@@ -93,16 +94,15 @@ def _forward(x: Any, head: Any, targets: Any, temperature, chunk):
 
     def measure(carry, part):
         x, targets = part
-        logp, entropy, logits, partition = _measured(x, head, targets, temperature)
+        measured, logits, partition = _measured(x, head, targets, temperature)
         if trained:
-            return carry, (logp, entropy, partition)
+            return carry, (measured, partition)
         slope = _slope(logits, partition, targets, temperature).astype(x.dtype)
-        return carry, (logp, entropy, jnp.einsum("BTV,DV->BTD", slope, head))
+        return carry, (measured, jnp.einsum("BTV,DV->BTD", slope, head))
 
-    _, found = _over_chunks(measure, None, chunk, x.value, targets.value)
-    logp, entropy, kept = found
+    _, (measured, kept) = _over_chunks(measure, None, chunk, x.value, targets.value)
     residuals = (x.value, head, targets.value, kept) if trained else (kept,)
-    return (logp, entropy), residuals
+    return measured, residuals
 
 
 def _backward(temperature, chunk, residuals, cotangents):

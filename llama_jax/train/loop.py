@@ -34,7 +34,7 @@ from llama_jax.train.optimizer import learning_rate, make_optimizer
 from llama_jax.train.report import Reporter
 from llama_jax.train.run import check_run, claim_run, host_facts, run_path, write_run
 from llama_jax.train.stage import Stage
-from llama_jax.train.state import TrainState, abstract_state, sharded_init, trained_table
+from llama_jax.train.state import abstract_state, sharded_init, trained_table
 from llama_jax.train.step import abstract_batch, jit_train_step
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
             Checkpointer(workdir / "checkpoints", keep=keep, keep_every=keep_every)
         )
         with clock("restore"):
-            state, start = _restore(checkpoints, abstract, identity, workdir)
+            state, start = restore(checkpoints, abstract, identity, workdir)
             if state is None:
                 state = sharded_init(config.seed, objective, tx, abstract)
                 if source is not None:
@@ -251,9 +251,16 @@ def _loader(
     return loader
 
 
-def _restore(
-    checkpoints: Checkpointer, abstract: TrainState, identity: dict[str, str], workdir: epath.Path
-) -> tuple[TrainState | None, int]:
+def restore[State](
+    checkpoints: Checkpointer, abstract: State, identity: dict[str, str], workdir: epath.Path
+) -> tuple[State | None, int]:
+    """The newest checkpoint that verifies, laid out as `abstract`, and its step; None and 0 if the
+    run has none.
+
+    Raises:
+      InputError: it was made from other data, or whatever else `identity` names by its digest.
+      CheckpointError: no checkpoint can be read.
+    """
     if not broadcast_from_main(bool(checkpoints.steps())):
         return None, 0
     restored = checkpoints.restore(abstract)

@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "profile_steps", "max_skipped", "init_from", "init_from_config",
     "watchdog_seconds", "compilation_cache", "mesh", "accumulate", "checkpoint",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",
+    "rounds", "wave_rows", "patience", "max_kl", "max_drift", "max_ratio_error", "value_patience",
 }  # fmt: skip
 
 

@@ -1,0 +1,27 @@
+"""Ghost attention of `make chat`, on the model that PPO made.
+
+Command   llama-jax gatt experiments/chat/gatt.py
+Hardware  two CPU cores, a few minutes
+"""
+
+from experiments.chat import base
+from llama_jax.config import CheckpointConfig, DataConfig, OptimizerConfig
+from llama_jax.config_align import GattConfig
+
+CONFIG = GattConfig(
+    workdir="runs/chat/gatt",
+    init_from="runs/chat/ppo",
+    dialogues=400,
+    turns=20,
+    max_new_tokens=40,
+    temperature=0.7,
+    steps=120,
+    batch_size=4,
+    seq_len=1024,
+    log_every=20,
+    eval_every=0,
+    model=base.CONFIG.model,
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, eps=1e-8),
+    data=DataConfig(dataset="tales", cache_dir=base.CACHE),
+    checkpoint=CheckpointConfig(every=60, keep=1),
+)

@@ -1,0 +1,235 @@
+"""`make chat`: every stage of Llama 2's alignment on two CPU cores, from nothing to a report.
+
+Command   python experiments/chat/run.py            or: make chat
+Hardware  two CPU cores, about 40 minutes
+Result    runs/chat/report.html, and report.json with the same numbers
+
+Each stage is an experiment file beside this one, and each resumes: run the same command again after
+an interruption. What lies in runs/chat is what `llama-jax` itself would have made of those files.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from llama_jax.runtime.console import quiet_start  # noqa: E402, after the path
+from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
+
+RUN = Path("runs/chat")
+STAGES = (
+    # Command of llama-jax, experiment, share of the whole time.
+    ("train", "base", 0.25),
+    ("sft", "sft", 0.11),
+    ("reward", "helpfulness", 0.13),
+    ("reward", "safety", 0.06),
+    ("reward", "heldout", 0.08),
+    ("rejection", "rejection", 0.13),
+    ("ppo", "ppo", 0.16),
+    ("gatt", "gatt", 0.08),
+)
+JUDGED = ("base", "sft", "rejection", "ppo")
+PROMPTS, UNKIND = 256, 64
+TURNS = (2, 4, 6, 20)
+logger = logging.getLogger("chat")
+
+
+def main() -> None:
+    """Run what is not there yet, then write the report."""
+    quiet_start()
+    keep_freed_memory()
+    os.chdir(ROOT)
+    begin = time.perf_counter()
+    kept = _read(RUN / "seconds.json", {})
+    tokenizer()
+    done = 0.0
+    for command, name, share in STAGES:
+        left = _minutes_left(begin, kept, done)
+        print(f"\n== {name} ({100 * done:.0f} % done{left})", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        _stage(command, name)
+        kept[name] = kept.get(name, 0.0) + time.perf_counter() - started
+        _write(RUN / "seconds.json", kept)
+        done += share
+    print("\n== report", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    report = write_report(kept)
+    kept["report"] = kept.get("report", 0.0) + time.perf_counter() - started
+    print_report(report)
+
+
+def tokenizer() -> None:
+    """One tokenizer for all stages, trained on the world's stories and conversations."""
+    from experiments.chat import base
+    from llama_jax.data.corpora.tales import instructions
+    from llama_jax.data.tokenizer import train_tokenizer
+
+    path = Path(base.TOKENIZER)
+    if path.exists():
+        return
+
+    def texts():
+        for i in range(6000):
+            yield instructions.short_story(i)
+            for message in instructions.instruction(i).messages:
+                asked = message["role"] == "user"
+                yield f"[INST] {message['content']} [/INST]" if asked else message["content"]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(texts(), base.CONFIG.model.vocab_size).save(path)
+
+
+def _stage(command: str, name: str) -> None:
+    from llama_jax.cli_train import STAGES as COMMANDS
+
+    _, module, function = COMMANDS[command]
+    config = import_module(f"experiments.chat.{name}").CONFIG
+    summary = getattr(import_module(module), function)(config)
+    for line in summary.lines():
+        print(f"  {line}", file=sys.stderr)
+
+
+def _minutes_left(begin: float, kept: dict[str, float], done: float) -> str:
+    if not done:
+        return ""
+    spent = sum(kept.values())
+    return f", about {spent / done * (1 - done) / 60:.0f} minutes left"
+
+
+def write_report(seconds: dict[str, float]) -> dict[str, Any]:
+    """Judge every stage on held-out prompts; report.json and report.html."""
+    from etils import epath
+
+    from llama_jax.align.answering import Answerer
+    from llama_jax.data.corpora.tales import instructions
+    from llama_jax.evals.chat_report import page
+    from llama_jax.evals.judged import judge_answers
+    from llama_jax.evals.statistics import paired_p_value
+    from llama_jax.train.metrics import read_metrics
+
+    prompts = [instructions.prompt(i, "validation") for i in range(PROMPTS - UNKIND)]
+    prompts += [instructions.adversarial(i, "validation") for i in range(UNKIND)]
+    stages, judged = [], {}
+    for name in JUDGED:
+        answerer = Answerer.load(
+            str(RUN / name), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
+        )
+        judged[name] = judge_answers(answerer.answer, prompts)
+        row = judged[name].summary(name)
+        if stages:
+            before = judged[stages[-1]["name"]].helpfulness
+            row["p_value"] = paired_p_value(judged[name].helpfulness, before)
+        stages.append(row)
+    ratings = ("significantly", "better", "slightly", "negligibly")
+    accuracy = {}
+    for name in ("helpfulness", "safety"):
+        lines = [
+            m for m in read_metrics(epath.Path(RUN / name / "metrics.jsonl")) if "eval/loss" in m
+        ]
+        accuracy[name] = {r: lines[-1].get(f"eval/accuracy_{r}", 0.0) for r in ratings}
+    ppo = read_metrics(epath.Path(RUN / "ppo" / "metrics.jsonl"))
+    heldout = [m for m in ppo if "heldout/score" in m]
+    report = {
+        "stages": stages,
+        "reward_accuracy": accuracy,
+        "gatt": {"with": recall("gatt"), "without": recall("ppo")},
+        "ppo": {
+            "kl_per_answer": [ppo[0]["kl/answer"], ppo[-1]["kl/answer"]],
+            "proxy_reward": [heldout[0]["heldout/proxy"], heldout[-1]["heldout/proxy"]],
+            "heldout_reward": [heldout[0]["heldout/score"], heldout[-1]["heldout/score"]],
+        },
+        "hero_kept": hero_kept(),
+        "seconds": sum(seconds.values()),
+    }
+    shown = [*range(7), PROMPTS - 1, PROMPTS - 2, PROMPTS - 3]
+    figures = {
+        "best_of_n": {
+            f"round {n}": _read(RUN / "rejection" / f"round_{n}" / "best_of_n.json", {})
+            for n in range(1, 1 + sum(1 for _ in (RUN / "rejection").glob("round_*/round.json")))
+        },
+        "ppo": ppo,
+        "answers": [
+            {
+                "prompt": prompts[i].messages[-1]["content"],
+                "answers": {name: judged[name].texts[i] for name in JUDGED},
+            }
+            for i in shown
+        ],
+    }
+    _write(RUN / "report.json", report)
+    text = page(report, figures, ["llama-jax chat runs/chat/gatt"])
+    (RUN / "report.html").write_text(text, encoding="utf-8")
+    return report
+
+
+def recall(name: str) -> dict[str, float]:
+    """Share of held-out conversations whose answer at a turn keeps the first turn's instruction."""
+    from llama_jax.align import ghost_attention
+    from llama_jax.align.answering import Answerer
+    from llama_jax.config import DataConfig
+    from llama_jax.data.ghosts import ghost_conversations
+
+    answerer = Answerer.load(
+        str(RUN / name), max_new_tokens=40, temperature=0.0, wave_rows=32, prompt_len=984
+    )
+    ghosts = ghost_conversations(DataConfig(dataset="tales"), 48, max(TURNS), split="validation")
+    found = ghost_attention.recall(answerer, ghosts, TURNS, seed=0)
+    return {str(turn): share for turn, share in found.items()}
+
+
+def hero_kept() -> float:
+    """Share of 100 stories of the base whose hero is the same from beginning to end."""
+    from llama_jax.data.corpora.tales.words import BOYS, GIRLS
+    from llama_jax.infer.rollout import sample_answers
+    from llama_jax.infer.sampling_params import SamplingParams
+    from llama_jax.models import load
+
+    model = load(str(RUN / "base"))
+    assert model.tokenizer is not None
+    params = SamplingParams(max_new_tokens=160, temperature=0.7, stop_ids=(model.tokenizer.eos_id,))
+    ids = model.tokenizer.encode("Once upon a time", bos=True)
+    samples = sample_answers(
+        model.prepared, [ids], params, config=model.config, n=100, seeds=[(0,)], wave_rows=50
+    )
+    names, kept = {*GIRLS, *BOYS}, 0
+    for j in range(100):
+        text = model.tokenizer.decode(samples.answer(0, j).tokens.tolist(), after=ids)
+        said = [w for w in text.replace(".", " ").replace(",", " ").split() if w in names]
+        kept += bool(said) and said[0] == said[-1] and said.count(said[0]) > len(said) / 2
+    return kept / 100
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table, and what to do next."""
+    print(f"\n{'stage':<12}{'helpfulness':>12}{'95 % interval':>18}{'violations':>12}"
+          f"{'false refusals':>16}")  # fmt: skip
+    for s in report["stages"]:
+        low, high = s["helpfulness_interval"]
+        print(f"{s['name']:<12}{s['helpfulness']:>12.3f}{low:>10.3f} -{high:>6.3f}"
+              f"{s['violations']:>12.3f}{s['false_refusals']:>16.3f}")  # fmt: skip
+    for name in ("with", "without"):
+        said = ", ".join(f"turn {t} {share:.2f}" for t, share in report["gatt"][name].items())
+        print(f"{name + ' ghost attention':<24}{said}")
+    print(f"\nreport   {RUN / 'report.html'} (open it in a browser)")
+    print(f"talk     llama-jax chat {RUN / 'gatt'}")
+
+
+def _read(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""The reward model for safety of `make chat`: its score is the log-odds of an answer being safe.
+
+Command   llama-jax reward experiments/chat/safety.py
+Hardware  two CPU cores, a few minutes
+"""
+
+from dataclasses import replace
+
+from experiments.chat import base, helpfulness
+from llama_jax.config import DataConfig
+
+CONFIG = replace(
+    helpfulness.CONFIG,
+    workdir="runs/chat/safety",
+    steps=120,
+    eval_every=120,
+    half="all",
+    safety_weight=1.0,
+    data=DataConfig(dataset="tales_safety=0.9,tales:3000=0.1", cache_dir=base.CACHE),
+)

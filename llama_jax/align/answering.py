@@ -1,0 +1,146 @@
+"""Answers of a model to many conversations at once, as text."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from llama_jax.checkpoint import manifest as mf
+from llama_jax.checkpoint import saved_steps
+from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.config_align import SftConfig
+from llama_jax.data.chat import check_text, decode_answer, encode_prompt
+from llama_jax.data.files import as_path, write_atomic
+from llama_jax.data.records import Dialogue, Message, to_json
+from llama_jax.data.sources import digest
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.infer.rollout import sample_answers
+from llama_jax.infer.sampling_params import SamplingParams
+from llama_jax.model.cache import gather, prepare
+from llama_jax.models import Model, load, open_model
+from llama_jax.runtime.hosts import exchange
+
+
+class Answered(NamedTuple):
+    """An answer as text."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """As they were drawn, EOS included."""
+    ended: bool
+    """Whether it ended by itself; what was cut off is no example of an answer."""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers, prepared once."""
+
+    w: dict[str, Any]
+    config: ModelConfig
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    temperature: float
+    wave_rows: int
+    prompt_len: int
+    """Longest conversation, in tokens; all calls share their compiled programs."""
+
+    @staticmethod
+    def of(model: Model, **settings: Any) -> "Answerer":
+        """Of a loaded model, with the settings of the class."""
+        require(model.tokenizer is not None, "the model has no tokenizer to answer with")
+        assert model.tokenizer is not None
+        w = gather(model.prepared, model.config)
+        return Answerer(w, model.config, model.tokenizer, **settings)
+
+    @staticmethod
+    def load(path: str, **settings: Any) -> "Answerer":
+        """Of a model in any format, or a run folder."""
+        return Answerer.of(load(path), **settings)
+
+    def reads(self, messages: Sequence[Message]) -> bool:
+        """Whether a conversation is short enough."""
+        return len(encode_prompt(self.tokenizer, messages)) <= self.prompt_len
+
+    def answer(
+        self, conversations: Sequence[Sequence[Message]], seeds: Sequence[Sequence[int]]
+    ) -> list[Answered]:
+        """An answer to each conversation, which ends with a user's message.
+
+        Raises InputError for a conversation that is too long or cannot be encoded.
+        """
+        params = SamplingParams(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature
+        ).for_vocabulary(self.tokenizer.vocab_size, self.tokenizer.eos_id)
+        samples = sample_answers(
+            self.w,
+            [encode_prompt(self.tokenizer, messages) for messages in conversations],
+            params,
+            config=self.config,
+            n=1,
+            seeds=seeds,
+            wave_rows=self.wave_rows,
+            prompt_len=self.prompt_len,
+        )
+        answers = [samples.answer(p, 0) for p in range(len(conversations))]
+        return [
+            Answered(decode_answer(self.tokenizer, tokens), tuple(tokens), a.finish == "stop")
+            for a in answers
+            for tokens in [a.tokens.tolist()]
+        ]
+
+
+def is_text(answer: str) -> bool:
+    """Whether an answer can stand in a conversation: not empty, and without the template's tags."""
+    try:
+        check_text(answer, "answer", answer=True)
+    except InputError:
+        return False
+    return bool(answer)
+
+
+def generation_weights(params: Any, config: ModelConfig) -> dict[str, Any]:
+    """The parameters as generation reads them, gathered once for all steps of the decoder."""
+    return gather(prepare(params, config), config)
+
+
+def kept_dialogues(
+    config: SftConfig,
+    tokenizer: Tokenizer,
+    models: Sequence[str],
+    make: Callable[[], Sequence[Dialogue]],
+) -> str:
+    """The file with the dialogues that `make` makes of the answers of `models`; made once.
+
+    It lies in data.cache_dir, named by all that decides what is in it: settings, and weights.
+    """
+    settings = {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE}
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in OF_A_HOST}
+    weights = [weights_identity(path) for path in models]
+    text = json.dumps([settings, weights], sort_keys=True)
+    name = digest(config.stage, text, tokenizer.fingerprint)[:16]
+    path = as_path(config.data.cache_dir) / f"{config.stage}-{name}.jsonl"
+    # The cache may be each host's own, but all draw answers together, or none does.
+    if not all(text == "True" for text in exchange(str(path.exists()))):
+        lines = "".join(to_json(dialogue) + "\n" for dialogue in make())
+        write_atomic(path, lines.encode())
+    return str(path)
+
+
+def weights_identity(path: str) -> str:
+    """What changes when a model's weights do: the digests in its manifest, or else its own name."""
+    folder = as_path(open_model(path).path)
+    steps = saved_steps(epath.Path(folder) / "checkpoints")
+    manifest = (folder / "checkpoints" / str(steps[-1]) if steps else folder) / mf.FILENAME
+    return mf.sha256(manifest.read_bytes()) if manifest.exists() else str(folder)
+
+
+_ELSEWHERE = {
+    "workdir", "steps", "batch_size", "accumulate", "optimizer", "checkpoint", "mesh", "log_every",
+    "eval_every", "eval_batches", "sample_prompts", "profile_steps", "max_skipped",
+    "watchdog_seconds", "compilation_cache", "init_from", "safety",
+}  # fmt: skip
+"""Settings that decide nothing about the answers, or are known by their weights."""
+OF_A_HOST = {"cache_dir", "workers"}
+"""Settings of the data that each host has of its own."""

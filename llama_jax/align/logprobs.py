@@ -1,0 +1,53 @@
+"""Log-probabilities of the tokens of a batch: what policies and references are compared by.
+
+Index t of every array holds what concerns the choice of token t+1; nothing is shifted anywhere.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from llama_jax.config import ModelConfig
+from llama_jax.ops.loss import chunk_length
+from llama_jax.ops.token_logprobs import token_logprobs
+from llama_jax.parallel.fsdp import by_positions, by_rows
+from llama_jax.parallel.rules import num_shards
+from llama_jax.train.objective import Batch, Forward
+
+
+class TokenScores(NamedTuple):
+    """What a model thinks of each target, float32 [B,T]."""
+
+    logp: Float[Array, "B T"]
+    """Nats."""
+    entropy: Float[Array, "B T"]
+    """Of the distribution that the target is drawn from, nats."""
+    best: Float[Array, "B T"]
+    """Log-probability of the likeliest token, nats: that of the target where it is the one."""
+
+
+def batch_logprobs(
+    forward: Forward,
+    batch: Batch,
+    targets: Int[Array, "B T"],
+    *,
+    cfg: ModelConfig,
+    temperature: float = 1.0,
+) -> TokenScores:
+    """Log-probability of targets[b,t] after the tokens up to t, at a temperature."""
+    x, head = forward(batch["tokens"], batch["positions"], batch["segment_ids"])
+
+    def score(w, x, targets):
+        rows = -(-x.shape[0] // num_shards("batch"))
+        chunk = chunk_length(rows, x.shape[1], cfg.vocab_size)
+        return token_logprobs(x, w["head"], targets, temperature=temperature, chunk=chunk)
+
+    run = partial(by_positions, score)
+    return TokenScores(*by_rows(run, {"head": head}, {"head": ("embed", "vocab")}, x, targets))
+
+
+def next_tokens(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Token t+1 at index t; the last index holds nothing that counts."""
+    return jnp.roll(tokens, -1, axis=1)

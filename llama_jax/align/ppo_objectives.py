@@ -1,0 +1,119 @@
+"""What PPO's two models learn from a minibatch of answers (Schulman et al. 2017).
+
+Index t of every array belongs to the choice of token t+1; `answer` marks those that the policy
+chose, EOS included. Means are over the chosen tokens of the whole minibatch.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from llama_jax.align.logprobs import batch_logprobs, next_tokens
+from llama_jax.align.losses import policy_clipped, policy_terms, value_clipped, value_terms
+from llama_jax.config import ModelConfig
+from llama_jax.model.heads import apply_head
+from llama_jax.train.objective import Batch, Forward, Mean
+
+
+@dataclass(frozen=True)
+class _OverAnswers:
+    """A mean over the tokens of answers. A batch holds tokens, positions, segment_ids int32, answer
+    bool and the floats of the class, each [B,T]."""
+
+    model: ModelConfig
+
+    def trains(self, name: str) -> bool:
+        """Everything."""
+        return True
+
+    def abstract_batch(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """As the class says."""
+        dtypes = {
+            **dict.fromkeys(("tokens", "positions", "segment_ids"), jnp.int32),
+            "answer": jnp.bool_,
+            **dict.fromkeys(self.floats(), jnp.float32),
+        }
+        return {k: jax.ShapeDtypeStruct((batch_size, seq_len), d) for k, d in dtypes.items()}
+
+    def floats(self) -> tuple[str, ...]:
+        """Names of the float32 arrays of a batch."""
+        raise NotImplementedError
+
+    def weights(self, batch: Batch) -> Float[Array, ""]:
+        """The number of chosen tokens."""
+        return jnp.maximum(jnp.sum(batch["answer"], dtype=jnp.float32), 1)
+
+    def loss(self, forward: Forward, batch: Batch, weights: Float[Array, ""]):
+        """The share of the mean loss, and what `terms` reports."""
+        means = self.terms(forward, batch)
+        return means["loss"].total / weights, {k: m for k, m in means.items() if k != "loss"}
+
+    def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
+        """The same averages, without a step."""
+        return self.terms(forward, batch)
+
+    def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
+        """The loss and what else is averaged over the chosen tokens."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Policy(_OverAnswers):
+    """The clipped surrogate of the policy gradient."""
+
+    clip: float
+    temperature: float
+
+    def floats(self) -> tuple[str, ...]:
+        """Log-probabilities when the answers were drawn, and advantages."""
+        return ("old_logp", "advantages")
+
+    def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
+        """loss, clipped (share of tokens), ratio and its variance about 1, approx_kl to the policy
+        that drew, entropy."""
+        found = batch_logprobs(
+            forward,
+            batch,
+            next_tokens(batch["tokens"]),
+            cfg=self.model,
+            temperature=self.temperature,
+        )
+        answer, old = batch["answer"], batch["old_logp"]
+        arguments = (found.logp, old, batch["advantages"], answer)
+        apart = jnp.where(answer, found.logp - old, 0.0)
+        return {
+            "loss": _mean(policy_terms(*arguments, clip=self.clip), answer),
+            "clipped": _mean(policy_clipped(*arguments, clip=self.clip), answer),
+            "ratio": _mean(jnp.exp(apart), answer),
+            "ratio_variance": _mean(jnp.square(jnp.expm1(apart)), answer),
+            "approx_kl": _mean(jnp.expm1(apart) - apart, answer),
+            "entropy": _mean(found.entropy, answer),
+        }
+
+
+@dataclass(frozen=True)
+class Value(_OverAnswers):
+    """The clipped squared error of the value."""
+
+    clip: float | None
+
+    def floats(self) -> tuple[str, ...]:
+        """Values when the answers were drawn, and returns."""
+        return ("old_values", "returns")
+
+    def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
+        """loss and clipped (share of tokens)."""
+        x, head = forward(batch["tokens"], batch["positions"], batch["segment_ids"])
+        answer = batch["answer"]
+        arguments = (apply_head(head, x), batch["old_values"], batch["returns"], answer)
+        return {
+            "loss": _mean(value_terms(*arguments, clip=self.clip), answer),
+            "clipped": _mean(value_clipped(*arguments, clip=self.clip), answer),
+        }
+
+
+def _mean(values: Array, where: Array) -> Mean:
+    total = jnp.sum(jnp.where(where, values, 0), dtype=jnp.float32)
+    return Mean(total, jnp.sum(where, dtype=jnp.float32))

@@ -1,0 +1,100 @@
+"""Rejection sampling and fine-tuning, V1 to V4 of the paper (Llama 2, section 3.2.3).
+
+Every round leaves its answers in the bank; what is on disk is not made again, so the same command
+resumes anywhere, down to single answers.
+"""
+
+import contextlib
+import logging
+from dataclasses import dataclass
+
+import jax
+
+from llama_jax.align.bank import to_line
+from llama_jax.align.experience import open_judges
+from llama_jax.align.progress import keep_programs
+from llama_jax.align.rejection_round import Round
+from llama_jax.align.run_files import write_on_main
+from llama_jax.config_align import RejectionConfig
+from llama_jax.data.conversations import prepare_prompts
+from llama_jax.models import load
+from llama_jax.parallel.arrays import check_batch
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.runtime.hosts import fail_together, require_agreement
+from llama_jax.train.initial import open_source
+from llama_jax.train.loop import find_tokenizer
+from llama_jax.train.metrics import METRICS_FILE, Clock
+from llama_jax.train.run import check_run, claim_run, host_facts, run_path, write_run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RejectionSummary:
+    """How a call of `rejection` ended."""
+
+    workdir: str
+    rounds: list[dict[str, float]]
+    """Of each round: temperature, prompts, winners, mean score of all and of the winners."""
+    model: str
+    """Run folder of the last round's fine-tuning."""
+    seconds: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """The summary for people: a row for each round."""
+        table = [
+            f"  {n:>5}  {r['temperature']:>11.2f}  {r['prompts']:>7.0f}  {r['score']:>10.3f}  "
+            f"{r['winners_score']:>15.3f}"
+            for n, r in enumerate(self.rounds, 1)
+        ]
+        head = "  round  temperature  prompts  mean score  winners' score"
+        spent = ", ".join(f"{name} {s:.0f} s" for name, s in self.seconds.items())
+        return [f"{len(table)} rounds complete", head, *table, f"  time   {spent}"]
+
+
+def rejection(config: RejectionConfig) -> RejectionSummary:
+    """Run or resume all rounds.
+
+    Raises:
+      InputError: settings, models, prompts or the folder do not fit.
+    """
+    clock = Clock()
+    # ---- Hosts, source, mesh, folder: as in pretraining, nothing is read before it fits.
+    require_agreement(host_facts(config))
+    with fail_together():
+        workdir = run_path(config)
+        config, source = open_source(config, workdir, resumes=False)
+        assert source is not None, "RejectionConfig requires init_from"
+    mesh = make_mesh(config.mesh)
+    check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
+    with fail_together():
+        check_run(config)
+    keep_programs(config)
+
+    with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
+        with fail_together():
+            stack.enter_context(claim_run(workdir))
+            tokenizer = find_tokenizer(config, workdir, source)
+            limit = config.seq_len - config.max_new_tokens
+            prompts = prepare_prompts(config.data, tokenizer, max_tokens=limit)
+            judges = open_judges(config, tokenizer, block=config.wave_rows)
+            write_run(config, workdir, tokenizer)
+
+        # ---- Rounds: what a round leaves on disk is not made again.
+        rounds, current = [], config.init_from
+        for number in range(1, config.rounds + 1):
+            this = Round(config, workdir, number, tokenizer, judges, clock)
+            facts = this.facts()
+            if facts is None:
+                facts = this.draw_and_choose(load(current), prompts)
+                this.fine_tune(current)
+                write_on_main(this.folder / "round.json", to_line(facts).encode())
+            rounds.append(facts)
+            logger.info(
+                "round %d of %d: mean score %.3f, of the winners %.3f, temperature %.2f",
+                number, config.rounds, facts["score"], facts["winners_score"], facts["temperature"],
+            )  # fmt: skip
+            current = str(this.folder / "sft")
+        lines = "".join(to_line({"step": n, **facts}) for n, facts in enumerate(rounds, 1))
+        write_on_main(workdir / METRICS_FILE, lines.encode())
+        return RejectionSummary(str(workdir), rounds, current, dict(clock.seconds))

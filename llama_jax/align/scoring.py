@@ -1,0 +1,174 @@
+"""Models that are only read: rewards, the reference, the value; scored in blocks of rows.
+
+Rows are tokens, positions and segment_ids [R,T], each a prompt with an answer from its beginning.
+"""
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from llama_jax.align.logprobs import batch_logprobs, next_tokens
+from llama_jax.align.reward import row_scores
+from llama_jax.checkpoint import manifest as mf
+from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.data.packing import positions_of
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.model.heads import apply_head
+from llama_jax.model.llama import hidden
+from llama_jax.models import open_model
+from llama_jax.parallel.arrays import host_rows, shard_batch, to_host
+from llama_jax.parallel.rules import num_shards
+from llama_jax.train.objective import Forward
+
+Rows = Mapping[str, np.ndarray]
+"""tokens, positions, segment_ids int32 [R,T], and whatever else is kept by row."""
+
+
+class Scorer(NamedTuple):
+    """A model with one head, and how many rows it reads at once."""
+
+    config: ModelConfig
+    params: Any
+    block: int
+    """Rows of a compiled block; rounded up to a multiple of what the mesh splits rows over."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model that was trained here, ready to score."""
+
+    path: str
+    digest: str
+    """Of its weights: scores of different models are never compared."""
+    scorer: Scorer
+
+    def scores(self, rows: Rows) -> Float[np.ndarray, " R"]:
+        """One score for each row, in logits."""
+        return score_rows(_score, self.scorer, rows)
+
+
+def open_reward_model(path: str, tokenizer: Tokenizer, *, seq_len: int, block: int) -> RewardModel:
+    """Read a reward model for rows of `seq_len` tokens, `block` of them at once.
+
+    With a mesh in context its weights are split over it. Raises InputError if it is no reward
+    model, has a shorter context, or reads another tokenizer's ids.
+    """
+    opened = open_model(path)
+    require(
+        opened.config.head == "score",
+        f"{path} is no reward model: it has no score head; train one with llama-jax reward",
+    )
+    require(
+        opened.config.max_seq_len >= seq_len,
+        f"reward model {path} has a context of {opened.config.max_seq_len} tokens, less than "
+        f"seq_len={seq_len}: shorten prompts and answers, or train one with a longer context",
+    )
+    own = opened.tokenizer
+    if own is not None and own.fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"reward model {path} has another tokenizer (fingerprint {own.fingerprint[:12]}) than "
+            f"the model that answers ({tokenizer.fingerprint[:12]}), so the same ids are other "
+            "text to it: train it from a model with that tokenizer"
+        )
+    require(
+        opened.config.vocab_size >= tokenizer.vocab_size,
+        f"reward model {path} knows {opened.config.vocab_size} tokens, the tokenizer has "
+        f"{tokenizer.vocab_size}: train it from a model with that tokenizer",
+    )
+    params = opened.read()
+    return RewardModel(path, params_digest(params), Scorer(opened.config, params, block))
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 over the digests of all parameters, in hexadecimal."""
+    found = {name: mf.as_text(mf.digest(a)) for name, a in mf.flatten(params).items()}
+    text = "\n".join(f"{name} {found[name]}" for name in sorted(found))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows_of(texts: Sequence[Sequence[int]], seq_len: int) -> dict[str, Int[np.ndarray, "R T"]]:
+    """Rows that hold one text each, padded to T = seq_len; no text may be longer."""
+    tokens = np.zeros((len(texts), seq_len), np.int32)
+    for row, ids in zip(tokens, texts, strict=True):
+        row[: len(ids)] = ids
+    lengths = np.array([len(ids) for ids in texts])[:, None]
+    segment_ids = (np.arange(seq_len)[None] < lengths).astype(np.int32)
+    return {
+        "tokens": tokens,
+        "segment_ids": segment_ids,
+        "positions": positions_of(segment_ids),
+    }
+
+
+def token_logprobs_of(
+    scorer: Scorer, rows: Rows, *, temperature: float
+) -> tuple[Float[np.ndarray, "R T"], Float[np.ndarray, "R T"]]:
+    """Log-probability of token t+1 at index t, and the entropy there, by a language model."""
+    return score_rows(functools.partial(_logprobs, temperature=temperature), scorer, rows)
+
+
+def values_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, "R T"]:
+    """The value of each position: what is expected from the choice of the next token on."""
+    return score_rows(_values, scorer, rows)
+
+
+def score_rows(function: Any, scorer: Scorer, rows: Rows) -> Any:
+    """function(params, block of rows, config=...) over all rows, a block at a time, on the host.
+
+    The last block is filled up with empty rows, so that all have one compiled shape.
+    """
+    named = {name: rows[name] for name in ("tokens", "positions", "segment_ids")}
+    R, shards = len(named["tokens"]), num_shards("batch")
+    B = -(-scorer.block // shards) * shards
+    found = []
+    for start in range(0, R, B):
+        block = place_rows({k: _filled(a[start : start + B], B) for k, a in named.items()})
+        found.append(to_host(function(scorer.params, block, config=scorer.config)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:R], *found)
+
+
+def _filled(a: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([a, np.zeros((rows - len(a), *a.shape[1:]), a.dtype)])
+
+
+def place_rows(rows: Rows) -> Mapping[str, Any]:
+    """Rows that every host holds whole, split over the mesh in context, if there is one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return rows
+    B = len(rows["tokens"])
+    mine = host_rows(mesh, B)
+    return shard_batch({name: a[mine] for name, a in rows.items()}, mesh, B)
+
+
+def _forward(params: Any, config: ModelConfig) -> Forward:
+    def forward(tokens, positions, segment_ids):
+        return hidden(params, tokens, config=config, positions=positions, segment_ids=segment_ids)
+
+    return forward
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _score(params, rows, *, config):
+    return row_scores(_forward(params, config), rows)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _values(params, rows, *, config):
+    x, head = _forward(params, config)(rows["tokens"], rows["positions"], rows["segment_ids"])
+    return apply_head(head, x)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature"))
+def _logprobs(params, rows, *, config, temperature):
+    targets = next_tokens(rows["tokens"])
+    found = batch_logprobs(
+        _forward(params, config), rows, targets, cfg=config, temperature=temperature
+    )
+    return found.logp, found.entropy

@@ -1,0 +1,93 @@
+"""Supervised fine-tuning: next-token prediction on the answers of dialogues (Llama 2, section 3.1).
+
+Whole dialogues share a row, told apart by segment ids; prompts are read and answers are learned,
+EOS among them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax.numpy as jnp
+
+from llama_jax.align.logprobs import batch_logprobs
+from llama_jax.config_align import SftConfig
+from llama_jax.data.chat import decode_answer, encode_prompt
+from llama_jax.data.conversations import prepare_dialogues
+from llama_jax.data.records import Message
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.infer.generate import generate_tokens
+from llama_jax.infer.sampling_params import SamplingParams
+from llama_jax.model.cache import prepare
+from llama_jax.train.loop import Summary, run
+from llama_jax.train.next_token import NextToken, batch_targets
+from llama_jax.train.objective import Batch, Forward, Mean
+from llama_jax.train.stage import Stage
+
+ANSWER_TOKENS = 128
+"""Longest sample."""
+
+
+def sft(config: SftConfig) -> Summary:
+    """Fine-tune, or resume; see `train.loop.run`."""
+    return run(config, stage)
+
+
+def stage(config: SftConfig) -> Stage:
+    """Dialogues, their answers' tokens, answers to the experiment's sample prompts."""
+    return Stage(
+        name="sft",
+        objective=Answers(config.model, config.z_loss),
+        prepare=lambda tokenizer: prepare_dialogues(config.data, tokenizer, seq_len=config.seq_len),
+        sample=partial(answer_prompts, config),
+    )
+
+
+@dataclass(frozen=True)
+class Answers(NextToken):
+    """`NextToken`, examined more closely: how often the answer's next token is the likeliest one,
+    how sure the model is, and whether it knows where answers end."""
+
+    def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
+        """Loss, accuracy and entropy over answers; eos_accuracy over their ends."""
+        targets, mask = batch_targets(batch)
+        found = batch_logprobs(forward, batch, targets, cfg=self.model)
+        ends = mask & ~jnp.roll(mask, -1, axis=1)
+
+        def mean(values, where):
+            total = jnp.sum(jnp.where(where, values, 0.0), dtype=jnp.float32)
+            return Mean(total, jnp.sum(where, dtype=jnp.float32))
+
+        return {
+            "loss": mean(-found.logp, mask),
+            "accuracy": mean(found.logp >= found.best, mask),
+            "entropy": mean(found.entropy, mask),
+            "eos_accuracy": mean(found.logp >= found.best, ends),
+        }
+
+
+def answer_prompts(config: SftConfig, params: dict, tokenizer: Tokenizer) -> list[str]:
+    """The experiment's sample prompts, each a user's message, and greedy answers to them."""
+    conversations = [[{"role": "user", "content": text}] for text in config.sample_prompts]
+    answers = greedy_answers(config, params, tokenizer, conversations)
+    return [f"> {p}\n\n{a}" for p, a in zip(config.sample_prompts, answers, strict=True)]
+
+
+def greedy_answers(
+    config: SftConfig,
+    params: dict,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+) -> list[str]:
+    """The likeliest answer to each conversation, of up to ANSWER_TOKENS tokens."""
+    if not conversations:
+        return []
+    greedy = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
+    ids = generate_tokens(
+        prepare(params, config.model),
+        [encode_prompt(tokenizer, messages) for messages in conversations],
+        greedy.for_vocabulary(tokenizer.vocab_size, tokenizer.eos_id),
+        config=config.model,
+        seeds=[0] * len(conversations),
+    )
+    return [decode_answer(tokenizer, answer) for answer in ids]

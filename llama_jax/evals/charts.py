@@ -1,0 +1,98 @@
+"""Small pictures as SVG text, for pages that open from disk without any library."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+W, H, LEFT, BOTTOM, TOP, RIGHT = 460, 260, 48, 40, 14, 12
+COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed")
+
+
+class Bar(NamedTuple):
+    """A value with the bounds of its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def bars(values: Sequence[Bar], label: str, *, top: float = 1.0) -> str:
+    """A bar for each value, with a line over its interval; the axis goes from 0 to `top`."""
+    width = (W - LEFT - RIGHT) / max(len(values), 1)
+
+    def y(value: float) -> float:
+        return TOP + (H - TOP - BOTTOM) * (1 - min(value, top) / top)
+
+    parts = [_axis(label, 0.0, top, y)]
+    for i, bar in enumerate(values):
+        x, middle = LEFT + (i + 0.2) * width, LEFT + (i + 0.5) * width
+        height = H - BOTTOM - y(bar.value)
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y(bar.value):.1f}" width="{0.6 * width:.1f}" '
+            f'height="{height:.1f}" fill="{COLORS[0]}"/>'
+            f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{y(bar.low):.1f}" '
+            f'y2="{y(bar.high):.1f}" stroke="currentColor" stroke-width="2"/>'
+            f'<text x="{middle:.1f}" y="{H - BOTTOM + 16}" text-anchor="middle">'
+            f"{escape(bar.name)}</text>"
+            f'<text x="{middle:.1f}" y="{y(bar.high) - 4:.1f}" text-anchor="middle">'
+            f"{bar.value:.2f}</text>"
+        )
+    return _svg(parts, f"{label}: " + ", ".join(f"{b.name} {b.value:.2f}" for b in values))
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
+    """A line for each named series of (x, y) points."""
+    points = [p for s in series.values() for p in s]
+    if not points:
+        return ""
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+    pad = 0.08 * (y1 - y0) or 1.0
+    y0, y1 = y0 - pad, y1 + pad
+
+    def x(value: float) -> float:
+        return LEFT + (W - LEFT - RIGHT) * (value - x0) / ((x1 - x0) or 1)
+
+    def y(value: float) -> float:
+        return TOP + (H - TOP - BOTTOM) * (1 - (value - y0) / (y1 - y0))
+
+    parts = [_axis(y_label, y0, y1, y)]
+    for value in (x0, (x0 + x1) / 2, x1):
+        parts.append(
+            f'<text x="{x(value):.1f}" y="{H - BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
+        )
+    parts.append(
+        f'<text x="{(W + LEFT) / 2:.1f}" y="{H - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    for i, (name, found) in enumerate(series.items()):
+        color = COLORS[i % len(COLORS)]
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in found)
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+            f'<text x="{W - RIGHT}" y="{TOP + 14 + 16 * i}" text-anchor="end" fill="{color}">'
+            f"{escape(name)}</text>"
+        )
+    return _svg(parts, f"{y_label} over {x_label}: {', '.join(series)}")
+
+
+def _axis(label: str, low: float, high: float, y) -> str:
+    ticks = [low + (high - low) * i / 4 for i in range(5)]
+    marks = "".join(
+        f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="currentColor" '
+        f'stroke-opacity="0.15"/><text x="{LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.3g}'
+        "</text>"
+        for t in ticks
+    )
+    middle = (H - BOTTOM + TOP) / 2
+    return (
+        f'{marks}<text x="12" y="{middle}" text-anchor="middle" '
+        f'transform="rotate(-90 12 {middle})">{escape(label)}</text>'
+    )
+
+
+def _svg(parts: Sequence[str], described: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{escape(described)}" '
+        f'font-size="12" fill="currentColor">{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,147 @@
+"""The page that shows what each stage of alignment did: one HTML file that opens from disk."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from llama_jax.evals.charts import Bar, bars, lines
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+  color: #1f2328; background: #fff; }
+@media (prefers-color-scheme: dark) { body { color: #e6edf3; background: #0d1117; } }
+svg { width: 100%; max-width: 520px; } figure { display: inline-block; width: 48%; min-width: 340px;
+  margin: 0 0 1rem; vertical-align: top; } figcaption { font-size: .9rem; opacity: .8; }
+table { border-collapse: collapse; margin: 1rem 0; } th, td { border-bottom: 1px solid #8884;
+  padding: .3rem .8rem; text-align: left; vertical-align: top; } td.number { text-align: right; }
+details { margin: .5rem 0; } summary { cursor: pointer; }
+code { background: #8882; padding: 0 .3em; }
+"""
+
+
+def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[str]) -> str:
+    """The page of a report (see experiments/chat/run.py for its keys).
+
+    figures: best_of_n by round, ppo lines of metrics, answers by prompt and stage.
+    talk: commands to go on with.
+    """
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'>",
+        f"<title>From a base model to a chat model</title><style>{STYLE}</style>",
+        "<h1>From a base model to a chat model</h1>",
+        "<p>Each stage of Llama 2's alignment, run on this machine in "
+        f"{report['seconds'] / 60:.0f} minutes. A program that knows the rules of this small world "
+        "judges every answer; no model is its own judge.</p>",
+        "<h2>What each stage did</h2>",
+        _stages(report["stages"]),
+        "<h2>Reward models</h2>",
+        _reward_models(report["reward_accuracy"]),
+        "<h2>Rejection sampling and PPO</h2>",
+        _figures(figures),
+        "<h2>Ghost attention</h2>",
+        _ghost(report["gatt"]),
+        "<h2>The same prompts, answered by each stage</h2>",
+        _answers(figures["answers"]),
+        "<h2>Talk to it</h2>",
+        *(f"<p><code>{escape(command)}</code></p>" for command in talk),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """An HTML table; numbers are shown with three digits, to the right."""
+    out = ["<table><tr>", *(f"<th>{escape(h)}</th>" for h in head), "</tr>"]
+    for row in rows:
+        cells = [
+            f"<td class=number>{value:.3f}</td>"
+            if isinstance(value, float)
+            else f"<td>{escape(str(value))}</td>"
+            for value in row
+        ]
+        out += ["<tr>", *cells, "</tr>"]
+    return "".join([*out, "</table>"])
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
+    helpful = bars(
+        [Bar(s["name"], s["helpfulness"], *s["helpfulness_interval"]) for s in stages],
+        "helpfulness",
+    )
+    unsafe = bars(
+        [Bar(s["name"], s["violations"], *s["violations_interval"]) for s in stages],
+        "violations",
+    )
+    rows = [
+        (s["name"], s["helpfulness"], "{:.3f} to {:.3f}".format(*s["helpfulness_interval"]),
+         s["violations"], s["false_refusals"], s.get("p_value", "") or "")
+        for s in stages
+    ]  # fmt: skip
+    head = ("stage", "helpfulness", "95 % interval", "violations", "false refusals",
+            "p of no gain over the stage before")  # fmt: skip
+    return (
+        f"<figure>{helpful}<figcaption>Judged helpfulness of answers to {stages[0]['prompts']} "
+        f"held-out prompts.</figcaption></figure><figure>{unsafe}<figcaption>Share of unkind "
+        f"requests that were not refused kindly.</figcaption></figure>{table(head, rows)}"
+    )
+
+
+def _reward_models(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    ratings = ("significantly", "better", "slightly", "negligibly")
+    rows = [(kind, *(float(found[r]) for r in ratings)) for kind, found in accuracy.items()]
+    return (
+        "<p>Share of held-out pairs in which the model prefers the better answer, by how much "
+        f"better it is (the paper's Table 8).</p>{table(('model', *ratings), rows)}"
+    )
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    best = {}
+    for name, found in figures["best_of_n"].items():
+        best[f"{name}, best of n"] = list(zip(found["n"], found["max"], strict=True))
+        best[f"{name}, median"] = list(zip(found["n"], found["median"], strict=True))
+    ppo = figures["ppo"]
+    kl = [(float(m["step"]), m["kl/answer"]) for m in ppo]
+    score = {
+        "policy's judges": [
+            (float(m["step"]), m["heldout/proxy"]) for m in ppo if "heldout/proxy" in m
+        ],
+        "held-out judge": [
+            (float(m["step"]), m["heldout/score"]) for m in ppo if "heldout/score" in m
+        ],
+    }
+    return (
+        f"<figure>{lines(best, 'answers', 'score')}<figcaption>The best of n answers, and the "
+        "median one (the paper's Figure 7).</figcaption></figure>"
+        f"<figure>{lines(score, 'iteration', 'score')}<figcaption>PPO: scores of answers to "
+        "held-out prompts.</figcaption></figure>"
+        f"<figure>{lines({'KL': kl}, 'iteration', 'nats an answer')}<figcaption>PPO: how far the "
+        "policy is from where it started.</figcaption></figure>" + _kl_against_reward(ppo)
+    )
+
+
+def _kl_against_reward(ppo: Sequence[Mapping[str, float]]) -> str:
+    points = sorted((m["kl/answer"], m["score/mean"]) for m in ppo)
+    chart = lines({"iterations": points}, "KL, nats an answer", "score")
+    return f"<figure>{chart}<figcaption>PPO: score bought with KL.</figcaption></figure>"
+
+
+def _ghost(gatt: Mapping[str, Mapping[str, float]]) -> str:
+    turns = list(next(iter(gatt.values())))
+    rows = [(name, *(float(found[t]) for t in turns)) for name, found in gatt.items()]
+    return (
+        "<p>Share of conversations whose answer at a turn still keeps what the first turn asked "
+        f"for.</p>{table(('ghost attention', *(f'turn {t}' for t in turns)), rows)}"
+    )
+
+
+def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
+    out = []
+    for found in answers:
+        rows = [(name, text) for name, text in found["answers"].items()]
+        opened = " open" if found is answers[0] else ""
+        out.append(
+            f"<details{opened}><summary>{escape(found['prompt'])}</summary>"
+            f"{table(('stage', 'answer'), rows)}</details>"
+        )
+    return "".join(out)

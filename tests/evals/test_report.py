@@ -1,0 +1,99 @@
+"""Judged answers and the page that shows them: numbers, escaping, no foreign host."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from llama_jax.align.answering import Answered
+from llama_jax.data.corpora.tales import instructions
+from llama_jax.data.corpora.tales.judge import judge
+from llama_jax.evals.charts import Bar, bars, lines
+from llama_jax.evals.chat_report import page
+from llama_jax.evals.judged import judge_answers
+
+
+@dataclass(frozen=True)
+class Parrot:
+    """Answers every conversation with one text."""
+
+    text: str
+
+    def answer(self, conversations, seeds):
+        return [Answered(self.text, (), True)] * len(conversations)
+
+
+PROMPTS = [
+    *(instructions.prompt(i, "validation", kind="story") for i in range(6)),
+    *(instructions.adversarial(i, "validation") for i in range(4)),
+]
+
+
+def test_violations_are_unkind_requests_that_were_not_refused():
+    story = "Once there was a girl named Mia. She was happy."
+    found = judge_answers(Parrot(story).answer, PROMPTS)
+    assert (found.violations, found.false_refusals, found.harmless) == (4, 0, 6)
+    expected = [judge(p.messages, story, True).helpfulness for p in PROMPTS]
+    np.testing.assert_array_equal(found.helpfulness, expected)
+    row = found.summary("parrot")
+    assert row["helpfulness"] == pytest.approx(np.mean(expected))
+    assert (row["violations"], row["prompts"]) == (1.0, 10)
+    assert row["helpfulness_interval"][0] < row["helpfulness"] < row["helpfulness_interval"][1]
+
+
+def test_a_refusal_of_what_is_harmless_is_counted():
+    refusal = "I am sorry, but I will not do that. It is not kind. Shall we sing a song instead?"
+    found = judge_answers(Parrot(refusal).answer, PROMPTS)
+    assert found.false_refusals == 6
+    assert found.violations == sum(
+        not judge(p.messages, refusal, True).refused for p in PROMPTS[6:]
+    )
+    assert found.summary("no")["false_refusals"] == 1.0
+
+
+def test_bars_are_as_high_as_their_values():
+    picture = bars([Bar("a", 0.25, 0.2, 0.3), Bar("b<", 1.0, 0.9, 1.0)], "share")
+    heights = [float(h) for h in re.findall(r'<rect [^>]*height="([\d.]+)"', picture)]
+    assert heights[1] == pytest.approx(4 * heights[0], abs=0.3)
+    assert "b&lt;" in picture
+    assert "b<" not in picture.replace("b&lt;", "")
+
+
+def test_a_line_goes_through_its_points_in_proportion():
+    picture = lines({"score": [(0.0, 0.0), (1.0, 1.0), (4.0, 2.0)]}, "n", "score")
+    points = re.search(r'points="([^"]+)"', picture)[1].split()
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in points)
+    assert x2 - x0 == pytest.approx(4 * (x1 - x0), abs=0.3)
+    assert y0 - y2 == pytest.approx(2 * (y0 - y1), abs=0.3)
+    assert lines({}, "n", "score") == ""
+
+
+def test_the_page_stands_alone_and_escapes_what_models_say():
+    row = judge_answers(Parrot("Hello.").answer, PROMPTS).summary("base")
+    found = {"n": [1.0, 8.0], "max": [0.1, 0.9], "median": [0.1, 0.1]}
+    metrics = [
+        {"step": s, "kl/answer": 0.1 * s, "score/mean": s, "heldout/proxy": s, "heldout/score": s}
+        for s in (1.0, 2.0)
+    ]
+    text = page(
+        {
+            "stages": [row, {**row, "name": "sft", "p_value": 0.01}],
+            "reward_accuracy": {
+                "safety": dict.fromkeys(("significantly", "better", "slightly", "negligibly"), 0.5)
+            },
+            "gatt": {"with": {"2": 1.0, "20": 0.96}, "without": {"2": 0.4, "20": 0.0}},
+            "seconds": 120.0,
+        },
+        {
+            "best_of_n": {"round 1": found},
+            "ppo": metrics,
+            "answers": [{"prompt": "<b>Hi</b>", "answers": {"base": "<script>alert(1)</script>"}}],
+        },
+        ["llama-jax chat runs/chat/gatt"],
+    )
+    assert "<script" not in text
+    assert "&lt;b&gt;Hi&lt;/b&gt;" in text
+    assert not re.search(r"(src|href)=|https?://", text)
+    assert text.count("<figure>") == 6
+    assert "0.960" in text
