@@ -246,11 +246,10 @@ def _check(prompts, seeds, wanted, wave_rows, prompt_len, config):
             f"prompt {b} has {len(chain)} seeds and prompt 0 has {len(seeds[0])}: give all equally "
             "many, at least one",
         )
-    if prompt_len is not None:
-        longest = max(range(len(prompts)), key=lambda b: len(prompts[b]), default=0)
+    for b, prompt in enumerate(prompts):
         require(
-            not prompts or len(prompts[longest]) <= prompt_len,
-            f"prompt {longest} has {len(prompts[longest])} tokens, more than {prompt_len=}",
+            prompt_len is None or len(prompt) <= prompt_len,
+            f"prompt {b} has {len(prompt)} tokens, more than {prompt_len=}",
         )
     for prompt, sample in wanted:
         require(
