@@ -1,21 +1,26 @@
 # Two commands do everything, from a bare machine with Python >= 3.12:
 #   make quickstart   train a small Llama 2 on embedded stories and let it speak
 #   make test         run the tests
+# A third one goes on: `make chat` makes a chat model, from nothing to a report.
 # Each makes .venv and installs the locked dependencies first. Name another Python with PYTHON=...
 
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: help quickstart test test-slow lint types check locks clean
+.PHONY: help quickstart chat test test-slow lint types check locks clean
 
 help:
 	@echo "make quickstart   train a small Llama 2 (a few minutes on two cores) and sample from it"
+	@echo "make chat         from nothing to a chat model: SFT, rewards, rejection sampling, PPO, report"
 	@echo "make test         fast tests            make test-slow   kills, signals, long runs"
 	@echo "make check        lint + types + test   make locks       resolve the dependencies anew"
 	@echo "make clean        remove .venv; runs/ is yours and stays"
 
 quickstart: .venv/cpu.stamp
 	@$(BIN)/llama-jax train experiments/quickstart.py --workdir $(RUN)
+
+chat: .venv/cpu.stamp
+	@$(BIN)/python experiments/chat/run.py
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n auto -m "not slow"
