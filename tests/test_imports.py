@@ -49,8 +49,8 @@ ARROWS = {
     "evals": {"config", "align", "models", "infer", "data", "model", "ops", "parallel"},
     "serve": {"config", "models", "infer", "data"},
     "tpu": {
-        "config", "config_file", "pretrain", "train", "align", "infer", "model", "parallel",
-        "kernels", "data.files",
+        "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
+        "parallel", "kernels", "data.files",
     },
     "cli_train": {"config", "config_align", "runtime"},
     "cli": {

@@ -44,6 +44,17 @@ def attention_products(c: ModelConfig, seq_len: int) -> float:
     return 4.0 * seq_len * c.num_heads * c.head_dim
 
 
+def head_products(c: ModelConfig) -> float:
+    """FLOPs a token of the head, forward and backward; a score takes hardly any."""
+    return 6.0 * c.d_model * c.vocab_size if c.head == "language" else 0.0
+
+
+def tokens_of(config: TrainConfig) -> int:
+    """Positions of one batch; a pair of answers has two rows."""
+    rows = 2 if config.stage == "reward" else 1
+    return rows * config.batch_size * config.seq_len
+
+
 def flops(config: TrainConfig) -> Flops:
     """The work of one step.
 
@@ -51,10 +62,10 @@ def flops(config: TrainConfig) -> Flops:
     backward where two would do forward. What each remat policy computes again: model/llama.py.
     """
     c = config.model
-    tokens = config.batch_size * config.seq_len
+    tokens = tokens_of(config)
     products = layer_products(c)
     scores = attention_products(c, config.seq_len)
-    weights = 3 * c.num_layers * sum(products.values()) + 6.0 * c.d_model * c.vocab_size
+    weights = 3 * c.num_layers * sum(products.values()) + head_products(c)
     again = {
         "none": 0.0,
         "full": products["qkv"] + products["o"] + products["gate_up"] + scores / 2,
@@ -116,7 +127,7 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     mesh = axis_sizes(config.mesh, topology.chips)
     width = BYTES[c.dtype]
     replicas = mesh["slice"] * mesh["data"] * mesh["fsdp"]
-    tokens = config.batch_size / config.accumulate * config.seq_len / replicas / mesh["sequence"]
+    tokens = tokens_of(config) / config.accumulate / replicas / mesh["sequence"]
     count = parameter_count(c)
     held = count / (mesh["fsdp"] * mesh["tensor"])
     layer = sum(math.prod(w.shape) for w in layer_weights(c).values())

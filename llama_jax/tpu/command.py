@@ -17,6 +17,7 @@ from llama_jax.config import (
     override,
     require,
 )
+from llama_jax.config_align import RewardConfig, SftConfig
 from llama_jax.model.presets import PRESETS
 from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.decode_plan import decode_plan, decode_text
@@ -26,6 +27,8 @@ from llama_jax.tpu.search import front_json, search
 from llama_jax.tpu.topology import Topology
 
 PROG = "llama-jax plan"
+EXPERIMENTS = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig)}
+"""Of the stages whose step can be planned."""
 EPILOG = """\
 Every option of an experiment can follow, as for `llama-jax train`: --batch-size (global),
 --seq-len, --mesh.tensor, --mesh.fsdp, --mesh.sequence, --optimizer.moment-dtype, --accumulate ...
@@ -38,6 +41,7 @@ examples:
   llama-jax plan --model llama2-70b --topology v5e-256 --mesh.tensor 4 --batch-size 256 --json
   llama-jax plan experiments/tpu/llama2_7b_32k.py --topology v5p-128
   llama-jax plan --model llama2-13b --topology v6e-64 --search
+  llama-jax plan --model llama2-7b --topology v5e-64 --stage reward --batch-size 512
   llama-jax plan --model llama2-70b --topology v5e-16 --decode --batch-size 32
   llama-jax plan experiments/tpu/llama2_7b.py --topology v5e-256 --save gs://BUCKET/steps
 
@@ -65,6 +69,12 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
     )
     parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--topology", metavar="NAME", help="such as v5e-256")
+    parser.add_argument(
+        "--stage",
+        choices=sorted(EXPERIMENTS),
+        default="train",
+        help="the kind of experiment: pretraining, fine-tuning, or a reward model (train)",
+    )
     parser.add_argument("--remat", metavar="POLICY", help="as --model.remat (full with --model)")
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat policies and batch sizes"
@@ -97,9 +107,9 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
     if args.save and "://" not in args.save:
         args.save = os.path.abspath(os.path.expanduser(args.save))
     if path:
-        config = load_experiment([*path, *rest], PROG)
+        config = load_experiment([*path, *rest], PROG, EXPERIMENTS[args.stage])
     else:
-        config = override(preset_experiment(args.model, topology), rest, PROG)
+        config = override(preset_experiment(args.model, topology, args.stage), rest, PROG)
     if args.decode:
         planned = decode_plan(config, topology)
         return json.dumps(planned) if args.json else decode_text(planned)
@@ -129,16 +139,18 @@ def saved_text(p: Plan, folder: str, path: Sequence[str], options: Sequence[str]
     )
 
 
-def preset_experiment(name: str, topology: Topology) -> TrainConfig:
-    """One row a chip at the model's own context, recomputing whole layers.
+def preset_experiment(name: str, topology: Topology, stage: str = "train") -> TrainConfig:
+    """One row a chip at the model's own context, recomputing whole layers; one pair for a reward
+    model.
 
     Raises InputError for an unknown model, with the nearest.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.0)
         raise InputError(f"model {name!r} is unknown; nearest are {', '.join(near)}")
-    model = replace(PRESETS[name], remat="full")
-    return TrainConfig(
+    head = "score" if stage == "reward" else "language"
+    model = replace(PRESETS[name], remat="full", head=head)
+    return EXPERIMENTS[stage](
         workdir="unused",
         steps=100_000,
         batch_size=topology.chips,

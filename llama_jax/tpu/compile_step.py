@@ -24,18 +24,20 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from llama_jax import pretrain
+from llama_jax.align import reward, sft
 from llama_jax.config import InputError, TrainConfig
-from llama_jax.config_file import from_dict
+from llama_jax.config_file import STAGES, from_dict
 from llama_jax.data.files import AnyPath, as_path, reason, write_atomic
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
-from llama_jax.pretrain import stage
 from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.collectives import Collective, collectives
 from llama_jax.tpu.hlo import Program
 from llama_jax.tpu.liveness import Liveness
 from llama_jax.tpu.topology import Topology
 from llama_jax.train.optimizer import make_optimizer
+from llama_jax.train.stage import Stage
 from llama_jax.train.state import abstract_state, trained_table
 from llama_jax.train.step import abstract_batch, jit_train_step
 
@@ -46,6 +48,12 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
 }
 """For a process that compiles for TPUs and has none."""
+OBJECTIVES: dict[str, Callable[[Any], Stage]] = {
+    "train": pretrain.stage,
+    "sft": sft.stage,
+    "reward": reward.stage,
+}
+"""The stages whose step can be planned."""
 
 
 def facts_of(config: TrainConfig, topology: Topology, save: str | None = None) -> dict[str, Any]:
@@ -63,7 +71,11 @@ def facts_of(config: TrainConfig, topology: Topology, save: str | None = None) -
     check_libtpu()
     if save is not None:
         keep(save, ".llama_jax_probe", b"").unlink()
-    request = {"config": dataclasses.asdict(config), "topology": topology.name}
+    request = {
+        "stage": config.stage,
+        "config": dataclasses.asdict(config),
+        "topology": topology.name,
+    }
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as cache:
         # An empty cache, whatever the folder holds: the step is compiled and not read, so that all
@@ -144,7 +156,7 @@ def lower_step(config: TrainConfig, mesh: Mesh):
     Raises InputError for what the mesh cannot split.
     """
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    objective = stage(config).objective
+    objective = OBJECTIVES[config.stage](config).objective
     tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         state = abstract_state(objective, tx, mesh)
@@ -289,7 +301,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     facts: dict[str, Any]
     try:
-        config = from_dict(TrainConfig, request["config"])
+        config = from_dict(STAGES[request["stage"]], request["config"])
         facts = compile_facts(config, topology_of.parse(request["topology"]))
     except InputError as error:
         facts = {"bad_input": str(error)}

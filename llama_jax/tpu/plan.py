@@ -12,7 +12,7 @@ from typing import Any
 
 from llama_jax.config import InputError, TrainConfig
 from llama_jax.parallel.mesh import axis_sizes
-from llama_jax.tpu.arithmetic import Flops, estimate, flops
+from llama_jax.tpu.arithmetic import Flops, estimate, flops, tokens_of
 from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.compile_step import facts_of
 from llama_jax.tpu.topology import Topology
@@ -82,7 +82,7 @@ class Plan:
         """Predicted."""
         if self.step_seconds is None:
             return None
-        tokens = self.config.batch_size * self.config.seq_len
+        tokens = tokens_of(self.config)
         return tokens / self.step_seconds / self.topology.chips
 
 
@@ -222,6 +222,7 @@ def as_json(p: Plan) -> dict[str, Any]:
     """The plan with the keys that programs rely on; sizes in bytes, rates per chip."""
     return {
         "topology": p.topology.name,
+        "stage": p.config.stage,
         "chips": p.topology.chips,
         "mesh": p.mesh,
         "batch_size": p.config.batch_size,
