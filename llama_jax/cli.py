@@ -27,6 +27,7 @@ examples:
   llama-jax train experiments/python_docs_cpu.py --help       every setting of an experiment
   llama-jax generate runs/docs --prompt "The" --temperature 0
   llama-jax eval runs/docs
+  llama-jax chat runs/chat/gatt                               after make chat
   llama-jax verify runs/docs
   llama-jax plan --model llama2-7b --topology v5e-256         no TPU needed
   llama-jax convert Llama-2-7b-hf/ models/llama2-7b           from Hugging Face and others
@@ -81,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", required=True, metavar="TEXT", help='"" starts from BOS alone')
     _add_sampling(sub, max_new_tokens=256, temperature=1.0, top_p=1.0)
     _add_json(sub)
+
+    sub = command("chat", _chat, "talk to a model that was trained on conversations")
+    _add_model(sub)
+    sub.add_argument("--system", default="", metavar="TEXT", help="how it is to behave (nothing)")
+    _add_sampling(sub, max_new_tokens=256, temperature=0.7, top_p=0.95)
 
     sub = command("eval", _eval, "loss, perplexity and bits per byte on the validation split")
     _add_model(sub)
@@ -273,6 +279,14 @@ def _generate(args: argparse.Namespace) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from llama_jax import chat_terminal
+    from llama_jax.models import load
+
+    settings = chat_terminal.Settings(_sampling(args), args.system, args.seed)
+    chat_terminal.run(load(args.model), settings)
 
 
 def _eval(args: argparse.Namespace) -> None:

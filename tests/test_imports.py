@@ -52,10 +52,11 @@ ARROWS = {
         "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
         "parallel", "kernels", "data.files",
     },
+    "chat_terminal": {"config", "infer", "models", "data"},
     "cli_train": {"config", "config_align", "runtime"},
     "cli": {
-        "config", "cli_train", "serve", "evals", "align", "pretrain", "tpu", "convert", "train",
-        "infer", "models", "data", "checkpoint", "runtime",
+        "config", "chat_terminal", "cli_train", "serve", "evals", "align", "pretrain", "tpu",
+        "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
     "__main__": {"cli"},
