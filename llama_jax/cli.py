@@ -172,7 +172,7 @@ def _add_sampling(
 ) -> None:
     """The settings of `SamplingParams`, and the seed."""
 
-    def option(name: str, kind: type, default: float, metavar: str, help: str) -> None:
+    def option(name: str, kind: type, default: int | float, metavar: str, help: str) -> None:
         help = f"{help} ({default:g})"
         parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help)
 

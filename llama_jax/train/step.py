@@ -151,13 +151,13 @@ def jit_train_step(
 ):
     """`train_step` of an experiment, jitted: the state keeps its layout and its memory."""
     stages = stages_of(abstract.step.sharding.mesh)
-    step = partial(train_step, objective=objective, tx=tx, accumulate=config.accumulate)
+    update = partial(train_step, objective=objective, tx=tx, accumulate=config.accumulate)
 
-    def on_its_torus(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         with on_torus(stages):
-            return step(state, batch)
+            return update(state, batch)
 
-    return jax.jit(on_its_torus, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
 
 
 def jit_eval_step(objective: Objective, accumulate: int = 1):

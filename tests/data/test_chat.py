@@ -215,12 +215,12 @@ def test_what_is_shown_is_what_is_encoded(tiny, bare, messages, with_space):
     parts = render(messages)
     ids, mask = encode_dialogue(tokenizer, messages)
     names = {1: b"<s>", 2: b"</s>"}
-    said = [
+    spelled = [
         (names.get(i) or tokenizer.decode_bytes([i]), m) for i, m in zip(ids, mask, strict=True)
     ]
     for kept in (False, True):
         shown = "".join(text for text, trained in parts if trained == kept)
-        said = b"".join(text for text, m in zip(spelled, mask, strict=True) if m == kept).decode()
+        said = b"".join(text for text, m in spelled if m == kept).decode()
         if with_space:
             said = said.replace("<s> ", "<s>")  # which sentencepiece puts there
         assert shown.replace("\u2581", " ") == said

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,7 @@ def batch_of(cfg, *documents):
 
 
 def ours(cfg):
-    def loss_and_gradient(params, batch):
-        return loss_and_gradient(params, batch, cfg=cfg)
-
-    return quick_jit(loss_and_gradient)
+    return quick_jit(partial(loss_and_gradient, cfg=cfg))
 
 
 def naive(cfg):
