@@ -1,8 +1,13 @@
 """A small Llama 2 that learns to tell stories: what `make quickstart` runs.
 
 Command   llama-jax train experiments/quickstart.py --workdir runs/quickstart
+          python experiments/hero_kept.py runs/quickstart
 Hardware  two CPU cores, under five minutes with everything
-Expected  training loss below 0.5 nats per token, stories that read as English
+
+Two layers are what copying needs, so that a story stays with its hero: the words before a name
+find it, and what was found is said again. Rows hold two whole stories, so that few are cut before
+their name comes back. The head is a table of its own, as in Llama 2, and no matrix decays in this
+single pass over the stories: both keep apart the names, which come up in the same places.
 """
 
 from dataclasses import replace
@@ -12,24 +17,25 @@ from llama_jax.model.presets import STORIES_260K
 
 CONFIG = TrainConfig(
     workdir="runs/quickstart",
-    steps=1600,
-    batch_size=8,
-    seq_len=256,
+    steps=2300,
+    batch_size=2,
+    seq_len=512,
     log_every=25,
-    eval_every=800,
+    eval_every=1150,
     eval_batches=64,
     sample_prompts=("Once upon a time", "One day, a little dog"),
     model=replace(
         STORIES_260K,
         vocab_size=1024,
         d_model=128,
-        num_layers=4,
+        num_layers=2,
         num_heads=4,
-        num_kv_heads=2,
+        num_kv_heads=4,
         head_dim=32,
         d_ff=352,
+        tie_embeddings=False,
     ),
-    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
+    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=100, eps=1e-8, weight_decay=0.0),
     data=DataConfig(dataset="tales:20000"),
-    checkpoint=CheckpointConfig(every=400, keep=2),
+    checkpoint=CheckpointConfig(every=600, keep=2),
 )

@@ -63,8 +63,12 @@ def outer_weights(c: ModelConfig) -> dict[str, Weight]:
     1/sqrt(D+1) (Stiennon et al. 2020).
     """
     D, V = c.d_model, c.vocab_size
+    # Of unit variance, a token stays legible in the residual stream beside what layers add to it,
+    # and attention learns early to copy it (torchtitan's Llama 3 begins so). A table that is the
+    # head as well begins as a head: its logits would be too large.
+    gain = 1.0 if c.tie_embeddings else float(D)
     table = {
-        "embed": Weight((V, D), ("vocab", "embed"), fan_in(1, 0)),
+        "embed": Weight((V, D), ("vocab", "embed"), fan_in(1, 0, gain)),
         "norm": Weight((D,), ("norm",), ones),
     }
     if c.head == "score":

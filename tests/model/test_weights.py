@@ -87,13 +87,15 @@ def test_initial_values_spread_by_their_fan_in(drawn):
     }  # fmt: skip
     tensors = {name: params["layers"][name] for name in variances}
     tensors |= {"embed": params["embed"], "head": params["head"]}
-    variances |= {"embed": 1 / D, "head": 1 / D}
+    variances |= {"embed": 1, "head": 1 / D}
     for name, tensor in tensors.items():
         std, wanted = float(jnp.std(tensor)), math.sqrt(variances[name])
         assert std == pytest.approx(wanted, rel=0.03), name
         assert abs(float(jnp.mean(tensor))) < 0.03 * wanted, name
         # Truncated at two standard deviations of the untruncated normal.
         assert float(jnp.abs(tensor).max()) < 2.28 * wanted, name
+    tied = init_params(jax.random.key(0), replace(MEDIUM, tie_embeddings=True))["embed"]
+    assert float(jnp.std(tied)) == pytest.approx(1 / math.sqrt(D), rel=0.03)  # the head as well
     for norm in (params["norm"], params["layers"]["attn_norm"], params["layers"]["mlp_norm"]):
         np.testing.assert_array_equal(norm, jnp.ones_like(norm))
 

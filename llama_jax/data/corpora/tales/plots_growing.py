@@ -25,9 +25,9 @@ def learning(t: Teller) -> Story:
     ))  # fmt: skip
     begin = tell(
         t.opening(),
-        t.one(f"{h.He} wanted to learn to {skill}.", f"More than anything, {h.call} wanted to {skill}.", f"All of {h.his} friends could {skill}, but {h.call} could not."),
+        t.one(f"{h.call} wanted to learn to {skill}.", f"More than anything, {h.call} wanted to {skill}.", f"All of {h.his} friends could {skill}, but {h.call} could not."),
         f"{t.day()}, {h.call} tried it for the first time, {t.one('but it did not go well', 'but it was hard')}.",
-        f"{h.He} {fail}.",
+        f"{h.call} {fail}.",
         t.said(h, t.one("This is too hard!", "I will never learn it.", "Why can I not do it?")),
         t.one(f"{h.call} was sad and wanted to stop.", f"{h.call} was angry and threw up {h.his} arms."),
     )  # fmt: skip
@@ -38,7 +38,7 @@ def learning(t: Teller) -> Story:
         t.said(g, f"{advice}."),
         f"{h.call} tried again, and this time it was a little better.",
         t.one(f"Every day, {h.he} tried again.", f"The next day, {h.he} tried again, and the day after that too."),
-        t.one("Some days were good and some days were bad, but it got easier.", f"{h.He} was tired, but {h.he} did not stop."),
+        t.one("Some days were good and some days were bad, but it got easier.", f"{h.call} was tired, but {h.he} did not stop."),
     )  # fmt: skip
     end = tell(
         t.one("Then, one day, it worked!", "After a week, something wonderful happened."),
@@ -87,8 +87,8 @@ def mistake(t: Teller) -> Story:
         ),
     )
     middle = tell(
-        t.one(f"{h.call} was scared.", f"{h.call} felt terrible.", f"{h.call}'s heart beat fast."),
-        t.one(f"{h.He} wanted to hide the parts under the rug.", f"First, {h.he} thought, \"I can say that the cat did it.\"", f"First, {h.he} hid behind the sofa."),
+        t.one(f"Now {h.call} was scared.", f"At once, {h.call} felt terrible.", f"Oh no! {h.call}'s heart beat fast."),
+        t.one(f"{h.call} wanted to hide the parts under the rug.", f"First, {h.he} thought, \"I can say that the cat did it.\"", f"First, {h.he} hid behind the sofa."),
         t.one("But that did not feel right.", f"But {h.he} knew that a lie would make it worse."),
         f"So {h.he} went to {g.call} and told the truth.",
         t.said(h, t.one(f"I broke your {thing}. I am so sorry.", f"I am sorry. I played in the house, and now the {thing} is broken.")),
@@ -127,7 +127,7 @@ def promise(t: Teller) -> Story:
         t.one(f"{g.Call} smiled and left.", f"Then {g.call} waved and left."),
     )  # fmt: skip
     middle = tell(
-        t.one(f"Soon {h.his} friend {f.call} came by.", f"A little later, {f.call} knocked on the door."),
+        t.one(f"Soon {h.his} friend {f.call} came by.", f"A little later, {h.his} friend {f.call} knocked on the door."),
         t.said(f, f"Do you want to {game} with me?"),
         t.one(f"That sounded like fun, so {h.call} went along.", f"{h.call} loved that game and ran out at once."),
         t.one("They played for a long time.", "They played all afternoon."),
@@ -162,7 +162,7 @@ def fear(t: Teller) -> Story:
     ))  # fmt: skip
     begin = tell(
         t.opening(),
-        t.one(f"{h.He} liked almost everything, but {h.he} was afraid of {of}.", f"There was one thing that scared {h.him}: {of}."),
+        t.one(f"{h.call} liked almost everything, but {h.he} was afraid of {of}.", f"There was one thing that scared {h.him}: {of}."),
         f"{when}.",
         t.one(f"{h.call} began to shake.", f"{h.call} wanted to run away.", f"{h.call} hid {h.his} face."),
         t.said(h, t.one("I am scared!", "I do not like it! Please help me!", "Please make it go away!")),
@@ -182,7 +182,7 @@ def fear(t: Teller) -> Story:
         t.said(h, t.one("I did it! I am not afraid anymore.", "It is not scary at all!")),
         t.said(g, t.one("You were very brave!", "I am so proud of you.")),
         f"After that, {h.call} {after}.",
-        t.one(f"{h.He} felt big and strong.", f"Now {h.call} was not afraid of {of} anymore.", ""),
+        t.one(f"{h.call} felt big and strong.", f"Now {h.call} was not afraid of {of} anymore.", ""),
     )  # fmt: skip
     return [begin, middle, end]
 
@@ -219,7 +219,7 @@ def planting(t: Teller) -> Story:
     end = tell(
         f"The plant grew and grew. At the end of the summer, {h.call} had {fruit}.",
         f"{h.call} and {g.call} made {dish}.",
-        t.one(f"{h.call} shared it with {h.his} friend {f.call}.", f"{f.call} from next door came to eat with them."),
+        t.one(f"{h.call} shared it with {h.his} friend {f.call}.", f"In the evening, {h.his} friend {f.call} came to eat with them."),
         t.said(f, t.one("This is so good! How did you make it?", "Yum! Where did you get it?")),
         t.said(h, t.one("I grew it. It only took water, sun and time.", "It came from one little seed.")),
         t.one(f"{h.call} was proud, and kept one seed for the next year.", f"{h.call} learned that good things take time."),
@@ -248,7 +248,7 @@ def lost_child(t: Teller) -> Story:
         f"Then {h.call} saw {saw} and stopped to look.",
         f"When {h.he} turned around, {g.call} was gone.",
         t.one(f"{h.call} was very scared.", f"{h.call}'s eyes filled with tears."),
-        t.one(f"{h.He} wanted to run and look everywhere.", f"{h.He} saw many coats, but not {a(f'{color} one')}."),
+        t.one(f"{h.call} wanted to run and look everywhere.", f"{h.call} saw many coats, but not {a(f'{color} one')}."),
         f"Then {h.he} remembered the words: stand still and wait.",
         f"So {h.call} stood next to {saw.replace('a ', 'the ', 1)} and waited.",
         t.one(f"{stranger.capitalize()} who worked there asked, \"Are you lost?\"", f"{stranger.capitalize()} who worked there saw {h.him} and came over."),
@@ -280,7 +280,7 @@ def helping_cook(t: Teller) -> Story:
         t.said(g, t.one(f"Oh dear. We cannot make {dish} without {thing}.", f"I forgot to buy {thing}, and the store is closed.")),
     )  # fmt: skip
     middle = tell(
-        t.one(f"{h.call} was sad for a moment.", f"{h.call} did not want to give up."),
+        t.one(f"For a moment, {h.call} was sad.", f"But {h.call} did not want to give up."),
         f"Then {h.he} had an idea.",
         t.said(h, f"I can ask {neighbor} next door!"),
         f"{h.call} ran to the next house and knocked on the door.",

@@ -39,7 +39,7 @@ def rain(t: Teller) -> Story:
         t.said(g, t.one(f"I have an idea. We can {inside}!", f"Who needs the sun? Let us {inside}!")),
     )  # fmt: skip
     end = tell(
-        t.one(f"{h.call} was not sure, but {f.call} liked the idea.", "The two friends looked at each other and smiled."),
+        t.one(f"At first, {h.call} was not sure, but {f.call} liked the idea.", "The two friends looked at each other and smiled."),
         f"They {did}.",
         t.one("It was so much fun that they forgot the rain.", "They laughed so much that they did not hear the rain."),
         t.said(h, t.one("This is even better than our plan!", "I hope that it rains again tomorrow!")),
@@ -65,14 +65,14 @@ def animal_help(t: Teller) -> Story:
     ))  # fmt: skip
     begin = tell(
         t.opening(),
-        t.one(f"{h.He} loved all animals.", f"{h.He} liked to be outside."),
+        t.one(f"{h.call} loved all animals.", f"{h.call} liked to be outside."),
         f"{t.day()}, {h.call} and {g.call} went {p.to}.",
         t.pick(p.sights),
         f"Suddenly, {h.call} heard a small sound.",
         t.one(f'"{animal.sound}! {animal.sound}!"', f'"{animal.sound}!" said a tiny voice.'),
     )  # fmt: skip
     middle = tell(
-        t.one(f"{h.call} looked around and saw {a(looks)} {t.pick(p.spots)}.", f"There, {t.pick(p.spots)}, was {a(looks)}."),
+        t.one(f"Soon {h.call} saw {a(looks)} {t.pick(p.spots)}.", f"There, {t.pick(p.spots)}, was {a(looks)}."),
         f"The {name} {trouble}.",
         t.one(f"The poor {name} looked at {h.him} with big eyes.", f"The {name} was afraid."),
         t.said(h, t.one(f"Poor little {name}! We must help it.", f"Do not be afraid, little {name}. We will help you.")),
@@ -104,12 +104,13 @@ def fable(t: Teller) -> Story:
     pronoun = "girl" if h.he == "she" else "boy"
     begin = tell(
         t.one(f"Once upon a time, {a(kind.name)} named {h.call} lived in the forest.", f"{h.call} was {a(kind.name)} who lived near a big old tree."),
-        f"{h.He} was a good {pronoun}, and {h.he} worked hard.",
+        f"{h.call} was a good {pronoun}, and {h.he} worked hard.",
         f"It was {t.one('the end of summer', 'autumn')}, and every day {h.he} {work}.",
         f"Next door lived {a(lazy_kind.name)} named {other.call}.",
         f"{other.call} did not work. {other.He} {play}.",
     )  # fmt: skip
     middle = tell(
+        f"One day, {other.call} came by.",
         t.said(other, t.one("Why do you work so much? Come and play!", "You are silly! The sun is shining.")),
         t.said(h, t.one("Soon it will be cold, and then there will be no food.", "Winter is coming. You should get some food too.")),
         f"But {other.call} only laughed.",
@@ -147,6 +148,7 @@ def night_sound(t: Teller) -> Story:
         t.one(f"{h.call} pulled the blanket over {h.his} head.", f"{h.call} sat up in bed and held {h.his} pillow tight."),
     )  # fmt: skip
     middle = tell(
+        "Then the sound stopped.",
         t.said(h, t.one("Is it a monster?", "Who is there?", "Maybe it is a ghost!")),
         f"{sound}! There it was again.",
         f"{h.call} ran to {g.call}.",
@@ -186,18 +188,19 @@ def race(t: Teller) -> Story:
     pronouns = {"he": other.he, "his": other.his}
     begin = tell(
         t.one(f"Once upon a time, there was {a(slow.name)} named {h.call}.", f"{h.call} was {a(slow.name)} with short legs."),
-        f"{h.He} was kind, but {h.he} was very slow.",
+        f"{h.call} was kind, but {h.he} was very slow.",
         f"{t.one('Near the pond', 'In the same forest', 'In the next field')} lived {a(fast.name)} named {other.call}, who was very fast.",
         f"{other.call} liked to laugh at {h.call}.",
         t.said(other, t.one("You are so slow! Do you ever get anywhere?", "I could run around the forest before you take ten steps!")),
     )  # fmt: skip
     middle = tell(
+        t.one(f"But {h.call} was not angry.", f"One day, {h.call} had enough of it."),
         t.said(h, t.one(f"Let us have a race to {goal}.", f"I will race you to {goal}.")),
         f"{other.call} laughed so much that {other.he} fell over.",
         "All the animals came to watch. One, two, three, go!",
         f"{other.call} ran away like the wind.",
         f"{h.call} went slowly, step by step.",
-        t.said(other, t.one(f"{h.call} is so far behind me. I have a lot of time.", "This is too easy!")),
+        t.said(other, t.one(f"Look how far behind {h.call} is! I have a lot of time.", "This is too easy!")),
         f"So {other.he} {stop.format(**pronouns)}.",
         f"{h.call} did not stop. {h.He} was tired, but {h.he} went on and on.",
     )  # fmt: skip

@@ -16,14 +16,14 @@ def lost_and_found(t: Teller) -> Story:
     pastime, together = t.pick(p.pastimes), t.chance(0.5)
     begin = tell(
         t.opening(),
-        t.one(f"{h.He} had {a(thing)}.", f"{h.He} loved {h.his} {thing} very much.", f"{h.His} favorite thing was {a(thing)}."),
+        t.one(f"{h.call} had {a(thing)}.", f"{h.call} loved {h.his} {thing} very much.", f"{h.His} favorite thing was {a(thing)}."),
         f"{t.day()}, {h.call} and {h.his} friend {f.call} went {p.to}." if together else f"{t.day()}, {h.call} went {p.to}.",
         t.pick(p.sights),
         t.one(f"{h.call} had the {toy.name} in {h.his} bag.", f"The {toy.name} came along, of course."),
     )  # fmt: skip
     middle = tell(
         "" if together else f"{h.His} friend {f.call} was there too.",
-        f"{h.call} {t.pick(toy.played)}.",
+        f"First, {h.call} {t.pick(toy.played)}.",
         t.one(f"Then {h.he} put the {toy.name} down {right}, because {h.he} wanted to play with {f.call}.", f"After a while, {h.he} left the {toy.name} {right} and ran to {f.call}."),
         f"The two friends {pastime}.",
         t.one("They had so much fun!", "They laughed a lot.", "It was great fun."),
@@ -31,12 +31,12 @@ def lost_and_found(t: Teller) -> Story:
     search = tell(
         t.one(f"When it was time to go home, {h.call} could not find the {toy.name}.", f"Later, {h.call} looked for the {toy.name}, but it was not in {h.his} bag."),
         t.said(h, t.one(f"Oh no! Where is my {toy.name}?", f"My {thing} is gone!", f"I lost my {toy.name}!")),
-        t.one(f"{h.call} was very sad.", f"{h.call} began to cry.", f"{h.He} felt sad and a little scared."),
-        f"{h.He} looked {wrong}, but it was not there.",
+        t.one(f"{h.call} was very sad.", f"{h.call} began to cry.", f"{h.call} felt sad and a little scared."),
+        f"First, {h.he} looked {wrong}, but it was not there.",
         t.said(f, t.one("Do not cry. I will help you.", "Let us look for it together.", "Think! Where did you play with it?")),
     )  # fmt: skip
     end = tell(
-        t.one(f"Then {f.call} remembered that {h.call} had put it down {right}.", f"{f.call} had seen {h.call} put it down {right}."),
+        t.one(f"Then {f.call} remembered that {h.call} had put it down {right}.", f"But {f.call} had seen {h.call} put it down {right}."),
         f"They ran to look, and there was the {thing}!",
         t.said(h, t.one("Thank you! You are a good friend.", f"You found it! Thank you, {f.call}!", "Hooray! Thank you for helping me!")),
         t.one(f"{h.call} hugged the {toy.name} and smiled.", f"{h.call} was happy again."),
@@ -55,12 +55,12 @@ def sharing(t: Teller) -> Story:
         t.opening(),
         f"{t.day()}, {h.call} went {p.to}.",
         t.pick(p.sights),
-        t.one(f"{h.His} {t.pick(('mom', 'dad', 'grandma'))} had put {a(f'big {food}')} in {h.his} bag.", f"{h.He} had {a(f'big {food}')} for lunch."),
+        t.one(f"{h.His} {t.pick(('mom', 'dad', 'grandma'))} had put {a(f'big {food}')} in {h.his} bag.", f"{h.call} had {a(f'big {food}')} for lunch."),
         f"{h.call} {t.pick(p.pastimes)} until {h.he} was hungry.",
     )  # fmt: skip
     middle = tell(
-        f"{h.call} sat down to eat the {food}.",
-        f"Then {h.he} saw {f.call}.",
+        f"At last, {h.call} sat down to eat the {food}.",
+        f"Then {h.he} saw a {'girl' if f.he == 'she' else 'boy'} named {f.call}.",
         t.one(f"{f.call} looked sad.", f"{f.call} was sitting alone."),
         t.said(h, "What is wrong?"),
         f"{f.call} {why}.",
@@ -101,11 +101,11 @@ def gift(t: Teller) -> Story:
         t.said(h, t.one("What can I do?", "How can I get a gift?", "I wish I had more money.")),
     )  # fmt: skip
     middle = tell(
-        t.one(f"{h.call} sat on {h.his} bed and thought for a long time.", f"{h.call} walked around the house and thought."),
+        t.one(f"For a long time, {h.call} sat on {h.his} bed and thought.", f"Slowly, {h.call} walked around the house and thought."),
         f"Then {h.he} had an idea. {h.He} would make {a(what)}!",
         f"{h.call} went to {'the kitchen' if what == 'cake' else f'{h.his} room'} and closed the door.",
-        f"{h.He} {made}.",
-        t.one("It was hard work, but it was fun.", "It took all day.", f"{h.He} worked until it was just right."),
+        f"{h.call} {made}.",
+        t.one("It was hard work, but it was fun.", "It took all day.", f"{h.call} worked until it was just right."),
         t.one(f"{g.Call} knocked on the door, but {h.call} said, \"Do not come in! It is a secret.\"", f"When {g.call} called, {h.call} hid everything under the bed.") if what not in ("cake", "song") else f"It was a secret, so {h.call} did not tell anyone.",
     )  # fmt: skip
     wrapped = (
@@ -129,6 +129,8 @@ def new_friend(t: Teller) -> Story:
     """A shy child is asked to join, and both love the same thing."""
     h, f, p = t.hero, t.friend(), t.place()
     toy, thing = t.toy()
+    child = f"new {'girl' if f.he == 'she' else 'boy'}"
+    newcomer = f._replace(call=f"the {child}")  # until we are told the name
     question, answer = t.pick((
         ("Will you come again tomorrow?", "Yes, I will!"),
         ("I am so glad that you said hello!", "Me too. See you tomorrow!"),
@@ -136,22 +138,22 @@ def new_friend(t: Teller) -> Story:
     ))  # fmt: skip
     begin = tell(
         t.opening(),
-        f"{h.He} liked {toy.playing}.",
+        f"{h.call} liked {toy.playing}.",
         f"{t.day()}, {h.call} took {h.his} {thing} {p.to}.",
         t.pick(p.sights),
     )
     middle = tell(
-        f"A new {'girl' if f.he == 'she' else 'boy'} was standing there alone.",
+        f"A {child} was standing there alone.",
         t.one(f"{f.He} did not know anyone.", f"{f.He} looked shy and a little sad."),
         t.one(f"{h.call} wanted to say hello, but {h.he} was shy too.", f"{h.call} thought, \"I do not like to be alone. Maybe we can be friends.\""),
         t.one(f"{h.call} walked over and smiled.", f"At last, {h.call} went over."),
         t.said(h, f"Hi! I am {h.call}. What is your name?"),
-        t.said(f, t.one(f"My name is {f.call}.", f"I am {f.call}. I just moved here.")),
+        t.said(newcomer, t.one(f"My name is {f.call}.", f"I am {f.call}. I just moved here.")),
         t.said(h, t.one("Do you want to play with me?", f"Do you like {toy.playing}?")),
         t.one(f"{f.call} nodded and smiled.", f"{f.call} looked at the {toy.name} and smiled for the first time."),
+        t.said(f, t.one(f"I have {a(toy.name)} at home too! I love it.", "Yes, please! That is what I like best.")),
     )  # fmt: skip
     end = tell(
-        t.said(f, t.one(f"I have {a(toy.name)} at home too! I love it.", "Yes, please! That is what I like best.")),
         f"First, {h.call} {t.pick(toy.played)}. Then it was {f.call}'s turn.",
         f"After that, they {t.pick(p.pastimes)}.",
         t.one("They laughed and talked all day.", "They had so much fun that they forgot the time."),
@@ -176,7 +178,7 @@ def building(t: Teller) -> Story:
     ))  # fmt: skip
     begin = tell(
         t.opening(),
-        t.one(f"{h.He} had a good friend named {f.call}.", f"{h.His} best friend was {f.call}."),
+        t.one(f"{h.call} had a good friend named {f.call}.", f"{h.His} best friend was {f.call}."),
         f"{t.one('One day', 'One afternoon', 'On Saturday')}, they wanted to build {a(what)} {where}.",
         t.said(h, t.one("It will be the best one ever!", f"Let us make it of {of}!", "Let us make it very big!")),
     )  # fmt: skip
@@ -189,7 +191,7 @@ def building(t: Teller) -> Story:
         t.said(h, t.one("All our work is gone!", "We can never do it.", "It is not fair!")),
     )  # fmt: skip
     end = tell(
-        f"{f.call} thought for a moment.",
+        f"For a moment, {f.call} thought about it.",
         t.said(f, t.one(f"We can try again. This time, let us {better}.", f"I know! We should {better}.", f"Do not be sad. We just have to {better}.")),
         t.one(f"{h.call} dried {h.his} eyes.", f"{h.call} liked the idea."),
         "They started again, and this time they worked with more care.",
@@ -215,7 +217,7 @@ def taking_turns(t: Teller) -> Story:
         t.said(h, t.one("No, it is mine!", "No! I want to play with it now.")),
     )
     middle = tell(
-        f"{f.call} pulled the {toy.name}, and {h.call} pulled too.",
+        f"So {f.call} pulled the {toy.name}, and {h.call} pulled too.",
         t.one("They both got very loud.", "They were both angry."),
         f"{g.Call} heard the noise and came out of the house.",
         t.said(g, t.one("What is going on here?", "Why are you so loud?")),

@@ -29,13 +29,23 @@ class Teller:
         """A child whose pair with this plot belongs to the split."""
         size = len(words.GIRLS)
         girl = self.chance(0.5)
-        index = int(self._random() * size)
-        held_out = (5 * plot + 7 * girl) % HOLD_OUT  # two names of each list for each plot
+        index = self._name(size)
+        held_out = (5 * plot + 7 * girl) % HOLD_OUT  # one name of each list for each plot
         if validation:
             index = index // HOLD_OUT * HOLD_OUT + held_out
         elif index % HOLD_OUT == held_out:
             index = (index + 1 + int(self._random() * (HOLD_OUT - 1))) % size
         return person((words.GIRLS if girl else words.BOYS)[index], girl), girl, index
+
+    def _name(self, size: int) -> int:
+        """A place in a list of names. Some names are common and most are not, as in life: the first
+        of 16 comes up in 25 % of the draws, the last one in 3 %.
+
+        Small models learn from the common ones that a name comes back, long before they would if
+        all were equally rare (Zucchet et al. 2025, "The emergence of sparse attention").
+        """
+        u = self._random()
+        return int(u * u * size)
 
     def chance(self, p: float) -> bool:
         """True with probability p."""
@@ -60,7 +70,7 @@ class Teller:
         """Another child."""
         girl = self.chance(0.5)
         names = words.GIRLS if girl else words.BOYS
-        index = int(self._random() * len(names))
+        index = self._name(len(names))
         if girl == self._girl and index == self._index:
             index = (index + 1) % len(names)
         return person(names[index], girl)
