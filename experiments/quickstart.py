@@ -3,11 +3,12 @@
 Command   llama-jax train experiments/quickstart.py --workdir runs/quickstart
           python experiments/hero_kept.py runs/quickstart
 Hardware  two CPU cores, under five minutes with everything
+Expected  after 1.0M of its 2.4M tokens a validation loss of 0.44 nats per token, and the hero kept
+          in 42 of 64 stories; the end was not measured yet
 
-Two layers are what copying needs, so that a story stays with its hero: the words before a name
-find it, and what was found is said again. Rows hold two whole stories, so that few are cut before
-their name comes back. The head is a table of its own, as in Llama 2, and no matrix decays in this
-single pass over the stories: both keep apart the names, which come up in the same places.
+The head is a table of its own, as in Llama 2: only then may the embedding be large enough for early
+copying. Rows hold about two stories, so that few are cut before a name comes back. Nothing decays:
+it is a single pass over the stories. LOG.md has what helped a model to keep its hero.
 """
 
 from dataclasses import replace

@@ -10,7 +10,9 @@ KEPT = {
     "a friend": "Once there was a boy named Tom.\nHis friend Ben came. Ben said, \"Hi, Tom!\"\nTom was happy.",
     "one paragraph": "There once was a girl called Zoe. Zoe laughed.",
     "told its name": "Leo was shy.\n\"My name is Ivy,\" said the new girl. Ivy smiled.\nLeo and Ivy were friends.",
-    "a fable": "Max was a duck. Next door lived a frog named Sue. Sue sang.\nMax gave Sue some corn.",
+    "tells its name": "Leo was shy.\n\"I am Ivy,\" said the new girl. Ivy smiled.\nLeo and Ivy were friends.",
+    "a best friend": "Leo liked to build. His best friend was Ivy.\nIvy helped Leo.",
+    "a fable": "Max was a duck. Next door lived a frog named Ivy. Ivy sang.\nMax gave Ivy some corn.",
 }  # fmt: skip
 LOST = {
     "nobody": "The sun was warm.\nThe grass was green.",
@@ -20,7 +22,7 @@ LOST = {
     "a stranger": "Mia was a girl.\nOne day, Lily went to the park.\nMia was happy.",
     "a stranger, later a friend": "Mia was a girl.\nLily went out. Her friend Lily ran.\nMia slept.",
     "two friends": "Tom was a boy. His friend Ben came. His friend Sam came.\nTom slept.",
-    "part of a word": "Tom was a boy.\nTommy slept.",
+    "part of a word": "Tom was a boy.\nTommy met McTom.",
 }
 
 
