@@ -14,7 +14,8 @@ from itertools import cycle, islice
 
 from llama_jax.config import InputError
 from llama_jax.data.corpora.tales.heroes import hero_kept
-from llama_jax.infer.generate import Sampling, generate_tokens
+from llama_jax.infer.generate import generate_tokens
+from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.models import Model, load
 
 OPENINGS = ("", "Once upon a time", "Once there was a", "There once was a")
@@ -27,14 +28,13 @@ def sample_stories(model: Model, count: int) -> list[tuple[str, bool]]:
     if tokenizer is None:
         raise InputError("the model has no tokenizer: train it, or convert it with --tokenizer")
     prompts = [tokenizer.encode(text, bos=True) for text in islice(cycle(OPENINGS), count)]
+    params = SamplingParams(max_new_tokens=config.max_seq_len, temperature=TEMPERATURE)
     rows = generate_tokens(
         model.prepared,
         prompts,
+        params.for_vocabulary(tokenizer.vocab_size, tokenizer.eos_id),
         config=config,
-        max_new_tokens=config.max_seq_len,
-        sampling=Sampling(TEMPERATURE),
         seeds=range(count),
-        eos_id=tokenizer.eos_id,
     )
     return [
         (tokenizer.decode([*prompt, *row]), len(prompt) + len(row) < config.max_seq_len)

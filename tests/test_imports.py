@@ -26,7 +26,8 @@ ARROWS = {
     "data": {"config", "runtime.files"},
     "convert": {
         "config", "config_file", "model", "ops", "checkpoint", "data.tokenizer",
-        "data.sentencepiece_proto", "runtime.files",
+        "data.sentencepiece_proto", "data.tokenizer_json", "data.vocabulary_repairs",
+        "runtime.files",
     },
     "models": {
         "config", "config_file", "convert", "checkpoint", "model", "parallel.rules",
@@ -52,7 +53,7 @@ ARROWS = {
         "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
         "parallel", "kernels", "runtime.files",
     },
-    "chat_terminal": {"config", "infer", "models", "data"},
+    "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "runtime"},
     "cli": {
         "config", "chat_terminal", "cli_train", "serve", "evals", "align", "pretrain", "tpu",

@@ -17,7 +17,7 @@ from llama_jax.model.presets import TINY
 from llama_jax.models import Model
 
 ROOT = Path(__file__).parents[1]
-FLOOR = 60
+FLOOR = 75
 VERDICTS = ["[kept]", "[lost]", "[lost]"]
 
 

@@ -38,6 +38,7 @@ STAGES = (
 )
 JUDGED = ("base", "sft", "rejection", "ppo")
 PROMPTS, UNKIND = 256, 64
+OPENING = "Once upon a time"
 TURNS = (2, 4, 6, 20)
 logger = logging.getLogger("chat")
 
@@ -187,7 +188,7 @@ def recall(name: str) -> dict[str, float]:
 
 def hero_kept() -> float:
     """Share of 100 stories of the base whose hero is the same from beginning to end."""
-    from llama_jax.data.corpora.tales.words import BOYS, GIRLS
+    from llama_jax.data.corpora.tales import heroes
     from llama_jax.infer.rollout import sample_answers
     from llama_jax.infer.sampling_params import SamplingParams
     from llama_jax.models import load
@@ -195,15 +196,14 @@ def hero_kept() -> float:
     model = load(str(RUN / "base"))
     assert model.tokenizer is not None
     params = SamplingParams(max_new_tokens=160, temperature=0.7, stop_ids=(model.tokenizer.eos_id,))
-    ids = model.tokenizer.encode("Once upon a time", bos=True)
+    ids = model.tokenizer.encode(OPENING, bos=True)
     samples = sample_answers(
         model.prepared, [ids], params, config=model.config, n=100, seeds=[(0,)], wave_rows=50
     )
-    names, kept = {*GIRLS, *BOYS}, 0
-    for j in range(100):
-        text = model.tokenizer.decode(samples.answer(0, j).tokens.tolist(), after=ids)
-        said = [w for w in text.replace(".", " ").replace(",", " ").split() if w in names]
-        kept += bool(said) and said[0] == said[-1] and said.count(said[0]) > len(said) / 2
+    texts = [
+        model.tokenizer.decode(samples.answer(0, j).tokens.tolist(), after=ids) for j in range(100)
+    ]
+    kept = sum(heroes.hero_kept(f"{OPENING}{text}") for text in texts)
     return kept / 100
 
 

@@ -120,6 +120,11 @@ def convert(
         f"{target} exists{'' if row.is_file else ' and is not empty'}: name a new place",
     )
     source = open_source(src, tokenizer)
+    require(
+        source.config.head == "language",
+        f"{source.path} is a reward model, for whose score no format has a place: name a language "
+        "model",
+    )
     stored = source.config.param_dtype
     dtype = dtype or (stored if stored in row.dtypes else row.dtypes[0])
     require(dtype in row.dtypes, f"--dtype {dtype}: {row.title} keeps {', '.join(row.dtypes)}")

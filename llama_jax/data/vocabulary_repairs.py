@@ -18,6 +18,7 @@ from llama_jax.data.sentencepiece_proto import (
     Vocabulary,
     with_pieces,
 )
+from llama_jax.runtime.files import shown
 
 _SHOWN = 4  # pieces named in a note
 
