@@ -130,13 +130,19 @@ class _Scanner:
                 value, self._at = _JSON.raw_decode(self._text, self._at)
                 return value
             except (ValueError, RecursionError) as error:
-                problem = f"{where} is not JSON: {_problem(error, self._at)}"
                 held, limit = len(self._text) - self._at, textfiles.MAX_LINE_BYTES
-                if held > limit:
-                    problem += f" (or it is longer than {limit >> 20} MiB)"
-                    raise InputError(problem) from error
-                if not self._more(max(held, 1 << 16)):  # else it may only have been cut off
-                    raise InputError(problem) from error
+                problem = f"{where} is not JSON: {_problem(error, self._at)}"
+                if self._cut_off(error) and held > limit:
+                    problem = f"{where} is longer than {limit >> 20} MiB"
+                elif self._cut_off(error) and self._more(max(held, 1 << 16)):
+                    continue
+                raise InputError(problem) from error
+
+    def _cut_off(self, error: Exception) -> bool:
+        """Whether the text held ends where the decoder failed; lines never end inside a token."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return _SOLID.search(self._text, error.pos + 1) is None
 
 
 def _json_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
