@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 from llama_jax import __version__, cli_train
 from llama_jax.config import InputError
 from llama_jax.runtime.console import quiet_start
-from llama_jax.runtime.files import json_text
 from llama_jax.runtime.malloc import keep_freed_memory
 from llama_jax.tpu import kernel_table
 
@@ -113,11 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native)",
     )
-    sub.add_argument(
-        "--tokenizer",
-        metavar="PATH",
-        help="tokenizer.model, tokenizer.json, tokenizer.bin, or none (the source's own)",
-    )
+    sub.add_argument("--tokenizer", metavar="PATH", help="a sentencepiece model (the source's own)")
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(the source's)")
     _add_json(sub)
 
@@ -308,7 +303,7 @@ def _eval(args: argparse.Namespace) -> None:
         "bytes": result.bytes,
     }
     if args.json:
-        print(json_text(values))
+        print(json.dumps(values))
         return
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.3f}")
@@ -323,7 +318,7 @@ def _convert(args: argparse.Namespace) -> None:
     report = convert(
         args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
     )
-    print(json_text(report) if args.json else describe(report))
+    print(json.dumps(report) if args.json else describe(report))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -332,7 +327,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     proof = convert.verify(args.path)
     if proof is not None and proof["format"] != "native":
-        print(json_text(proof) if args.json else convert.describe_verification(proof))
+        print(json.dumps(proof) if args.json else convert.describe_verification(proof))
         return 0 if proof["ok"] else 1
     reports = verify(args.path)
     if args.json:
@@ -341,7 +336,7 @@ def _verify(args: argparse.Namespace) -> int:
              "arrays": r.arrays}
             for r in reports
         ]  # fmt: skip
-        print(json_text({"ok": all(r.ok for r in reports), "checked": rows, "proof": proof}))
+        print(json.dumps({"ok": all(r.ok for r in reports), "checked": rows, "proof": proof}))
     else:
         for r in reports:
             if r.problem:
@@ -366,8 +361,8 @@ def _kernels(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace) -> None:
     from llama_jax.data import show
+    from llama_jax.data.files import write_atomic
     from llama_jax.data.tokenizer import Tokenizer
-    from llama_jax.runtime.files import write_atomic
 
     tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else None
     shown = show.show(

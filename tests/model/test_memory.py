@@ -14,7 +14,7 @@ from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from llama_jax.ops.loss import next_token_targets
 from tests.comparison import assert_trees_close, quick_jit, random_params
-from tests.model.small import SMALL, packed, tokens_of
+from tests.model.small import SMALL, loss_and_gradient, packed, tokens_of
 
 POLICIES = ("none", "full", "dots", "qkvo", "offload")
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from llama_jax.config import InputError, require
 from llama_jax.data import textfiles
+from llama_jax.data.files import AnyPath, reason
 from llama_jax.data.formats.items import Row, must
-from llama_jax.runtime.files import AnyPath, reason
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _MAX_DIGITS = 300
@@ -130,19 +130,13 @@ class _Scanner:
                 value, self._at = _JSON.raw_decode(self._text, self._at)
                 return value
             except (ValueError, RecursionError) as error:
-                held, limit = len(self._text) - self._at, textfiles.MAX_LINE_BYTES
                 problem = f"{where} is not JSON: {_problem(error, self._at)}"
-                if self._cut_off(error) and held > limit:
-                    problem = f"{where} is longer than {limit >> 20} MiB"
-                elif self._cut_off(error) and self._more(max(held, 1 << 16)):
-                    continue
-                raise InputError(problem) from error
-
-    def _cut_off(self, error: Exception) -> bool:
-        """Whether the text held ends where the decoder failed; lines never end inside a token."""
-        if not isinstance(error, json.JSONDecodeError):
-            return False
-        return _SOLID.search(self._text, error.pos + 1) is None
+                held, limit = len(self._text) - self._at, textfiles.MAX_LINE_BYTES
+                if held > limit:
+                    problem += f" (or it is longer than {limit >> 20} MiB)"
+                    raise InputError(problem) from error
+                if not self._more(max(held, 1 << 16)):  # else it may only have been cut off
+                    raise InputError(problem) from error
 
 
 def _json_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:

@@ -65,20 +65,8 @@ def test_large_json_is_read_in_parts(tmp_path, monkeypatch):
     assert [row for _, row in rows.read(path)] == large
     monkeypatch.setattr(textfiles, "MAX_LINE_BYTES", 1 << 16)
     short = put(tmp_path / "b.json", json.dumps([{"prompt": ["z"] * 20_000}], indent=1))
-    with pytest.raises(InputError, match=r"b\.json, object 1 is longer than 0 MiB"):
+    with pytest.raises(InputError, match=r"b\.json, object 1 is not JSON: .* longer than 0 MiB"):
         list(rows.read(short))
-
-
-def test_broken_json_is_found_where_it_breaks(tmp_path, monkeypatch):
-    lines = ["[", '{"a": nul},'] + ['{"a": 1},'] * 50_000
-    path = put(tmp_path / "a.json", "\n".join(lines))
-    read = []
-    monkeypatch.setattr(
-        rows, "_lines", lambda path: ((1, read.append(1) or f"{line}\n") for line in lines)
-    )
-    with pytest.raises(InputError, match="object 1 is not JSON: Expecting value, at character 7"):
-        list(rows.read(path))
-    assert len(read) == 2
 
 
 def test_csv(tmp_path):
