@@ -10,7 +10,7 @@ from llama_jax.data.grow import grow
 from llama_jax.data.tokenizer import train_tokenizer
 
 KOREAN = "옛날 옛적에 작은 소녀가 살았습니다. 소녀는 공원에서 놀았습니다. " * 4
-RUSSIAN = "Жила-была маленькая девочка. Девочка любила играть в саду. Once девочка 123. " * 4
+RUSSIAN = "Жила-была маленькая девочка. Девочка любила играть в саду. И девочка 123. " * 4
 
 
 def test_new_pieces_are_appended_and_used(tokenizer):
@@ -72,7 +72,7 @@ def ends(tokenizer, text):
 
 def test_old_merges_come_first(tokenizer):
     """In a script that both languages share, each token is made of whole old tokens."""
-    grown, _ = grow(tokenizer, [GERMAN], 40)
+    grown, _ = grow(tokenizer, [GERMAN], 30)
     for text in [GERMAN, KOREAN, *[tales.story(i) for i in range(100)]]:
         assert ends(grown, text) <= ends(tokenizer, text)
     assert len(grown.encode(GERMAN)) < len(tokenizer.encode(GERMAN)) * 0.7
