@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(sub)
     sub.add_argument("--system", default="", metavar="TEXT", help="how it is to behave (nothing)")
     _add_sampling(sub, max_new_tokens=256, temperature=0.7, top_p=0.95)
+    _add_json(sub)
 
     sub = command("eval", _eval, "loss, perplexity and bits per byte on the validation split")
     _add_model(sub)
@@ -285,7 +286,7 @@ def _chat(args: argparse.Namespace) -> None:
     from llama_jax import chat_terminal
     from llama_jax.models import load
 
-    settings = chat_terminal.Settings(_sampling(args), args.system, args.seed)
+    settings = chat_terminal.Settings(_sampling(args), args.system, args.seed, args.json)
     chat_terminal.run(load(args.model), settings)
 
 
