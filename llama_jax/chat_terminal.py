@@ -14,10 +14,10 @@ from typing import Any
 
 from llama_jax.config import InputError, require
 from llama_jax.data.chat import check_text, encode_within
-from llama_jax.data.files import reason, write_atomic
 from llama_jax.infer.chat import Conversation, reply
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.models import Model
+from llama_jax.runtime.files import reason, write_atomic
 
 HELP = """\
 /reset        forget the conversation      /system TEXT  start anew with this system text

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from llama_jax import __version__, cli_train
 from llama_jax.config import InputError
 from llama_jax.runtime.console import quiet_start
+from llama_jax.runtime.files import json_text
 from llama_jax.runtime.malloc import keep_freed_memory
 from llama_jax.tpu import kernel_table
 
@@ -113,7 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native)",
     )
-    sub.add_argument("--tokenizer", metavar="PATH", help="a sentencepiece model (the source's own)")
+    sub.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer.model, tokenizer.json, tokenizer.bin, or none (the source's own)",
+    )
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(the source's)")
     _add_json(sub)
 
@@ -304,7 +309,7 @@ def _eval(args: argparse.Namespace) -> None:
         "bytes": result.bytes,
     }
     if args.json:
-        print(json.dumps(values))
+        print(json_text(values))
         return
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.3f}")
@@ -319,7 +324,7 @@ def _convert(args: argparse.Namespace) -> None:
     report = convert(
         args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
     )
-    print(json.dumps(report) if args.json else describe(report))
+    print(json_text(report) if args.json else describe(report))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -328,7 +333,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     proof = convert.verify(args.path)
     if proof is not None and proof["format"] != "native":
-        print(json.dumps(proof) if args.json else convert.describe_verification(proof))
+        print(json_text(proof) if args.json else convert.describe_verification(proof))
         return 0 if proof["ok"] else 1
     reports = verify(args.path)
     if args.json:
@@ -337,7 +342,7 @@ def _verify(args: argparse.Namespace) -> int:
              "arrays": r.arrays}
             for r in reports
         ]  # fmt: skip
-        print(json.dumps({"ok": all(r.ok for r in reports), "checked": rows, "proof": proof}))
+        print(json_text({"ok": all(r.ok for r in reports), "checked": rows, "proof": proof}))
     else:
         for r in reports:
             if r.problem:
@@ -362,8 +367,8 @@ def _kernels(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace) -> None:
     from llama_jax.data import show
-    from llama_jax.data.files import write_atomic
     from llama_jax.data.tokenizer import Tokenizer
+    from llama_jax.runtime.files import write_atomic
 
     tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else None
     shown = show.show(

@@ -9,11 +9,14 @@ import types
 import typing
 from typing import Any, Literal
 
-from llama_jax.config import InputError, ModelConfig, TrainConfig, require
+from llama_jax.config import ModelConfig, TrainConfig, require
 from llama_jax.config_align import ALIGNMENT
+from llama_jax.runtime.files import read_json, shown
 
 FORMAT_VERSION = 1
 """Of the config.json of a model folder."""
+MAX_BYTES = 1 << 20
+"""Of a config.json; ours have 3 kB."""
 STAGES = {kind.stage: kind for kind in (TrainConfig, *ALIGNMENT)}
 """What a run's experiment is, by its stage."""
 
@@ -32,9 +35,9 @@ def from_dict[C](cls: type[C], values: Any, where: str = "config") -> C:
     """The config dataclass `cls` from parsed JSON; InputError names unknown and missing keys."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    require(isinstance(values, dict), f"{where} must be a JSON object, not {values!r:.60}")
+    require(isinstance(values, dict), f"{where} must be a JSON object, not {shown(values)}")
     unknown = sorted(set(values) - set(fields))
-    require(not unknown, f"{where} has unknown keys {unknown}; known are {sorted(fields)}")
+    require(not unknown, f"{where} has unknown keys {shown(unknown)}; known are {sorted(fields)}")
     missing = sorted(
         name
         for name, f in fields.items()
@@ -56,22 +59,17 @@ def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
 
     file = epath.Path(folder).expanduser() / "config.json"
     require(file.exists(), f"{folder} is no model folder and no run folder: it has no config.json")
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    require(isinstance(values, dict), f"{file} must hold a JSON object")
+    values = read_json(file, limit=MAX_BYTES)
     if "model" in values:
         stage = values.pop("stage", TrainConfig.stage)
-        require(
-            stage in STAGES, f"{file}: stage {stage!r:.40} is unknown; known are {sorted(STAGES)}"
-        )
+        known = isinstance(stage, str) and stage in STAGES
+        require(known, f"{file}: stage {shown(stage)} is unknown; known are {sorted(STAGES)}")
         config = from_dict(STAGES[stage], values, str(file))
         return config.model, config
     version = values.pop("format_version", None)
     require(
         version == FORMAT_VERSION,
-        f"{file} has format_version {version}; this program reads {FORMAT_VERSION}",
+        f"{file} has format_version {shown(version)}; this program reads {FORMAT_VERSION}",
     )
     return from_dict(ModelConfig, values, str(file)), None
 
@@ -88,17 +86,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
-        require(isinstance(value, (list, tuple)), f"{where}={value!r} must be a list")
+        require(isinstance(value, (list, tuple)), f"{where}={shown(value)} must be a list")
         hints = args[:1] * len(value) if args[-1] is Ellipsis else args
-        require(len(value) == len(hints), f"{where}={value!r} must have {len(hints)} values")
+        require(len(value) == len(hints), f"{where}={shown(value)} must have {len(hints)} values")
         return tuple(_convert(hints[i], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is Literal:
-        require(value in args, f"{where}={value!r} must be one of {', '.join(map(str, args))}")
+        known = isinstance(value, str) and value in args
+        require(known, f"{where}={shown(value)} must be one of {', '.join(map(str, args))}")
         return value
     kinds = args if origin in (types.UnionType, typing.Union) else (hint,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(not whole or abs(value) < 2**63, f"{where}={shown(value)} is too large a number")
+    if float in kinds and whole:
         return float(value)
     matches = any(type(value) is kind for kind in kinds)
     names = " or ".join(kind.__name__ for kind in kinds)
-    require(matches, f"{where}={value!r} must be of type {names}")
+    require(matches, f"{where}={shown(value)} must be of type {names}")
     return value

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from llama_jax.config_file import read_config
 from llama_jax.convert import load as foreign
 from llama_jax.convert import native
 from llama_jax.convert.api import open_source
+from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.model.cache import prepare
 from llama_jax.model.weights import abstract_params, map_weights
@@ -31,6 +32,8 @@ class Model:
     params: dict[str, Any]
     tokenizer: Tokenizer | None
     """None where the folder has none: such a model computes logits, but no text."""
+    usage: Usage = field(default_factory=Usage)
+    """What else its files say: further ends of text, whether prompts begin with BOS, a template."""
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
@@ -54,6 +57,8 @@ class Opened:
     tokenizer: Tokenizer | None
     read: Callable[[], dict[str, Any]]
     """The parameters as `load` gives them. Raises CheckpointError if none verify."""
+    usage: Usage = field(default_factory=Usage)
+    """As in `Model`."""
 
 
 def load(path: epath.PathLike) -> Model:
@@ -71,7 +76,7 @@ def load(path: epath.PathLike) -> Model:
       CheckpointError: no checkpoint verifies.
     """
     opened = open_model(path)
-    return Model(opened.config, opened.read(), opened.tokenizer)
+    return Model(opened.config, opened.read(), opened.tokenizer, opened.usage)
 
 
 def open_model(path: epath.PathLike) -> Opened:
@@ -89,6 +94,7 @@ def open_model(path: epath.PathLike) -> Opened:
             source.config,
             tokenizer,
             lambda: foreign.load_params(source, _shardings(source.config)),
+            source.usage,
         )
     config, _ = read_config(folder)
     tokenizer = Tokenizer.load(folder) if (folder / MODEL_FILE).exists() else None
@@ -103,7 +109,7 @@ def open_model(path: epath.PathLike) -> Opened:
         shardings = _shardings(config) or jax.tree.map(lambda _: default, abstract)
         return checkpoint.load_params(folder, abstract_with(abstract, shardings))
 
-    return Opened(os.fspath(folder), config, tokenizer, read)
+    return Opened(os.fspath(folder), config, tokenizer, read, native.read_usage(folder))
 
 
 def newest_round(run: epath.Path) -> epath.Path | None:

@@ -76,7 +76,7 @@ def test_a_folder_says_what_it_is(tmp_path):
         read_config(tmp_path)
     file = tmp_path / "config.json"
     for text, message in {
-        "{": "cannot be read",
+        "{": "is no sound JSON",
         "[]": "must hold a JSON object",
         to_json(TINY): "has format_version None; this program reads 1",
     }.items():

@@ -16,22 +16,23 @@ LOSSES = {f"align.{name}" for name in ("losses", "advantages", "gauges", "masked
 ARROWS = {
     "config": set(),
     "config_align": {"config"},
-    "config_file": {"config", "config_align"},
+    "config_file": {"config", "config_align", "runtime.files"},
     "runtime": {"config"},
     "checkpoint": {"config", "runtime"},
     "kernels": set(),
     "ops": {"kernels"},
     "parallel": {"config"},
     "model": {"config", "ops", "parallel.rules", "parallel.fsdp"},
-    "data": {"config"},
+    "data": {"config", "runtime.files"},
     "convert": {
         "config", "config_file", "model", "ops", "checkpoint", "data.tokenizer",
-        "data.sentencepiece_proto",
+        "data.sentencepiece_proto", "data.tokenizer_json", "data.vocabulary_repairs",
+        "runtime.files",
     },
     "models": {
         "config", "config_file", "convert", "checkpoint", "model", "parallel.rules",
         "parallel.arrays",
-        "data.tokenizer",
+        "data.tokenizer", "runtime.files",
     },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
@@ -50,9 +51,9 @@ ARROWS = {
     "serve": {"config", "models", "infer", "data"},
     "tpu": {
         "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
-        "parallel", "kernels", "data.files",
+        "parallel", "kernels", "runtime.files",
     },
-    "chat_terminal": {"config", "infer", "models", "data"},
+    "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "runtime"},
     "cli": {
         "config", "chat_terminal", "cli_train", "serve", "evals", "align", "pretrain", "tpu",
@@ -69,6 +70,7 @@ DATA_LIBRARIES = {
 NOWHERE = {"tensorflow", "torch", "transformers", "vllm", "ray", "experiments", "tests"}
 FORBIDDEN_LIBRARIES = {
     "data": ACCELERATED,
+    "runtime.files": ACCELERATED | DATA_LIBRARIES,
     "config": ACCELERATED | DATA_LIBRARIES,
     "kernels": DATA_LIBRARIES | {"flax", "optax", "orbax"},
     "ops": DATA_LIBRARIES | {"flax", "optax", "orbax"},
@@ -148,7 +150,9 @@ def test_every_arrow_is_allowed(path):
         ("model.weights", "from flax import linen"),
         ("train.loop", "import tensorflow as tf"),
         ("cli", "import experiments.quickstart"),
-        ("config", "from llama_jax.data import files"),
+        ("config", "from llama_jax.runtime import files"),
+        ("data.loader", "from llama_jax.runtime import hosts"),
+        ("runtime.files", "import jax"),
     ],
 )
 def test_a_forbidden_arrow_is_found(name, source):

@@ -12,7 +12,6 @@ from llama_jax.checkpoint import saved_steps
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.config_align import SftConfig
 from llama_jax.data.chat import check_text, decode_answer, encode_prompt
-from llama_jax.data.files import as_path, write_atomic
 from llama_jax.data.records import Dialogue, Message, to_json
 from llama_jax.data.sources import digest
 from llama_jax.data.tokenizer import Tokenizer
@@ -20,6 +19,7 @@ from llama_jax.infer.rollout import sample_answers
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import gather, prepare
 from llama_jax.models import Model, load, open_model
+from llama_jax.runtime.files import as_path, write_atomic
 from llama_jax.runtime.hosts import exchange
 
 

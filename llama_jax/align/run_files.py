@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from etils import epath
 
-from llama_jax.data.files import write_atomic
+from llama_jax.runtime.files import write_atomic
 from llama_jax.runtime.hosts import broadcast_from_main, fail_together, is_main
 from llama_jax.train.metrics import UPLOAD_SECONDS
 from llama_jax.train.uploads import Mirror

@@ -14,6 +14,7 @@ manifest is written last. Host 0 alone writes manifests, renames and deletes.
 
 import logging
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from llama_jax.checkpoint.storage import CheckpointError
 from llama_jax.config import InputError, require
 
 logger = logging.getLogger(__name__)
+MAX_STEP = 2**31
+"""Steps lie below, as the configuration demands: a folder with a larger number is none of ours."""
 
 
 class Restored(NamedTuple):
@@ -91,7 +94,7 @@ class Checkpointer:
             if not self._cleaned and jax.process_index() == 0:
                 self._clean()
             self._cleaned = True
-            commit = self._writer.start(final, tree, manifest, files={})
+            commit = self._writer.start(final, f"{step}.tmp", tree, manifest, files={})
         self._pending = self._thread.submit(self._finish, commit, step)
 
     def wait(self) -> None:
@@ -162,8 +165,9 @@ class Checkpointer:
         if not self._directory.exists():
             return
         for path in self._directory.iterdir():
+            name = path.name.removesuffix(".tmp").removesuffix(".old")
             unfinished = not storage.can_rename(path) and not (path / mf.FILENAME).exists()
-            if re.fullmatch(r"\d+" if unfinished else r"\d+(\.old)?\.tmp", path.name):
+            if _step(name) is not None and (name != path.name or unfinished):
                 logger.info("removing %s, left by a save that was killed", path)
                 path.rmtree(missing_ok=True)
 
@@ -184,10 +188,12 @@ def save_model(
     require(empty, f"{path} exists and is not empty: name a new folder for the model")
     files = {"config.json": config_json.encode(), "tokenizer.model": tokenizer}
     manifest = Manifest(folder="params", arrays={}, extra={"origin": dict(origin)})
+    # A name of its own: what lies beside the folder under any other is not ours to replace.
+    temporary = f"{path.name}.{_from_host_0(secrets.randbits(31)):08x}.tmp"
     writer = storage.Writer()
     try:
         with storage.failures(f"saving model {path}"):
-            writer.start(path, params, manifest, files)()
+            writer.start(path, temporary, params, manifest, files)()
             writer.meet()
     finally:
         writer.close()
@@ -297,7 +303,14 @@ def saved_steps(directory: epath.Path) -> list[int]:
     """Every folder of RUN/checkpoints named by a step, sound or not, in ascending order."""
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", p.name))
+    found = ((_step(path.name), path) for path in directory.iterdir())
+    return sorted(step for step, path in found if step is not None and path.is_dir())
+
+
+def _step(name: str) -> int | None:
+    """The step that a folder of this name holds; None for any other name."""
+    step = int(name) if re.fullmatch(r"0|[1-9][0-9]{0,9}", name) else MAX_STEP
+    return step if step < MAX_STEP else None
 
 
 def _from_host_0(value: int) -> int:

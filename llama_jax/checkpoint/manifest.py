@@ -36,10 +36,14 @@ from etils import epath
 from jax import lax
 
 from llama_jax import __version__
-from llama_jax.config import require
+from llama_jax.config import InputError, require
+from llama_jax.runtime.files import parse_json, read_bytes, shown
 
 FILENAME = "manifest.json"
 FORMAT = 1
+FOLDERS = ("state", "params")
+"""Where the arrays lie: those of a checkpoint, those of a model folder."""
+MAX_AXES = 32
 DTYPES = (
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32",
     "float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32",
@@ -65,7 +69,7 @@ class Manifest:
     """Content of `manifest.json`. The file also holds the SHA-256 of all the rest of it."""
 
     folder: str
-    """Folder beside the manifest in which orbax keeps the arrays: `state` or `params`."""
+    """Folder beside the manifest in which orbax keeps the arrays: one of FOLDERS."""
     arrays: dict[str, ArrayRecord]
     """By name, such as `params/layers/q` or `opt_state/1/mu/layers/q`."""
     step: int | None = None
@@ -92,19 +96,28 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> "Manifest":
         """Parse `manifest.json`. Raises ValueError if it is damaged or of another format."""
         try:
-            values = json.loads(text)
-            digest = values.pop("digest")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{FILENAME} is damaged ({error!r:.80})") from error
-        if _canonical_digest(values) != digest:
+            values = parse_json(text, FILENAME)
+        except InputError as error:
+            raise ValueError(f"{FILENAME} is damaged ({error!s:.120})") from error
+        if not isinstance(values, dict) or "digest" not in values:
+            raise ValueError(f"{FILENAME} is damaged (it is no object with a digest)")
+        if values.pop("digest") != _canonical_digest(values):
             raise ValueError(f"{FILENAME} is damaged (its own digest does not agree)")
-        written = values.pop("format")
+        written = values.pop("format", None)
         if written != FORMAT:
-            raise ValueError(f"{FILENAME} has format {written}; this version reads {FORMAT}")
-        arrays = {
-            name: ArrayRecord(**row | {"shape": tuple(row["shape"])})
-            for name, row in values.pop("arrays").items()
-        }
+            raise ValueError(f"{FILENAME} has format {shown(written)}; this version reads {FORMAT}")
+        step, folder, files = values.get("step"), values.get("folder"), values.get("files", {})
+        _require(step is None or _is_size(step, 2**31), "step", step)
+        _require(folder in FOLDERS, "folder", folder)
+        _require(isinstance(files, dict) and all(_is_plain(f) for f in files), "files", files)
+        for name in ("files", "versions"):
+            texts = values.get(name, {})
+            sound = isinstance(texts, dict) and all(isinstance(t, str) for t in texts.values())
+            _require(sound, name, texts)
+        _require(isinstance(values.get("extra", {}), dict), "extra", values.get("extra"))
+        rows = values.pop("arrays", None)
+        _require(isinstance(rows, dict), "arrays", rows)
+        arrays = {name: _record(row) for name, row in rows.items()}
         return cls(
             arrays=arrays, **{f.name: values[f.name] for f in fields(cls) if f.name in values}
         )
@@ -115,15 +128,11 @@ class Manifest:
 
         Raises ValueError if anything is missing, damaged or of another step.
         """
-        if not (folder / FILENAME).exists():
-            raise ValueError(f"{FILENAME} is missing")
-        manifest = cls.from_json((folder / FILENAME).read_bytes())
+        manifest = cls.from_json(_content(folder, FILENAME))
         if step is not None and manifest.step != step:
             raise ValueError(f"{FILENAME} is that of step {manifest.step}")
         for name, digest in manifest.files.items():
-            if not (folder / name).exists():
-                raise ValueError(f"{name} is missing")
-            if sha256((folder / name).read_bytes()) != digest:
+            if sha256(_content(folder, name)) != digest:
                 raise ValueError(f"{name} is damaged (its SHA-256 does not agree)")
         return manifest
 
@@ -138,6 +147,42 @@ class Manifest:
                 differences.append(f"{name} is {_layout(array)}, not {_layout(wanted[name])}")
         shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
         require(not differences, f"{where} does not fit the configuration: {shown}")
+
+
+def _content(folder: epath.Path, name: str) -> bytes:
+    if not (folder / name).exists():
+        raise ValueError(f"{name} is missing")
+    try:
+        return read_bytes(folder / name)
+    except InputError as error:  # which would say that the user, and not the folder, is to blame
+        raise ValueError(str(error)) from error
+
+
+def _require(condition: bool, name: str, value: Any) -> None:
+    """ValueError naming a value of the manifest that none of ours has."""
+    if not condition:
+        raise ValueError(f"{FILENAME} is damaged (its {name} is {shown(value)})")
+
+
+def _record(row: Any) -> ArrayRecord:
+    """One array's row, checked."""
+    sound = isinstance(row, dict) and set(row) == {f.name for f in fields(ArrayRecord)}
+    _require(sound, "array", row)
+    shape, dtype, digest = row["shape"], row["dtype"], row["digest"]
+    sound = isinstance(shape, list) and len(shape) <= MAX_AXES
+    _require(sound and all(_is_size(n, 2**48) for n in shape), "shape", shape)
+    _require(dtype in DTYPES, "dtype", dtype)
+    _require(isinstance(digest, str), "digest", digest)
+    return ArrayRecord(shape=tuple(shape), dtype=dtype, digest=digest)
+
+
+def _is_size(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file beside the manifest and of no other place."""
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
 def _layout(a: Any) -> str:

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import logging
 import operator
 import os
@@ -26,6 +25,7 @@ from llama_jax.checkpoint import manifest as mf
 from llama_jax.checkpoint.manifest import ArrayRecord, Manifest
 from llama_jax.checkpoint.zarr import PlainArray, PlainArrays
 from llama_jax.config import InputError
+from llama_jax.runtime.files import parse_json, read_bytes
 
 logger = logging.getLogger(__name__)
 # Arrays that are read at once: a core each while they come from the page cache. More than there
@@ -63,11 +63,15 @@ class Writer:
     def start(
         self,
         final: epath.Path,
+        temporary: str,
         tree: Any,
         manifest: Manifest,
         files: Mapping[str, bytes],
     ) -> Callable[[], None]:
-        """Copy the arrays to the host and start to write; the result waits and commits."""
+        """Copy the arrays to the host and start to write; the result waits and commits.
+
+        temporary: the name that the folder has until then, where folders can be renamed.
+        """
         leaves = mf.flatten(tree)
         manifest.to_json()  # values that JSON has not are refused before anything is written
         digests = {name: mf.digest(leaf) for name, leaf in leaves.items()}
@@ -76,7 +80,7 @@ class Writer:
             for name, leaf in leaves.items()
         }
         stored = _nest({name: leaf for name, leaf in leaves.items() if leaf.size})
-        folder = final.with_name(final.name + ".tmp") if can_rename(final) else final
+        folder = final.with_name(temporary) if can_rename(final) else final
         with _all_or_nothing(folder):
             if folder == final and jax.process_index() == 0:
                 (final / mf.FILENAME).unlink(missing_ok=True)
@@ -122,23 +126,30 @@ def _all_or_nothing(folder: epath.Path) -> Iterator[None]:
         raise
 
 
-def rename_durably(folder: epath.Path, final: epath.Path) -> None:
-    """Make a folder, or a file, appear as `final` once all of it is on the disk; replace what was
-    there."""
-    if not folder.is_dir():
-        _sync(os.fspath(folder))
-    for path, _, names in os.walk(folder):
+def make_durable(path: epath.Path) -> None:
+    """Return when a file, or all of a folder, is on the disk."""
+    if not path.is_dir():
+        sync(os.fspath(path))
+    for folder, _, names in os.walk(path):
         for name in (*names, "."):
-            _sync(os.path.join(path, name))
+            sync(os.path.join(folder, name))
+
+
+def rename_durably(folder: epath.Path, final: epath.Path) -> None:
+    """Make a folder appear as `final` once all of it is on the disk; replace what was there."""
+    make_durable(folder)
     old = final.with_name(final.name + ".old.tmp")
-    if final.exists():
+    filled = final.is_dir() and any(final.iterdir())  # an empty folder gives way, as a file does
+    if filled:
         final.rename(old)
-    folder.rename(final)
-    _sync(os.fspath(final.parent))
-    old.rmtree(missing_ok=True)
+    os.replace(folder, final)
+    sync(os.fspath(final.parent))
+    if filled:
+        old.rmtree(missing_ok=True)
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
+    """Return when a file, or what a folder lists, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -252,8 +263,8 @@ def _explained(error: Exception, folder: epath.Path) -> Exception:
     """Name the metadata file that is to blame, which an error of the JSON parser does not."""
     for path in (*folder.glob("_*"), *folder.glob("array_metadatas/*")):
         try:
-            json.loads(path.read_bytes())
-        except ValueError:
+            parse_json(read_bytes(path), path.name)
+        except InputError:
             return ValueError(f"{path.relative_to(folder.parent)} is damaged")
     reason = error.__cause__ or error
     return ValueError(f"{folder.name}/ is damaged: {type(reason).__name__}: {one_line(reason)}")

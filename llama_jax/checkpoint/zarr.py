@@ -8,7 +8,6 @@ their own, one a layer, in what conversions write; what training saves has them 
 """
 
 import itertools
-import json
 import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
+from llama_jax.runtime.files import parse_json, read_json
+
+_DESCRIPTION_BYTES = 64 << 10  # ours have 0.5 kB
+_MAX_CHUNKS = 1 << 20
 _INLINE_BYTES = 1024
 """A database holds values of up to so many bytes itself, as orbax tells it to."""
 
@@ -127,6 +130,8 @@ class PlainArrays:
             return None
         if said != description(said, shape, dtype, chunks):
             return None
+        if math.prod(-(-n // size) for n, size in zip(shape, chunks, strict=True)) > _MAX_CHUNKS:
+            return None
         if self._stored is not None and math.prod(chunks) * dtype.itemsize <= _INLINE_BYTES:
             return None
         return PlainArray(name, tuple(shape), dtype, tuple(chunks), self._locate)
@@ -134,9 +139,9 @@ class PlainArrays:
     def _description(self, name: str) -> Any:
         try:
             if self._stored is None:
-                return json.loads((self._folder / name / ".zarray").read_bytes())
+                return read_json(self._folder / name / ".zarray", limit=_DESCRIPTION_BYTES)
             found = self._stored.get(f"{name}/.zarray")
-            return json.loads(found) if isinstance(found, bytes) else None
+            return parse_json(found, name) if isinstance(found, bytes) else None
         except (OSError, ValueError):
             return None
 

@@ -3,31 +3,31 @@
     read (validate, map) -> cast -> digest -> write under a temporary name -> read back, digest
     again -> logits of both -> report -> rename
 
-The result appears under its name complete, report included, or not at all: what an interrupted
-conversion leaves is named `.tmp` and is removed by the next one.
+A source is taken, refused with one line, or taken with notes on what was left out, changed or
+assumed, which are logged, stand in the report and are printed. The result appears under its name
+complete, report included, or not at all (staging.py).
 """
 
-import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from etils import epath
 from tqdm import tqdm
 
 from llama_jax import __version__
-from llama_jax.checkpoint import storage
-from llama_jax.config import InputError, require
+from llama_jax.config import require
 from llama_jax.convert import proof
-from llama_jax.convert.formats import FORMATS, Format, detect
+from llama_jax.convert.formats import FORMATS, detect
 from llama_jax.convert.llama2c_tokenizer import read_tokenizer
 from llama_jax.convert.source import Source
+from llama_jax.convert.staging import staged
+from llama_jax.convert.usage import INSTEAD, Named
 from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.runtime.files import json_text, read_json, shown
 
 logger = logging.getLogger(__name__)
 REPORT = "report.json"
@@ -36,21 +36,47 @@ REPORT = "report.json"
 def open_source(path: str | os.PathLike[str], tokenizer: str | None = None) -> Source:
     """Recognise, validate and map a model in any format; nothing of its tensors is read.
 
-    Raises InputError for what is no model of a known format or not a sound one.
+    tokenizer: what `--tokenizer` names (`named_tokenizer`), which is read instead of the source's.
+
+    What was left out, changed or assumed is logged in one line. Raises InputError for what is no
+    model of a known format or not a sound one.
     """
     path = _local(path)
-    name = detect(path)
-    source = FORMATS[name].read(path)
-    if tokenizer is not None:
-        source = replace(source, tokenizer=_tokenizer(tokenizer, source.config.vocab_size))
+    named = named_tokenizer(tokenizer)
+    source = FORMATS[detect(path)].read(path, named)
     if source.tokenizer is not None:
-        pieces = Tokenizer.from_bytes(source.tokenizer, where=f"{path}: its tokenizer").vocab_size
+        where = f"{path}: its tokenizer" if tokenizer is None else tokenizer
+        pieces = Tokenizer.from_bytes(source.tokenizer, where=where).vocab_size
+        rows = source.config.vocab_size
         require(
-            pieces <= source.config.vocab_size,
-            f"{path}: the tokenizer has {pieces} pieces and the model {source.config.vocab_size} "
-            "rows; name the right one with --tokenizer",
+            pieces <= rows,
+            f"{where} has {pieces} pieces and the model {rows} rows: it is another model's; name "
+            f"the right one with `{INSTEAD}`, or none",
         )
+        if pieces < rows:
+            source = replace(source, notes=(*source.notes, _without_a_piece(pieces, rows)))
+    if source.notes:
+        logger.warning("%s: %s", path, " ".join(source.notes))
     return source
+
+
+def _without_a_piece(pieces: int, rows: int) -> str:
+    ids = f"id {pieces} has" if rows == pieces + 1 else f"ids {pieces} to {rows - 1} have"
+    return f"The model has {rows} rows and the tokenizer {pieces} pieces: {ids} no text."
+
+
+def named_tokenizer(path: str | None) -> Named:
+    """What `--tokenizer` names: a sentencepiece model, tokenizer.json, llama2.c's tokenizer.bin, a
+    folder with one of them, or the word `none`. Raises InputError for what is none of these.
+    """
+    if path is None:
+        return "own"
+    if path == "none":
+        return None
+    place = Path(path).expanduser()
+    if place.suffix == ".bin" and place.is_file():
+        return read_tokenizer(place)[0]
+    return Tokenizer.load(path).model_bytes
 
 
 def _local(path: str | os.PathLike[str]) -> Path:
@@ -75,7 +101,7 @@ def convert(
 
     Args:
       to: a name in `formats.FORMATS`, with `:VARIANT` where the format has some.
-      tokenizer: sentencepiece model, or tokenizer.bin of llama2.c, instead of the source's own.
+      tokenizer: what is taken instead of the source's own, see `named_tokenizer`.
       dtype: type to write; None keeps the source's where the format has it.
 
     Raises:
@@ -94,25 +120,29 @@ def convert(
         f"{target} exists{'' if row.is_file else ' and is not empty'}: name a new place",
     )
     source = open_source(src, tokenizer)
+    require(
+        source.config.head == "language",
+        f"{source.path} is a reward model, for whose score no format has a place: name a language "
+        "model",
+    )
     stored = source.config.param_dtype
     dtype = dtype or (stored if stored in row.dtypes else row.dtypes[0])
     require(dtype in row.dtypes, f"--dtype {dtype}: {row.title} keeps {', '.join(row.dtypes)}")
     logger.info("%s is %s, %s", source.path, FORMATS[source.format].title, _shape(source))
-    if source.tokenizer is None:
+    if source.tokenizer is None and tokenizer != "none":
         logger.warning("%s has no tokenizer; name one with --tokenizer to add it", source.path)
     size = 2 * proof.size_in_bytes(source, dtype)  # written, then read back
-    with _staged(target, row) as folder, _bar(size, target.name) as tick:
+    with staged(target, is_file=row.is_file) as folder, _bar(size, target.name) as tick:
         reading, as_stored = proof.recorded(source, dtype, tick)
         said = row.write(reading, folder, target.name, variant) or ()
         proof.check_stored(source, as_stored)
-        result = row.read(folder / target.name if row.is_file else folder)
+        written = folder / target.name if row.is_file else folder
+        result = row.read(written, "own")
         report = _report(source, reading, result, said, tick)
         report["result"] |= {"to": to, "path": os.fspath(target)}
         if row.card is not None:
             row.card(source, folder, report)
-        _report_file(folder / target.name if row.is_file else folder).write_text(
-            json.dumps(report, indent=1) + "\n"
-        )
+        _report_file(written).write_text(json_text(report, indent=1) + "\n")
     return report
 
 
@@ -120,39 +150,71 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Repeat the proof that lies beside a converted model; None if none does.
 
     `ok` says whether every digest agrees and the logits are those of the source, up to the
-    difference that the conversion reported and rounding.
+    difference that the conversion reported and rounding; where logits are not finite, the digests
+    alone decide. Raises InputError for a damaged report or model.
     """
     path = Path(path).expanduser().absolute()
     file = _report_file(path)
     if not file.exists():
         return None
-    try:
-        kept = json.loads(file.read_bytes())
-        digests, logits, dtype = kept["digests"], kept["logits"], kept["result"]["dtype"]
-        difference = logits["largest_difference"]
-        tokens = [int(t) for t in logits["tokens"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged: {error!r:.80}") from error
+    kept = read_json(file)
     source = open_source(path)
-    require(
-        len(tokens) > 0 and all(0 <= t < source.config.vocab_size for t in tokens),
-        f"{file} is damaged: its tokens are not the model's",
-    )
+    problem = _problem(kept, source.config.vocab_size)
+    require(not problem, f"{file} is damaged: {problem}")
+    digests, logits, dtype = kept["digests"], kept["logits"], kept["result"]["dtype"]
     with _bar(proof.size_in_bytes(source, dtype), path.name) as tick:
         found = proof.digests_of(source, dtype, tick)
-    now, agreement = proof.compare(logits, proof.logits(source, tokens))
+    now, agreement = proof.compare(logits, proof.logits(source, logits["tokens"]))
     damaged = sorted(n for n in {*found, *digests} if found.get(n) != digests.get(n))
-    scale = max(abs(v) for row in logits["values"] for v in row)
+    before = logits["largest_difference"]
+    scale = max((abs(v) for row in logits["values"] for v in row if v is not None), default=0)
+    agree = now is None or before is None or now <= before + 1e-4 * scale
     return {
-        "ok": not damaged and now <= difference + 1e-4 * scale,
+        "ok": not damaged and agree,
         "path": os.fspath(path),
         "format": source.format,
         "parameters": proof.parameter_count(source),
         "tensors": len(found),
         "damaged": damaged,
+        "not_finite": found.not_finite(),
         "largest_difference": now,
         "top1_agreement": agreement,
     }
+
+
+def _problem(kept: dict[str, Any], rows: int) -> str:
+    """What a report has that none of ours has; empty for a sound one."""
+    digests: Any = kept.get("digests")
+    logits: Any = kept.get("logits")
+    result: Any = kept.get("result")
+    if not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
+        return f"its digests are {shown(digests)}"
+    if not isinstance(result, dict) or result.get("dtype") not in proof.DTYPES:
+        return f"its result is {shown(result)}"
+    if not isinstance(logits, dict):
+        return f"its logits are {shown(logits)}"
+    tokens, difference = logits.get("tokens"), logits.get("largest_difference")
+    if not isinstance(tokens, list) or not 0 < len(tokens) <= proof.MAX_TOKENS:
+        return f"its tokens are {shown(tokens)}"
+    if not all(type(t) is int and 0 <= t < rows for t in tokens):
+        return f"its tokens are {shown(tokens)}, and the model has {rows} rows"
+    tables: dict[str, Any] = {name: logits.get(name) for name in ("top", "values")}
+    for name, table in tables.items():
+        whole = isinstance(table, list) and len(table) == len(tokens)
+        if not whole or not all(isinstance(row, list) and len(row) > 0 for row in table):
+            return f"its {name} are {shown(table)}"
+    if len({len(row) for table in tables.values() for row in table}) != 1:
+        return f"its top and values are {shown(tables)}"
+    if not all(type(t) is int and 0 <= t < rows for row in tables["top"] for t in row):
+        return f"its top is {shown(tables['top'])}"
+    if not all(isinstance(v, float | int | None) for row in tables["values"] for v in row):
+        return f"its values are {shown(tables['values'])}"
+    finite = logits.get("finite", [])
+    if not isinstance(difference, float | int | None):
+        return f"its largest_difference is {shown(difference)}"
+    if not isinstance(finite, list) or not all(isinstance(f, bool) for f in finite):
+        return f"its finite is {shown(finite)}"
+    return "" if len(finite) in (0, len(tokens)) else f"its finite is {shown(finite)}"
 
 
 def _report(
@@ -167,9 +229,16 @@ def _report(
     sent, found = dict(reading.digests), proof.digests_of(result, dtype, tick)
     changed = sorted(n for n in {*sent, *found} if sent.get(n) != found.get(n))
     cast = dtype != source.config.param_dtype
-    notes = list(dict.fromkeys([*source.notes, *said, *result.notes]))
+    notes = [*source.changes, *result.changes]
     if cast:
         notes.append(f"Numbers were cast from {source.config.param_dtype} to {dtype}.")
+    notes += [*said, *source.notes]
+    if not_finite := found.not_finite():
+        counts = ", ".join(f"{count:,} of {name}" for name, count in not_finite.items())
+        notes.append(
+            f"Numbers that are NaN or infinite: {counts}. Nothing is known of such a model."
+        )
+        logger.warning("%s holds numbers that are NaN or infinite: %s", source.path, counts)
     tokens = proof.fixed_tokens(source.config.vocab_size)
     values = proof.logits(result, tokens)
     # Where every number arrived, the logits of the source are these, bit for bit.
@@ -187,9 +256,10 @@ def _report(
         "result": {"format": result.format, "dtype": dtype},
         "parameters": proof.parameter_count(source),
         "tokenizer": source.tokenizer is not None,
-        "notes": notes,
-        "digests": found,
+        "notes": list(dict.fromkeys(notes)),
+        "digests": dict(found),
         "not_identical": changed,
+        "not_finite": not_finite,
         "logits": {"largest_difference": difference, "top1_agreement": agreement, **kept},
         "versions": {"llama-jax": __version__},
     }
@@ -205,13 +275,9 @@ def describe(report: dict[str, Any]) -> str:
         ("from", f"{source['path']} ({source['format']}, {source['dtype']})"),
         ("to", f"{result['path']} ({result['to']}, {result['dtype']})"),
         ("parameters", f"{report['parameters']:,}"),
-        ("tokenizer", "included" if report["tokenizer"] else "none: name one with --tokenizer"),
+        ("tokenizer", "included" if report["tokenizer"] else "none"),
         ("digests", same),
-        (
-            "logits",
-            f"largest difference {logits['largest_difference']:.3g}, top-1 agreement "
-            f"{100 * logits['top1_agreement']:.0f} % on {len(logits['tokens'])} fixed tokens",
-        ),
+        ("logits", f"{proof.in_words(logits)} on {len(logits['tokens'])} fixed tokens"),
         *(("note", note) for note in report["notes"]),
     ]
     return "\n".join(f"{key:<11} {value}" for key, value in lines)
@@ -221,9 +287,7 @@ def describe_verification(result: dict[str, Any]) -> str:
     """What `verify` found, in one line."""
     state = f"damaged: {', '.join(result['damaged'])}" if result["damaged"] else "digests agree"
     return (
-        f"{result['path']}: {result['tensors']} tensors, {state}; logits of the source within "
-        f"{result['largest_difference']:.3g}, top-1 agreement "
-        f"{100 * result['top1_agreement']:.0f} %"
+        f"{result['path']}: {result['tensors']} tensors, {state}; logits: {proof.in_words(result)}"
     )
 
 
@@ -232,12 +296,6 @@ def describe_verification(result: dict[str, Any]) -> str:
 
 def _report_file(path: Path) -> Path:
     return path / REPORT if path.is_dir() else path.with_name(f"{path.name}.{REPORT}")
-
-
-def _tokenizer(path: str, vocab_size: int) -> bytes:
-    if Path(path).suffix == ".bin" and Path(path).expanduser().is_file():
-        return read_tokenizer(Path(path).expanduser(), vocab_size)[0]
-    return Tokenizer.load(path).model_bytes
 
 
 def _shape(source: Source) -> str:
@@ -253,33 +311,3 @@ def _shape(source: Source) -> str:
 def _bar(size: int, name: str) -> Iterator[Callable[[int], object]]:
     with tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         yield bar.update
-
-
-@contextmanager
-def _staged(target: Path, row: Format) -> Iterator[Path]:
-    """A temporary folder beside the target, whose content becomes the target at the end."""
-    folder = target.with_name(target.name + ".tmp")
-    require(target.parent.is_dir(), f"{target.parent} does not exist: make that folder first")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        if row.is_file:
-            _require_not_replaced(folder, target)
-            for file in sorted(folder.iterdir(), key=lambda f: f.name == target.name):
-                storage.rename_durably(epath.Path(file), epath.Path(target.with_name(file.name)))
-            folder.rmdir()
-        else:
-            storage.rename_durably(epath.Path(folder), epath.Path(target))
-    except BaseException:
-        with suppress(OSError):
-            shutil.rmtree(folder)
-        raise
-
-
-def _require_not_replaced(folder: Path, target: Path) -> None:
-    """InputError if another model's file has the name of one that goes beside the result."""
-    for file in folder.iterdir():
-        beside = target.with_name(file.name)
-        same = not beside.exists() or beside.read_bytes() == file.read_bytes()
-        require(same, f"{beside} exists and is another model's: name a place in a new folder")

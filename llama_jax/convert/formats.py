@@ -4,9 +4,11 @@ To add one, write a module with
 
 - `is_format(path)`: whether the files at `path` are of this format. It reads names and first bytes
   only, and raises nothing.
-- `read(path) -> Source`: checks every name, size, offset, type and shape against the configuration
-  before anything is allocated, raises InputError (one line) for whatever does not fit, and maps the
-  tensors (see source.py). Nothing of the file is trusted, and nothing is ever unpickled.
+- `read(path, named) -> Source`: checks every name, size, offset, type and shape against the
+  configuration before anything is allocated, raises InputError (one line) for whatever does not
+  fit, and maps the tensors (see source.py). Nothing of the file is trusted, and nothing is ever
+  unpickled. `named` is the tokenizer to take (usage.py); the source's own is read for "own" alone.
+  What can be taken with something left out, changed or assumed is taken, and a note says so.
 - `write(source, folder, name, variant)`: puts all files of the result into `folder`, which is
   new, empty and temporary. It asks `source` for tensors in the order that suits the format, one at
   a time, so that no more than a tensor is in memory; `source` has the type to write already. What
@@ -23,8 +25,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_jax.config import InputError
-from llama_jax.convert import gguf, gguf_writer, hf, llama2c, meta, model_card, native
+from llama_jax.convert import (
+    gguf,
+    gguf_writer,
+    hf,
+    llama2c,
+    meta,
+    model_card,
+    native,
+    unrecognised,
+)
 from llama_jax.convert.source import Source
+from llama_jax.convert.usage import Named
 
 
 class Format(NamedTuple):
@@ -33,7 +45,7 @@ class Format(NamedTuple):
     title: str
     """As people call it."""
     is_format: Callable[[Path], bool]
-    read: Callable[[Path], Source]
+    read: Callable[[Path, Named], Source]
     write: Callable[[Source, Path, str, str], Sequence[str] | None]
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     """Types that tensors can be written in."""
@@ -80,4 +92,5 @@ def detect(path: Path) -> str:
         if row.is_format(path):
             return name
     known = ", ".join(row.title for row in FORMATS.values())
-    raise InputError(f"{path} is in no format that is known: {known}")
+    reason = unrecognised.reason(path)
+    raise InputError(reason or f"{path} is in no format that is known: {known}")

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.config import InputError, ModelConfig, require
-from llama_jax.convert.gguf_file import MAGIC, GgufFile, read_file
+from llama_jax.convert import gguf_tokenizer
+from llama_jax.convert.gguf_file import MAGIC, GgufFile, read_model
+from llama_jax.convert.gguf_quants import QUANTS
 from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, tensors
-from llama_jax.data.sentencepiece_proto import KIND_NUMBERS, Piece, Vocabulary
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.convert.usage import Named
+from llama_jax.runtime.files import head, shown
 
 NAMES = {
     "embed": "token_embd.weight",
@@ -33,26 +35,33 @@ NAMES = {
 }
 """Of our tensors in llama.cpp; {} is the layer."""
 
-_WITHOUT_EFFECT = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
-_KINDS = {number: kind for kind, number in KIND_NUMBERS.items()}
+FACTORS = "rope_freqs.weight"
+_WITHOUT_EFFECT = {
+    "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal",
+    "use_parallel_residual",
+}  # fmt: skip
+_USUAL = {
+    "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0, "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0, "attention.scale": 0.0, "logit_scale": 1.0,
+    "embedding_scale": 1.0, "residual_scale": 1.0, "expert_count": 0, "expert_used_count": 0,
+}  # fmt: skip
+"""Settings that may have this value and no other."""
 
 
 def is_format(path: Path) -> bool:
     """A file that begins with "GGUF"."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
+    return head(path, len(MAGIC)) == MAGIC
 
 
-def read(path: Path) -> Source:
-    """The model and the tokenizer in a GGUF file.
+def read(path: Path, named: Named = "own") -> Source:
+    """The model and the tokenizer in a GGUF file, or in all parts of one that is split.
 
     Raises InputError for a damaged file, another architecture, a setting that we do not have, and
     for missing, additional or wrongly shaped tensors, which it lists.
     """
-    file = read_file(path)
+    file = read_model(path)
+    frequencies = _factors(file)
     config = _config(file)
     _require_tensors(file, config)
 
@@ -60,13 +69,37 @@ def read(path: Path) -> Source:
         rows = file.tensor(NAMES[name].format(layer))
         return from_rows(name, rows, config, interleaved=True)
 
-    tokenizer, notes = _tokenizer(file, config)
-    notes.append("rotary rows of q and k permuted from interleaved to half-split")
-    if any(info.type == "Q8_0" for info in file.tensors.values()):
-        notes.append("Q8_0 multiplied out to float32, exactly")
+    words = gguf_tokenizer.read(file.values, config.vocab_size, named).own_ends
+    changes = ["rotary rows of q and k permuted from interleaved to half-split"]
+    if quantised := sorted({info.type for info in file.tensors.values()} & set(QUANTS)):
+        changes.append(f"{', '.join(quantised)} multiplied out to float32, exactly")
     general = {k: v for k, v in file.values.items() if k.startswith("general.")}
     origin = {k: v for k, v in general.items() if isinstance(v, str | int | float)}
-    return Source("gguf", path, config, tokenizer, tensor, tuple(notes), origin)
+    return Source(
+        "gguf",
+        file.path,
+        config,
+        words.tokenizer,
+        tensor,
+        changes=tuple(changes),
+        origin=origin,
+        usage=words.usage,
+        notes=(*frequencies, *file.notes, *words.notes),
+    )
+
+
+def _factors(file: GgufFile) -> list[str]:
+    """Take away the factors of rotary frequencies, where they change nothing."""
+    if FACTORS not in file.tensors:
+        return []
+    values = np.asarray(file.tensor(FACTORS)[...], np.float32)
+    require(
+        np.all(values == 1),
+        f"{file.path}: {FACTORS} ({file.tensors[FACTORS].type}) scales the rotary frequencies, as "
+        "Llama 3.1 does, which is not supported",
+    )
+    del file.tensors[FACTORS]
+    return [f"Left out: {FACTORS}, which are all 1 and change nothing."]
 
 
 class _Settings:
@@ -75,7 +108,7 @@ class _Settings:
     def __init__(self, file: GgufFile):
         self.where = str(file.path)
         found = file.values.get("general.architecture")
-        require(found == "llama", f"{self.where}: architecture {found!r:.40} is not llama")
+        require(found == "llama", f"{self.where}: architecture {shown(found)} is not llama")
         self._values = {
             key.removeprefix("llama."): value
             for key, value in file.values.items()
@@ -88,7 +121,7 @@ class _Settings:
         require(value is not None, f"{self.where} lacks llama.{key}")
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         fits = fits and math.isfinite(value)
-        require(fits, f"{self.where}: llama.{key}={value!r:.40} must be a finite number")
+        require(fits, f"{self.where}: llama.{key}={shown(value)} must be a finite number")
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
@@ -100,10 +133,12 @@ class _Settings:
     def text(self, key: str, default: str) -> str:
         """A string."""
         value = self._values.pop(key, default)
-        require(isinstance(value, str), f"{self.where}: llama.{key}={value!r:.40} must be a string")
+        require(
+            isinstance(value, str), f"{self.where}: llama.{key}={shown(value)} must be a string"
+        )
         return value
 
-    def same(self, key: str, value: int) -> None:
+    def same(self, key: str, value: int | float) -> None:
         """Refuse any other value than this one; the key may be absent."""
         found = self.number(key, value)
         require(found == value, f"{self.where}: llama.{key}={found} is not supported, only {value}")
@@ -111,7 +146,8 @@ class _Settings:
     def require_all_taken(self) -> None:
         """Refuse the keys that nobody asked for, which may change what the model computes."""
         left = sorted(set(self._values) - _WITHOUT_EFFECT)
-        require(not left, f"{self.where}: settings {', '.join(left)} of llama are not supported")
+        names = ", ".join(shown(name) for name in left[:8])
+        require(not left, f"{self.where}: settings {names} of llama are not supported")
 
 
 def _config(file: GgufFile) -> ModelConfig:
@@ -121,8 +157,8 @@ def _config(file: GgufFile) -> ModelConfig:
     H = s.count("attention.key_length", D // N)
     s.same("attention.value_length", H)
     s.same("rope.dimension_count", H)
-    s.same("expert_count", 0)
-    s.same("expert_used_count", 0)
+    for key, value in _USUAL.items():
+        s.same(key, value)
     context = s.count("context_length")
     scaling, factor = _scaling(s, context)
     embedding = file.tensors.get(NAMES["embed"])
@@ -138,8 +174,8 @@ def _config(file: GgufFile) -> ModelConfig:
         head_dim=H,
         d_ff=s.count("feed_forward_length"),
         max_seq_len=context,
-        norm_eps=_shortest(s.number("attention.layer_norm_rms_epsilon")),
-        rope_theta=_shortest(s.number("rope.freq_base", 10_000.0)),
+        norm_eps=_shortest(s.number("attention.layer_norm_rms_epsilon"), s.where),
+        rope_theta=_shortest(s.number("rope.freq_base", 10_000.0), s.where),
         rope_scaling=scaling,
         rope_factor=factor,
         tie_embeddings=NAMES["head"] not in file.tensors,
@@ -172,10 +208,15 @@ def _stored_type(file: GgufFile) -> str:
 
 def _scaling(s: _Settings, context: int) -> tuple[str, float]:
     """How the context is extended, and by which factor."""
-    scaling = s.text("rope.scaling.type", "none")
+    factor = _shortest(s.number("rope.scaling.factor", 1.0), s.where)
+    linear = _shortest(s.number("rope.scale_linear", 1.0), s.where)  # the older spelling
+    scaling = s.text("rope.scaling.type", "none" if linear == 1 else "linear")
     known = scaling in ("none", "linear", "yarn")
-    require(known, f"{s.where}: llama.rope.scaling.type={scaling!r:.40} is not supported")
-    factor = _shortest(s.number("rope.scaling.factor", 1.0))
+    require(known, f"{s.where}: llama.rope.scaling.type={shown(scaling)} is not supported")
+    if linear != 1:
+        both = scaling == "linear" and factor in (1, linear)
+        require(both, f"{s.where}: llama.rope.scale_linear={linear} contradicts rope.scaling")
+        factor = linear
     require(factor >= 1, f"{s.where}: llama.rope.scaling.factor={factor} must be 1 or more")
     original = s.count("rope.scaling.original_context_length", round(context / factor))
     if scaling == "none" or factor == 1:
@@ -188,8 +229,9 @@ def _scaling(s: _Settings, context: int) -> tuple[str, float]:
     return scaling, factor
 
 
-def _shortest(value: int | float) -> float:
+def _shortest(value: int | float, where: str) -> float:
     """The shortest decimal that is this float32: 1e-05 and not 9.999999747378752e-06."""
+    require(abs(value) < 1e30, f"{where} holds the setting {value:g}, which no model has")
     return float(str(np.float32(value)))
 
 
@@ -209,50 +251,5 @@ def _require_tensors(file: GgufFile, config: ModelConfig) -> None:
             wrong.append(f"{name!r} is not part of a Llama")
         elif info.shape != wanted[name]:
             wrong.append(f"{name} is {list(info.shape)}, not {list(wanted[name])}")
-    shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-    require(not wrong, f"{file.path}: {shown}")
-
-
-def _tokenizer(file: GgufFile, config: ModelConfig) -> tuple[bytes | None, list[str]]:
-    """A sentencepiece model with the pieces of the file, and what to report."""
-    where = str(file.path)
-    values = {
-        key.removeprefix("tokenizer.ggml."): value
-        for key, value in file.values.items()
-        if key.startswith("tokenizer.ggml.")
-    }
-    model = values.get("model", "no")
-    if model != "llama":
-        return None, [f"the file has {model!r:.40} tokenizer, which is left out: not sentencepiece"]
-    texts, V = values.get("tokens"), config.vocab_size
-    if not isinstance(texts, list) or len(texts) != V:
-        raise InputError(f"{where}: tokenizer.ggml.tokens must be a list of {V} strings, one a row")
-    scores = _numbers(values, "scores", V, 0.0, where)
-    kinds = _numbers(values, "token_type", V, KIND_NUMBERS["normal"], where)
-    pieces = []
-    for text, score, kind in zip(texts, scores, kinds, strict=True):
-        require(kind in _KINDS, f"{where}: {text!r:.40} has the unknown token_type {kind}")
-        pieces.append(Piece(text, score, _KINDS[kind]))
-    ids = {}
-    for name, key, default in (("unk", "unknown", 0), ("bos", "bos", 1), ("eos", "eos", 2)):
-        ids[f"{name}_id"] = values.get(f"{key}_token_id", default)
-    rules = {
-        "add_dummy_prefix": values.get("add_space_prefix", True),
-        "remove_extra_whitespaces": values.get("remove_extra_whitespaces", False),
-    }
-    for name, value in (*ids.items(), *rules.items()):
-        kind = int if name in ids else bool
-        require(type(value) is kind, f"{where}: {name} of the tokenizer is {value!r:.40}")
-    vocabulary = Vocabulary(pieces=tuple(pieces), **ids, **rules)
-    return Tokenizer.from_vocabulary(vocabulary, where).model_bytes, []
-
-
-def _numbers(
-    values: dict[str, Any], key: str, count: int, default: int | float, where: str
-) -> list:
-    found = values.get(key)
-    if found is None:
-        return [default] * count
-    fits = isinstance(found, np.ndarray) and len(found) == count
-    require(fits, f"{where}: tokenizer.ggml.{key} must be a list of {count} numbers")
-    return found.tolist()
+    listed = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+    require(not wrong, f"{file.path}: {listed}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.convert.gguf import NAMES
-from llama_jax.convert.gguf_file import BLOCK
+from llama_jax.convert.gguf_quants import QUANTS
 from llama_jax.convert.source import Source, rows_shape, tensors, to_rows
 from llama_jax.data.sentencepiece_proto import KIND_NUMBERS, Piece
 from llama_jax.data.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ from llama_jax.data.tokenizer import Tokenizer
 VARIANTS = ("", "q8_0")
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_Q8_0_BYTES = 2 + BLOCK  # a float16 scale and the int8 of a block
+BLOCK, _Q8_0_BYTES = QUANTS["Q8_0"].size, QUANTS["Q8_0"].block.itemsize
 
 
 class _Planned(NamedTuple):
@@ -48,6 +48,7 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
         writer.add_name(Path(name).stem)
         if source.tokenizer is not None:
             _add_tokenizer(writer, source.tokenizer, source.config.vocab_size)
+        said += _add_usage(writer, source)
         for t in plan:
             title = NAMES[t.name].format(t.layer)
             kind = gguf.GGMLQuantizationType[t.type]
@@ -72,9 +73,7 @@ def _package() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise InputError(
-            "writing GGUF needs the gguf package: pip install 'llama-jax[gguf]'"
-        ) from error
+        raise InputError("writing GGUF needs the package gguf: pip install gguf") from error
     return gguf
 
 
@@ -157,6 +156,24 @@ def _add_tokenizer(writer: Any, model: bytes, vocab_size: int) -> None:
     writer.add_bos_token_id(vocabulary.bos_id)
     writer.add_eos_token_id(vocabulary.eos_id)
     writer.add_unk_token_id(vocabulary.unk_id)
-    writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(vocabulary.add_dummy_prefix)
+
+
+def _add_usage(writer: Any, source: Source) -> list[str]:
+    """How the model is used, and notes on what GGUF has no place for."""
+    usage, kept = source.usage, {"add_bos", "chat_template"}
+    writer.add_add_bos_token(usage.add_bos)
+    if usage.chat_template is not None:
+        writer.add_chat_template(usage.chat_template)
+    adders = (writer.add_eot_token_id, writer.add_eom_token_id)
+    if source.tokenizer is None:
+        adders = (writer.add_eos_token_id, *adders)
+    for add, token in zip(adders, usage.end_ids, strict=False):
+        add(token)
+    if len(usage.end_ids) <= len(adders):
+        kept.add("end_ids")
+    said = usage.left_out(kept, "GGUF")
+    if "end_ids" not in kept:
+        said.append(f"GGUF keeps the first {len(adders)} of {len(usage.end_ids)} ends of text.")
+    return said

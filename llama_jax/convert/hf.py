@@ -1,9 +1,8 @@
 """Hugging Face folders of LlamaForCausalLM: config.json and *.safetensors."""
 
 import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.config import InputError, ModelConfig, require
-from llama_jax.convert import hf_config, hf_tokenizer, safetensors
+from llama_jax.convert import hf_config, hf_files, hf_text, hf_tokenizer, safetensors
+from llama_jax.convert.hf_files import INDEX, SINGLE
 from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, tensors
-from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
+from llama_jax.convert.usage import Named
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.runtime.files import json_text, read_json, shown
 
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-_JSON_BYTES = 64 << 20
 OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -42,63 +42,71 @@ def their_name(name: str, layer: int | None) -> str:
 def is_format(path: Path) -> bool:
     """Whether a folder has the config.json of a Hugging Face model."""
     try:
-        values = json.loads((path / "config.json").read_bytes())
-        return "model_type" in values or "architectures" in values
-    except (OSError, ValueError, TypeError, RecursionError):
+        values = read_json(path / "config.json")
+    except InputError:
         return False
+    return "model_type" in values or "architectures" in values
 
 
-def read(path: Path) -> Source:
+def read(path: Path, named: Named = "own") -> Source:
     """A folder, once every tensor is there with the right shape and none is left over.
 
     Raises InputError that names the settings, tensors or files that do not fit.
     """
     values = read_json(path / "config.json")
-    stored = _map_all(path)
+    stored, notes = hf_files.map_tensors(path)
+    for name in [n for n in stored if n.startswith("v_head.")]:
+        notes.append(f"Left out: {name}, of a value head (TRL).")
+        del stored[name]
     tied = bool(values.get("tie_word_embeddings", False))
-    notes = []
+    changes = []
     head = their_name("head", None)
     if tied and head in stored:  # some programs store it all the same
         embed = stored.get(their_name("embed", None))
         same = embed is not None and np.array_equal(_bits(embed), _bits(stored[head]))
         require(same, f"{path}: {head} is another than the embedding, yet tie_word_embeddings=true")
-        notes.append(f"{head} equals the embedding that it is tied to and is not kept twice.")
+        changes.append(f"{head} equals the embedding that it is tied to and is not kept twice.")
         del stored[head]
-    for name in [n for n in stored if n.endswith("rotary_emb.inv_freq")]:
-        del stored[name]  # computed from the configuration, stored by old versions
     dtypes = {str(array.dtype) for array in stored.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    notes += _corrected(values, stored)
     config, more = hf_config.from_hf(values, path / "config.json", dtype)
     check_names(path, stored, config, their_name)
 
     def tensor(name: str, layer: int | None) -> Lazy:
         return from_rows(name, stored[their_name(name, layer)], config, interleaved=False)
 
-    tokenizer = path / MODEL_FILE
+    words = hf_text.read(path, values, config.vocab_size, named).own_ends
     return Source(
         format="hf",
         path=path,
         config=config,
-        tokenizer=tokenizer.read_bytes() if tokenizer.exists() else None,
+        tokenizer=words.tokenizer,
         tensor=tensor,
-        notes=(*notes, *more),
+        changes=tuple(changes),
         origin={"transformers": values.get("transformers_version"), "name": path.name},
+        usage=words.usage,
+        notes=(*notes, *more, *words.notes),
     )
+
+
+def _corrected(values: dict[str, Any], stored: Mapping[str, np.ndarray]) -> list[str]:
+    """Put right what a config.json that was not kept up says of the weights; and notes."""
+    notes = []
+    embed, head = (stored.get(their_name(name, None)) for name in ("embed", "head"))
+    said = values.get("vocab_size")
+    rows = next(iter(embed.shape), None) if embed is not None else None
+    both = head is None or head.shape[:1] == (rows,)
+    if type(said) is int and rows is not None and rows != said and both:
+        values["vocab_size"] = rows
+        notes.append(f"config.json says vocab_size={said}: the weights' {rows} rows were taken.")
+    if values.get("quantization_config"):
+        notes.append("Left out: quantization_config, since the weights here are not quantised.")
+    return notes
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError if it is none."""
-    try:
-        require(file.stat().st_size <= _JSON_BYTES, f"{file} is too large to be a description")
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read: {error!s:.120}") from error
-    require(isinstance(values, dict), f"{file} must hold a JSON object")
-    return values
 
 
 def check_names(path: Path, stored: Mapping[str, Lazy], config: ModelConfig, named: Any) -> None:
@@ -114,54 +122,14 @@ def check_names(path: Path, stored: Mapping[str, Lazy], config: ModelConfig, nam
             break
         wanted[named(name, layer)] = rows_shape(name, config)
     problems = [f"{name} is missing" for name in wanted if name not in stored]
-    problems += [f"{name!r:.80} is not part of a Llama" for name in stored if name not in wanted]
+    problems += [f"{shown(name)} is not part of a Llama" for name in stored if name not in wanted]
     problems += [
         f"{name} is {list(stored[name].shape)}, not {list(shape)}"
         for name, shape in wanted.items()
         if name in stored and tuple(stored[name].shape) != shape
     ]
-    shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
-    require(not problems, f"{path} does not fit its configuration: {shown}")
-
-
-def _map_all(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of every file of the folder, by name."""
-    if (path / INDEX).exists():
-        index = read_json(path / INDEX).get("weight_map")
-        require(
-            isinstance(index, dict) and all(isinstance(f, str) for f in index.values()),
-            f"{path / INDEX} has no weight_map of names to files",
-        )
-        files: Iterable[str] = sorted({*index.values()})  # pyrefly: ignore[missing-attribute]
-        for file in files:
-            plain = Path(file).name == file and file.endswith(".safetensors") and "\\" not in file
-            require(plain, f"{path / INDEX} names {file!r:.80}, which is no file of the folder")
-            require((path / file).is_file(), f"{path / file} is missing, which the index names")
-    else:
-        index, files = None, sorted(f.name for f in path.glob("*.safetensors"))
-        others = sorted(f.name for f in path.glob("pytorch_model*.bin"))
-        require(
-            files,
-            f"{path} has no *.safetensors"
-            + (
-                f"; {others[0]} is not read: save the model with safe serialization"
-                if others
-                else ""
-            ),
-        )
-    stored: dict[str, np.ndarray] = {}
-    for file in files:
-        here = safetensors.map_tensors(path / file)
-        twice = next((name for name in here if name in stored), None)
-        require(twice is None, f"{path / file}: {twice!r:.80} is in another file as well")
-        stored |= here
-        if index is not None:
-            astray = next((name for name in here if index.get(name) != file), None)
-            require(astray is None, f"{path / file} holds {astray!r:.80}, unlike {INDEX} says")
-    if index is not None:
-        gone = next((name for name in index if name not in stored), None)
-        require(gone is None, f"{path / INDEX} names {gone!r:.80}, which no file holds")
-    return stored
+    listed = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
+    require(not problems, f"{path} does not fit its configuration: {listed}")
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
@@ -171,8 +139,12 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
     """
     config = source.config
     tokenizer = None if source.tokenizer is None else Tokenizer.from_bytes(source.tokenizer)
-    ids = None if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id)
-    values, notes = hf_config.to_hf(config, ids)
+    bos, ends = 1, [*source.usage.end_ids] or [2]
+    texts = {}
+    if tokenizer is not None:  # refused before the first tensor is written
+        bos, ends = tokenizer.bos_id, [tokenizer.eos_id, *source.usage.end_ids]
+        texts = hf_tokenizer.files(tokenizer, config.max_seq_len, source.usage)
+    values, notes = hf_config.to_hf(config, bos, ends if len(ends) > 1 else ends[0])
     dtype = {v.name: k for k, v in safetensors.DTYPES.items()}[config.param_dtype]
     item = jnp.dtype(config.param_dtype).itemsize
     shards: list[dict[str, tuple[tuple[int, ...], str]]] = [{}]
@@ -184,7 +156,7 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
             size = 0
         size, total = size + count, total + count
         shards[-1][their_name(tensor, layer)] = (rows_shape(tensor, config), dtype)
-    files = ["model.safetensors"]
+    files = [SINGLE]
     if len(shards) > 1:
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
@@ -195,13 +167,16 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
             for (tensor, layer), parts in itertools.islice(stream, len(shard)):
                 writer.write(their_name(tensor, layer), (rows for _, _, rows in parts))
     _write_json(folder / "config.json", values)
-    generation = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"]}
-    _write_json(folder / "generation_config.json", generation | {"do_sample": False})
-    if tokenizer is not None:
-        for file, content in hf_tokenizer.files(tokenizer, config.max_seq_len).items():
-            (folder / file).write_bytes(content)
-    return notes
+    ids = {name: values[name] for name in ("bos_token_id", "eos_token_id")}
+    generation = dict(source.usage.generation) or {"do_sample": False}
+    _write_json(folder / hf_text.GENERATION, ids | generation)
+    for file, content in texts.items():
+        (folder / file).write_bytes(content)
+    if texts:
+        return notes
+    kept = ("end_ids", "generation")
+    return notes + source.usage.left_out(kept, "a Hugging Face folder without a tokenizer")
 
 
 def _write_json(file: Path, values: Any) -> None:
-    file.write_text(json.dumps(values, indent=2) + "\n")
+    file.write_text(json_text(values, indent=2) + "\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.runtime.files import shown
 
 # Settings that must have one of these values, or be absent.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -19,14 +20,15 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "sliding_window": (None,),
-    "quantization_config": (None,),
     "partial_rotary_factor": (None, 1, 1.0),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "alibi": (False,),
 }
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"}
-_YARN_DEFAULTS: dict[str, tuple[Any, ...]] = {
+# Settings that change what is computed, and the values of those that we compute; None is absent.
+_ROPE_DEFAULTS: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (None, 1)}
+_YARN_DEFAULTS: dict[str, tuple[Any, ...]] = _ROPE_DEFAULTS | {
     "beta_fast": (None, 32),
     "beta_slow": (None, 1),
     "truncate": (None, True),
@@ -40,16 +42,11 @@ def from_hf(values: Mapping[str, Any], where: Path, dtype: str) -> tuple[ModelCo
 
     Raises InputError naming the setting, its value and what is supported.
     """
-    for name, supported in _SUPPORTED.items():
-        value = values.get(name, supported[0])
-        require(
-            value in supported,
-            f"{where}: {name}={value!r:.80} is not supported; only {supported[0]!r} is",
-        )
+    _require_supported(values, _SUPPORTED, where, "")
     D = _size(values, "hidden_size", where)
     N = _size(values, "num_attention_heads", where)
     K = _size(values, "num_key_value_heads", where, N)
-    require("head_dim" in values or D % N == 0, f"{where}: hidden_size={D} is no multiple of {N}")
+    require(values.get("head_dim") or D % N == 0, f"{where}: hidden_size={D} is no multiple of {N}")
     context = _size(values, "max_position_embeddings", where, 2048)
     rope, notes = _rope(values, context, where)
     try:
@@ -72,44 +69,70 @@ def from_hf(values: Mapping[str, Any], where: Path, dtype: str) -> tuple[ModelCo
     return config, notes
 
 
+def _require_supported(
+    values: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], where: Path, what: str
+) -> None:
+    """InputError for a setting that is neither absent nor one of those that we compute."""
+    for name, supported in known.items():
+        value = values.get(name, supported[0])
+        require(
+            isinstance(value, str | int | float | None) and value in supported,
+            f"{where}: {what}{name}={shown(value, 80)} is not supported; only "
+            f"{supported[-1] if what else supported[0]!r} is",
+        )
+
+
 def _rope(values: Mapping[str, Any], context: int, where: Path) -> tuple[dict[str, Any], list[str]]:
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    require(isinstance(given, dict), f"{where}: rope_parameters={given!r:.80} is no object")
+    require(isinstance(given, dict), f"{where}: rope_parameters={shown(given)} is no object")
     kind = given.get("rope_type", given.get("type", "default"))
     theta = _number(given, "rope_theta", where, _number(values, "rope_theta", where, 10_000.0))
     plain = {"rope_theta": theta, "max_seq_len": context}
-    if kind == "default":
+    _require_supported(given, _ROPE_DEFAULTS, where, "rope setting ")
+    # A factor of 1 extends nothing, in whichever way.
+    alike = given.get("factor") == 1 and given.get("attention_factor") in (None, 1)
+    if kind == "default" or (alike and kind in ("linear", "dynamic", "yarn", "llama3")):
         return plain, []
+    if kind == "dynamic":
+        return plain, [
+            f"Left out: rope_type=dynamic, which changes the frequencies of texts beyond "
+            f"{context} tokens alone, where this model ends."
+        ]
     require(
         kind in ("linear", "yarn"),
-        f"{where}: rope_type={kind!r:.40} is not supported; default, linear and yarn are",
+        f"{where}: rope_type={shown(kind)} is not supported; default, linear and yarn are",
     )
     factor = _number(given, "factor", where)
     scaled = {"rope_scaling": kind, "rope_factor": factor, "rope_theta": theta}
-    known = _ROPE_KEYS | (set(_YARN_DEFAULTS) | {"attention_factor"} if kind == "yarn" else set())
+    known = _ROPE_KEYS | set(_YARN_DEFAULTS if kind == "yarn" else _ROPE_DEFAULTS)
+    known |= {"attention_factor"} if kind == "yarn" else set()
     unknown = {k: v for k, v in given.items() if k not in known and v is not None}
-    require(not unknown, f"{where}: rope settings {unknown!r:.120} are not supported with {kind}")
-    if kind == "linear":
-        return {**scaled, "max_seq_len": context}, []
-    for name, supported in _YARN_DEFAULTS.items():
-        require(
-            given.get(name) in supported,
-            f"{where}: rope setting {name}={given.get(name)!r:.40} is not supported; "
-            f"only {supported[-1]} is",
+    notes = []
+    if unknown:
+        notes.append(
+            f"Left out: rope settings {shown(unknown, 120)}, which change nothing of {kind}."
         )
+    if kind == "linear":
+        return {**scaled, "max_seq_len": context}, notes
+    _require_supported(given, _YARN_DEFAULTS, where, "rope setting ")
     amplitude = given.get("attention_factor")
     usual = 0.1 * math.log(max(factor, 1)) + 1.0
     require(
         amplitude is None or (isinstance(amplitude, float) and abs(amplitude - usual) < 1e-6),
-        f"{where}: rope setting attention_factor={amplitude!r:.40} is not supported; only "
+        f"{where}: rope setting attention_factor={shown(amplitude)} is not supported; only "
         f"{usual:.6f} is, which belongs to factor={factor:g}",
     )
-    pretrained = values.get("original_max_position_embeddings") or _size(
-        given, "original_max_position_embeddings", where, context
+    pretrained = values.get("original_max_position_embeddings")
+    pretrained = (
+        _size({"length": pretrained}, "length", where)
+        if pretrained
+        else _size(given, "original_max_position_embeddings", where, context)
     )
     reach = pretrained * factor
-    require(reach == int(reach), f"{where}: factor={factor} takes {pretrained} to no whole length")
-    notes = []
+    require(
+        reach == int(reach) and reach < 2**31,
+        f"{where}: factor={factor:g} takes {pretrained} to no whole length",
+    )
     if reach != context:
         notes.append(
             f"The context is {int(reach)}, original_max_position_embeddings={pretrained} times "
@@ -123,7 +146,7 @@ def _size(values: Mapping[str, Any], name: str, where: Path, default: int | None
     value = default if value is None else value
     require(value is not None, f"{where}: {name} is missing")
     require(
-        type(value) is int and 0 < value < 2**31, f"{where}: {name}={value!r:.40} must be a size"
+        type(value) is int and 0 < value < 2**31, f"{where}: {name}={shown(value)} must be a size"
     )
     return int(value)  # pyrefly: ignore[bad-argument-type]
 
@@ -136,14 +159,14 @@ def _number(
     require(value is not None, f"{where}: {name} is missing")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     require(
-        number and 0 < value < float("inf"),  # pyrefly: ignore[unsupported-operation]
-        f"{where}: {name}={value!r:.40} must be a positive number",
+        number and 0 < value < 1e18,  # pyrefly: ignore[unsupported-operation]
+        f"{where}: {name}={shown(value)} must be a positive number",
     )
     return float(value)  # pyrefly: ignore[bad-argument-type]
 
 
 def to_hf(
-    c: ModelConfig, tokenizer_ids: tuple[int, int] | None
+    c: ModelConfig, bos: int = 1, eos: int | list[int] = 2
 ) -> tuple[dict[str, Any], list[str]]:
     """config.json of our configuration, in both spellings, and notes for the report.
 
@@ -165,7 +188,6 @@ def to_hf(
             "Hugging Face needs",
         )
         rope["original_max_position_embeddings"] = int(pretrained)
-    bos, eos = tokenizer_ids or (1, 2)
     values = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -20,8 +20,12 @@ import numpy as np
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.convert.int8 import Dequantized, quantize
 from llama_jax.convert.llama2c_tokenizer import TOKENIZER_FILE, read_tokenizer, write_tokenizer
-from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, to_rows
+from llama_jax.convert.source import Lazy, Source, from_rows, map_file, rows_shape, to_rows
+from llama_jax.convert.usage import INSTEAD, Named, unusable
+from llama_jax.data.sentencepiece_proto import UnusableTokenizer
+from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.weights import layer_weights
+from llama_jax.runtime.files import head
 
 MAGIC = 0x616B3432
 HEADER_BYTES = 256
@@ -54,28 +58,24 @@ class _Place(NamedTuple):
 
 def is_format(path: Path) -> bool:
     """A file that begins with the magic, or with seven numbers that can be a model's."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(_COUNTS.size)
-    except OSError:
+    begin = head(path, _COUNTS.size)
+    if len(begin) < _COUNTS.size:
         return False
-    if len(head) < _COUNTS.size:
-        return False
-    if struct.unpack_from("<I", head)[0] == MAGIC:
+    if struct.unpack_from("<I", begin)[0] == MAGIC:
         return True
-    D, F, L, N, K, V, T = _COUNTS.unpack(head)
+    D, F, L, N, K, V, T = _COUNTS.unpack(begin)
     widths = all(0 < n < _SANE for n in (D, F, N, K))
     return widths and L > 0 and V != 0 and T > 0 and D % N == 0 and N % K == 0
 
 
-def read(path: Path) -> Source:
+def read(path: Path, named: Named = "own") -> Source:
     """The model in a .bin file, and its tokenizer if a tokenizer.bin lies beside it.
 
     Raises InputError unless the size of the file is that which its header asks for.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = _parse(file.read(HEADER_BYTES), str(path))
+    file_bytes = map_file(path)
+    size = len(file_bytes)
+    header = _parse(file_bytes[:HEADER_BYTES].tobytes(), str(path))
     config = header.config
     places, end = _places(header)
     require(
@@ -83,7 +83,6 @@ def read(path: Path) -> Source:
         f"{path} has {size} bytes and its header asks for {end}: it is cut short, or no model of "
         "llama2.c; copy it again",
     )
-    file_bytes = np.memmap(path, np.uint8, "r")
 
     def tensor(name: str, layer: int | None) -> Lazy:
         start, size = places[name]
@@ -91,16 +90,42 @@ def read(path: Path) -> Source:
         rows = _rows(file_bytes[start : start + size], name, header)
         return from_rows(name, rows, config, interleaved=True)
 
-    notes = ["rotary rows of q and k permuted from interleaved to half-split"]
+    changes = ["rotary rows of q and k permuted from interleaved to half-split"]
     if header.version == 2:
-        notes.append(f"int8 in groups of {header.group} multiplied out to float32, exactly")
-    beside = path.parent / TOKENIZER_FILE
-    tokenizer = None
-    if beside.is_file():
-        tokenizer, said = read_tokenizer(beside, config.vocab_size)
-        notes += said
+        changes.append(f"int8 in groups of {header.group} multiplied out to float32, exactly")
+    tokenizer, said = _tokenizer(path, config.vocab_size) if named == "own" else (named, [])
     origin = {"program": "llama2.c", "version": header.version}
-    return Source("llama2c", path, config, tokenizer, tensor, tuple(notes), origin)
+    return Source(
+        "llama2c",
+        path,
+        config,
+        tokenizer,
+        tensor,
+        changes=tuple(changes),
+        origin=origin,
+        notes=tuple(said),
+    )
+
+
+def _tokenizer(path: Path, rows: int) -> tuple[bytes | None, list[str]]:
+    """The tokenizer.bin beside a model, and notes; another model's is left out.
+
+    Raises InputError if it is damaged.
+    """
+    beside = path.parent / TOKENIZER_FILE
+    if not beside.exists():
+        return None, []
+    try:
+        model, said = read_tokenizer(beside)
+    except UnusableTokenizer as error:
+        return None, [unusable(error)]
+    except InputError as error:
+        raise InputError(f"{error}; or name another with `{INSTEAD}`") from error
+    pieces = Tokenizer.from_bytes(model).vocab_size
+    if pieces > rows:
+        other = f"{beside} has {pieces} pieces and the model {rows} rows: it is another model's"
+        return None, [unusable(InputError(other))]
+    return model, said
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
@@ -117,6 +142,7 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
     if source.tokenizer is not None:
         beside = folder / TOKENIZER_FILE
         said += write_tokenizer(beside, source.tokenizer, source.config.vocab_size)
+    said += source.usage.left_out((), "llama2.c")
     with (folder / name).open("wb") as file:
         file.write(_pack(header))
         for kind, layer in _order(header):

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from llama_jax.config import InputError, require
 from llama_jax.data.sentencepiece_proto import SPACE, Piece, Vocabulary
-from llama_jax.data.tokenizer import NUM_RESERVED, Tokenizer
+from llama_jax.data.tokenizer import MAX_BYTES, NUM_RESERVED, Tokenizer
+from llama_jax.runtime.files import read_bytes, shown
 
 TOKENIZER_FILE = "tokenizer.bin"
 _RESERVED = ("<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)))
@@ -27,17 +28,17 @@ _LONGEST = struct.Struct("<I")
 _RECORD = struct.Struct("<fI")
 
 
-def read_tokenizer(path: Path, vocab_size: int) -> tuple[bytes, list[str]]:
+def read_tokenizer(path: Path) -> tuple[bytes, list[str]]:
     """A serialised sentencepiece model with the pieces of a tokenizer.bin, and what to report.
 
-    Raises InputError if the file is damaged or has other than `vocab_size` records.
+    Records that `write_tokenizer` fills a file up with are no pieces. Raises InputError if the file
+    is damaged.
     """
-    records = list(_records(path.read_bytes(), str(path)))
-    require(
-        len(records) == vocab_size,
-        f"{path} has {len(records)} pieces and the model {vocab_size} rows: it is another model's",
-    )
-    require(vocab_size > NUM_RESERVED, f"{path} has {vocab_size} pieces, too few to hold all bytes")
+    records = list(_records(read_bytes(path, limit=MAX_BYTES), str(path)))
+    while records and records[-1] == (_unused(len(records) - 1), 0.0):
+        records.pop()
+    count = len(records)
+    require(count > NUM_RESERVED, f"{path} has {count} pieces, too few to hold all bytes")
     pieces = [_piece(token, text, score, str(path)) for token, (text, score) in enumerate(records)]
     has_space = any(piece.text == SPACE for piece in pieces)
     require(has_space, f"{path} has no piece for a space, which llama2.c puts before a text")
@@ -55,7 +56,7 @@ def write_tokenizer(path: Path, model: bytes, vocab_size: int) -> list[str]:
     vocabulary = Tokenizer.from_bytes(model).vocabulary
     _require_expressible(vocabulary, vocab_size)
     unused = range(len(vocabulary.pieces), vocab_size)
-    pieces = [*vocabulary.pieces, *(Piece(f"<unused_{i}>", 0.0, "normal") for i in unused)]
+    pieces = [*vocabulary.pieces, *(Piece(_unused(i), 0.0, "normal") for i in unused)]
     records = []
     for token, piece in enumerate(pieces):
         text = _WRITTEN.get(token, piece.text.replace(SPACE, " ")).encode()
@@ -63,6 +64,10 @@ def write_tokenizer(path: Path, model: bytes, vocab_size: int) -> list[str]:
     longest = max(map(len, records)) - _RECORD.size
     path.write_bytes(_LONGEST.pack(longest) + b"".join(records))
     return differences(vocabulary)
+
+
+def _unused(token: int) -> str:
+    return f"<unused_{token}>"
 
 
 def differences(vocabulary: Vocabulary) -> list[str]:
@@ -111,7 +116,7 @@ def _records(content: bytes, where: str) -> Iterator[tuple[str, float]]:
         try:
             yield raw.decode(), score
         except UnicodeDecodeError as error:
-            raise InputError(f"{where}: record {token} is no UTF-8: {raw!r:.60}") from error
+            raise InputError(f"{where}: record {token} is no UTF-8: {shown(raw)}") from error
         token += 1
 
 
@@ -120,18 +125,18 @@ def _piece(token: int, text: str, score: float, where: str) -> Piece:
         name = _RESERVED[token]
         require(
             text in (name, _WRITTEN.get(token)),
-            f"{where}: record {token} is {text!r:.40}, not {name}; older files of llama2.c, with "
+            f"{where}: record {token} is {shown(text)}, not {name}; older files of llama2.c, with "
             "bare bytes there, are written anew by its tokenizer.py",
         )
         return Piece(name, score, "unknown" if token == 0 else "control" if token < 3 else "byte")
     if SPACE in text or "\0" in text:
-        raise InputError(f"{where}: record {token} holds U+2581 or a zero byte: {text!r:.60}")
+        raise InputError(f"{where}: record {token} holds U+2581 or a zero byte: {shown(text)}")
     return Piece(text.replace(" ", SPACE), score, "normal")
 
 
 def _require_expressible(vocabulary: Vocabulary, vocab_size: int) -> None:
     """InputError unless `_piece` would tell every kind again from its id."""
-    where = "llama2.c's tokenizer.bin cannot hold this tokenizer, which"
+    where = "llama2.c's tokenizer.bin cannot hold this tokenizer (--tokenizer none omits it), which"
     vocabulary.require_llama(where)
     pieces = vocabulary.pieces
     require(len(pieces) <= vocab_size, f"{where} has {len(pieces)} pieces for {vocab_size} rows")

@@ -15,9 +15,12 @@ import numpy as np
 
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.convert import pth
-from llama_jax.convert.hf import check_names, read_json
+from llama_jax.convert.hf import check_names
 from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, tensors
-from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
+from llama_jax.convert.usage import INSTEAD, Named, unusable
+from llama_jax.data.sentencepiece_proto import UnusableTokenizer
+from llama_jax.data.tokenizer import MAX_BYTES, MODEL_FILE, Tokenizer
+from llama_jax.runtime.files import read_bytes, read_json, shown
 
 OUTER = {"embed": "tok_embeddings", "norm": "norm", "head": "output"}
 LAYER = {
@@ -82,7 +85,7 @@ class _Joined:
         return np.concatenate(found, self.axis) if found else self.parts[0][:0, :0]
 
 
-def read(path: Path) -> Source:
+def read(path: Path, named: Named = "own") -> Source:
     """A folder, once all parts hold all tensors in the right shapes.
 
     Raises InputError that names the settings, tensors or files that do not fit.
@@ -101,9 +104,13 @@ def read(path: Path) -> Source:
         require(not differ, f"{file} and {files[0].name} differ in holding {differ[:4]}")
         ranks = [n for n in shard if shard[n].ndim != shards[0][n].ndim]
         require(not ranks, f"{file}: {ranks[:4]} have other ranks than in {files[0].name}")
-    tokenizer = path / MODEL_FILE
-    model = tokenizer.read_bytes() if tokenizer.exists() else None
-    config, notes = _config(path, shards, model)
+    model, of_tokenizer = _tokenizer(path) if named == "own" else (named, [])
+    config, more = _config(path, shards)
+    if model is not None and of_tokenizer:
+        pieces = Tokenizer.from_bytes(model).vocab_size
+        if pieces > config.vocab_size:  # the folder above is of other models
+            model, of_tokenizer = None, [f"{of_tokenizer[0]} It is left out: it has more pieces."]
+    changes = [PERMUTED]
     stored = {name: _joined(path, name, shards, config.d_model) for name in shards[0]}
     embed, head = stored.get(their_name("embed", None)), stored.get(their_name("head", None))
     check_names(path, stored, config, their_name)
@@ -111,7 +118,7 @@ def read(path: Path) -> Source:
     assert head is not None
     if _same(embed, head):
         config = replace(config, tie_embeddings=True)
-        notes.append("output.weight equals tok_embeddings.weight: the two are tied.")
+        changes.append("output.weight equals tok_embeddings.weight: the two are tied.")
 
     def tensor(name: str, layer: int | None) -> Lazy:
         return from_rows(name, stored[their_name(name, layer)], config, interleaved=True)
@@ -122,9 +129,28 @@ def read(path: Path) -> Source:
         config=config,
         tokenizer=model,
         tensor=tensor,
-        notes=(PERMUTED, *notes),
+        changes=tuple(changes),
         origin={"name": path.name, "parts": len(files)},
+        notes=(*more, *of_tokenizer),
     )
+
+
+def _tokenizer(path: Path) -> tuple[bytes | None, list[str]]:
+    """The tokenizer of a folder, or of the one above, where Meta's download script puts it once
+    for all sizes; and notes. Raises InputError if it is damaged."""
+    for folder in (path, path.parent):
+        file = folder / MODEL_FILE
+        if not file.exists():
+            continue
+        try:
+            model = read_bytes(file, limit=MAX_BYTES)
+            Tokenizer.from_bytes(model, where=str(file))
+        except UnusableTokenizer as error:
+            return None, [unusable(error)]
+        except InputError as error:
+            raise InputError(f"{error}; or name another with `{INSTEAD}`") from error
+        return model, [f"The tokenizer is {file}, of the folder above."] * (folder != path)
+    return None, []
 
 
 def _same(a: Lazy, b: Lazy) -> bool:
@@ -160,19 +186,21 @@ def hidden_size(dim: int, multiple_of: int, multiplier: float | None) -> int:
     return multiple_of * ((size + multiple_of - 1) // multiple_of)
 
 
-def _config(
-    path: Path, shards: list[dict[str, np.ndarray]], tokenizer: bytes | None
-) -> tuple[ModelConfig, list[str]]:
+def _config(path: Path, shards: list[dict[str, np.ndarray]]) -> tuple[ModelConfig, list[str]]:
     file = path / "params.json"
     values = read_json(file)
     unknown = {k: v for k, v in values.items() if k not in _KNOWN}
-    require(not unknown, f"{file} has settings {unknown!r:.120} that are not supported")
+    effective = {k: v for k, v in unknown.items() if v is not None and v is not False}
+    later = " (Llama 3.1 has it)" if "use_scaled_rope" in effective else ""
+    require(
+        not effective, f"{file} has settings {shown(effective, 120)} that are not supported{later}"
+    )
 
     def number(name: str, kind: Any, default: Any = None) -> Any:
         value = values.get(name, default)
         require(value is not None, f"{file}: {name} is missing")
         fits = isinstance(value, kind) and not isinstance(value, bool) and 0 < value < 2**31
-        require(fits, f"{file}: {name}={value!r:.40} must be a positive number")
+        require(fits, f"{file}: {name}={shown(value)} must be a positive number")
         return value
 
     D, N = number("dim", int), number("n_heads", int)
@@ -184,17 +212,10 @@ def _config(
         None if multiplier is None else float(number("ffn_dim_multiplier", (int, float))),
     )
     eps = float(number("norm_eps", (int, float), 1e-5))
-    vocab_size = values.get("vocab_size", -1)
-    if vocab_size == -1:  # as in the released files: the tokenizer says
-        require(
-            tokenizer is not None,
-            f"{file}: vocab_size=-1 leaves it to tokenizer.model, which is not in the folder",
-        )
-        assert tokenizer is not None
-        vocab_size = Tokenizer.from_bytes(tokenizer, where=str(path / MODEL_FILE)).vocab_size
-    else:
-        vocab_size = number("vocab_size", int)
-    notes = []
+    notes = [f"Left out: settings {shown(unknown, 120)} of params.json."] * bool(unknown)
+    # The released files say -1 and leave it to the tokenizer; the embedding says the same.
+    told = values.get("vocab_size", -1) != -1
+    vocab_size = number("vocab_size", int) if told else _rows(path, shards, D)
     context = number("max_seq_len", int, 2048 if eps < 5e-6 else 4096)
     if "max_seq_len" not in values:
         notes.append(f"The context is taken as {context}: Meta's files do not say, norm_eps does.")
@@ -220,6 +241,16 @@ def _config(
     return config, notes
 
 
+def _rows(path: Path, shards: list[dict[str, np.ndarray]], width: int) -> int:
+    """Rows of the embedding, which the parts hold some columns or some rows of."""
+    parts = [shard.get(their_name("embed", None)) for shard in shards]
+    found = [part for part in parts if part is not None and part.ndim == 2]
+    require(len(found) == len(parts), f"{path} lacks {their_name('embed', None)}")
+    if found[0].shape[1] == width:
+        return sum(part.shape[0] for part in found)
+    return found[0].shape[0]
+
+
 def _multiples(config: ModelConfig) -> dict[str, Any]:
     """multiple_of, and ffn_dim_multiplier where needed, that give the configuration's F."""
     D, F = config.d_model, config.d_ff
@@ -231,8 +262,8 @@ def _multiples(config: ModelConfig) -> dict[str, Any]:
     return {"multiple_of": 1, "ffn_dim_multiplier": (F + 0.5) / int(2 * (4 * D) / 3)}
 
 
-def write(source: Source, folder: Path, name: str, variant: str) -> None:
-    """A folder that Meta's code loads in one process: one part."""
+def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
+    """A folder that Meta's code loads in one process: one part. Returns what to report."""
     c = source.config
     require(
         c.rope_scaling == "none",
@@ -263,3 +294,4 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     (folder / "params.json").write_text(json.dumps(params) + "\n")
     if source.tokenizer is not None:
         (folder / MODEL_FILE).write_bytes(source.tokenizer)
+    return source.usage.left_out((), "Meta's format")

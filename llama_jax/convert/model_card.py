@@ -1,11 +1,12 @@
 """The README of an exported model: where it comes from, how it was trained, what was proven."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_jax.convert.proof import in_words
 from llama_jax.convert.source import Source
+from llama_jax.runtime.files import json_text
 
 
 def write(source: Source, folder: Path, report: Mapping[str, Any]) -> None:
@@ -59,9 +60,8 @@ def text(source: Source, report: Mapping[str, Any]) -> str:
         "## Proof",
         "",
         f"Every tensor was read back from these files; its digest is in `report.json`. "
-        f"{_identity(report)} On {len(logits['tokens'])} fixed tokens the logits differ from the "
-        f"source's by at most {logits['largest_difference']:.3g}, and the most likely token is "
-        f"the same in {100 * logits['top1_agreement']:.0f} % of positions.",
+        f"{_identity(report)} Logits on {len(logits['tokens'])} fixed tokens, against the "
+        f"source's: {in_words(logits)}.",
         "",
         *(f"- {note}" for note in report["notes"]),
     ]
@@ -78,4 +78,4 @@ def _identity(report: Mapping[str, Any]) -> str:
 def _block(title: str, values: Any) -> list[str]:
     if not values:
         return []
-    return ["", title, "", "```json", json.dumps(values, indent=2), "```"]
+    return ["", title, "", "```json", json_text(values, indent=2), "```"]

@@ -8,7 +8,6 @@ layers alone, and we read it as memory maps. What orbax has written is read thro
 """
 
 import itertools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,13 @@ from llama_jax.checkpoint.manifest import ArrayRecord, Manifest
 from llama_jax.checkpoint.zarr import PlainArray, PlainArrays
 from llama_jax.config import InputError
 from llama_jax.config_file import model_json, read_config
+from llama_jax.convert import usage
 from llama_jax.convert.blocks import BlockFile
 from llama_jax.convert.source import Lazy, Source
-from llama_jax.data.tokenizer import MODEL_FILE
+from llama_jax.convert.usage import Named, Usage
+from llama_jax.data.tokenizer import MAX_BYTES, MODEL_FILE, Tokenizer
 from llama_jax.model.weights import abstract_params
+from llama_jax.runtime.files import json_text, read_bytes, read_json
 
 _CACHE_BYTES = 1 << 29  # a compressed array is one chunk, which serves all its layers
 
@@ -40,15 +42,16 @@ def is_format(path: Path | epath.Path) -> bool:
     if (path / "checkpoints").is_dir() or (path / "params").is_dir():
         return True
     try:
-        return "format_version" in json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError, TypeError):
+        return "format_version" in read_json(path / "config.json")
+    except InputError:
         return False
 
 
-def read(path: Path) -> Source:
+def read(path: Path, named: Named = "own") -> Source:
     """A model folder, or the newest checkpoint of a run folder whose digests agree.
 
-    Raises InputError if config.json and the arrays do not fit, or nothing verifies.
+    Raises InputError if config.json and the arrays do not fit, or the files of a model folder are
+    damaged; CheckpointError if no checkpoint of a run folder verifies.
     """
     config, experiment = read_config(path)
     prefix = ""
@@ -62,20 +65,40 @@ def read(path: Path) -> Source:
         raise InputError(f"{folder}: {error}") from error
     wanted = {prefix + n: a for n, a in mf.flatten(abstract_params(config)).items()}
     manifest.require_same(wanted, prefix, folder)
-    tokenizer = path / MODEL_FILE
     origin: Any = manifest.extra.get("origin")
     if experiment is not None:
-        origin = {"run": os.fspath(path), "step": manifest.step, "dataset": experiment.data.dataset}
-        origin["training"] = json.loads((path / "config.json").read_text())
+        origin = {
+            "run": os.fspath(path),
+            "step": manifest.step,
+            "dataset": experiment.data.dataset,
+            "training": read_json(path / "config.json"),
+        }
     return Source(
         format="native",
         path=path,
         config=config,
-        tokenizer=tokenizer.read_bytes() if tokenizer.exists() else None,
+        tokenizer=read_tokenizer(path) if named == "own" else named,
         tensor=_Arrays(folder / manifest.folder, prefix, manifest),
         origin=origin,
+        usage=read_usage(path),
         digests={n.split("/")[-1]: manifest.arrays[n].digest for n in wanted},
     )
+
+
+def read_tokenizer(path: Path | epath.Path) -> bytes | None:
+    """The tokenizer of a folder of ours, if it has one."""
+    file = path / MODEL_FILE
+    if not file.exists():
+        return None
+    model = read_bytes(file, limit=MAX_BYTES)
+    Tokenizer.from_bytes(model, where=str(file))
+    return model
+
+
+def read_usage(path: Path | epath.Path) -> Usage:
+    """What a folder of ours says of the model's use."""
+    file = path / usage.FILENAME
+    return Usage.from_json(read_bytes(file), str(file)) if file.exists() else Usage()
 
 
 class _Arrays:
@@ -139,7 +162,7 @@ class _Part:
                     return stored.view(index)
                 return stored.view((slice(layer, layer + 1), *index))[0]
             return np.asarray((stored if layer is None else stored[layer])[index].read().result())
-        except ValueError as error:  # a chunk that is missing or short
+        except (ValueError, OSError) as error:  # a chunk that is missing or short
             raise InputError(
                 f"{self._what} cannot be read; `llama-jax verify` says more"
             ) from error
@@ -166,6 +189,8 @@ def write(source: Source, folder: Path, name: str, variant: str) -> None:
     files = {"config.json": model_json(config).encode()}
     if source.tokenizer is not None:
         files[MODEL_FILE] = source.tokenizer
+    if source.usage != Usage():
+        files[usage.FILENAME] = source.usage.to_json().encode()
     manifest = Manifest(
         folder="params",
         arrays={
@@ -187,6 +212,6 @@ def _declare(folder: Path, a: Any, chunks: tuple[int, ...]) -> None:
     for old in folder.iterdir():
         if old.name != ".zarray":
             old.unlink()
-    zarray = json.loads((folder / ".zarray").read_text())
+    zarray = read_json(folder / ".zarray")
     zarray = zarr.description(zarray, a.shape, a.dtype, chunks)
-    (folder / ".zarray").write_text(json.dumps(zarray))
+    (folder / ".zarray").write_text(json_text(zarray))

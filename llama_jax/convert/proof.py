@@ -1,28 +1,32 @@
 """The proof of a conversion: digests of every tensor, and logits of source and result.
 
 Every tensor is digested (manifest.py) as it passes, in our layout and in the type to be written,
-and again when it is read back from the result: equal digests say that each number arrived. The
-logits of both are computed on fixed tokens, one tensor in memory at a time, in float32. They are
-the same by construction where no digest differs, and measure the loss where one does (int8).
+and again when it is read back from the result: equal digests say that each number arrived. Numbers
+that are not finite are counted on the way. The logits of both are computed on fixed tokens, one
+tensor in memory at a time, in float32. They are the same by construction where no digest differs,
+and measure the loss where one does (int8).
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.checkpoint import manifest as mf
-from llama_jax.config import InputError
-from llama_jax.convert.source import Lazy, Source, on_host, tensors
-from llama_jax.model.layer import decoder_layer
-from llama_jax.model.weights import layer_weights
+from llama_jax.config import InputError, ModelConfig
+from llama_jax.convert.source import Lazy, Source, on_host
+from llama_jax.model import weights
+from llama_jax.model.layer import attention, attention_output, mlp, mlp_output
 from llama_jax.ops.norm import rms_norm
 
 NUM_TOKENS = 16
+MAX_TOKENS = 256
+"""Of a report that is read."""
+DTYPES = ("float32", "bfloat16", "float16")
 TOP = 8  # logits kept for each position, so that `verify` can compare without the source
 
 
@@ -31,6 +35,7 @@ class Digests(Mapping[str, str]):
 
     def __init__(self):
         self._lanes: dict[str, dict[int, Any]] = {}
+        self._not_finite: dict[str, dict[int, jax.Array]] = {}
 
     def add(
         self, name: str, layer: int | None, at: Sequence[int], part: jax.Array, shape: Sequence[int]
@@ -39,6 +44,7 @@ class Digests(Mapping[str, str]):
         first = np.ravel_multi_index(at, shape) if part.size else 0
         start = (layer or 0) * math.prod(shape) + int(first)
         self._lanes.setdefault(name, {})[start] = mf.digest(part, start, tuple(shape))
+        self._not_finite.setdefault(name, {})[start] = _count_not_finite(part)
 
     def __getitem__(self, name: str) -> str:
         return mf.as_text(*self._lanes[name].values())
@@ -48,6 +54,16 @@ class Digests(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._lanes)
+
+    def not_finite(self) -> dict[str, int]:
+        """How many numbers of each tensor are NaN or infinite, of those that have some."""
+        counts = {name: sum(map(int, parts.values())) for name, parts in self._not_finite.items()}
+        return {name: count for name, count in counts.items() if count}
+
+
+@jax.jit
+def _count_not_finite(part: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(part), dtype=jnp.uint32)
 
 
 def recorded(
@@ -117,31 +133,16 @@ def _cast(stored: jax.Array, dtype: Any, name: str, layer: int | None) -> jax.Ar
     return array
 
 
-def digests_of(source: Source, dtype: str, tick: Callable[[int], object]) -> dict[str, str]:
+def digests_of(source: Source, dtype: str, tick: Callable[[int], object]) -> Digests:
     """Digest of every tensor of a source, cast to `dtype`, that is read for nothing else."""
     reading, _ = recorded(source, dtype, tick)
     for _ in reading.stream():
         pass
-    return dict(reading.digests)
+    assert isinstance(reading.digests, Digests)
+    return reading.digests
 
 
 # ---- Logits
-
-
-class _Weights(Mapping[str, jax.Array]):
-    """A layer's tensors in float32, each read when it is used and then let go."""
-
-    def __init__(self, source: Source, layer: int):
-        self._source, self._layer = source, layer
-
-    def __getitem__(self, name: str) -> jax.Array:
-        return on_host(self._source.tensor(name, self._layer)[...]).astype(jnp.float32)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(layer_weights(self._source.config))
-
-    def __len__(self) -> int:
-        return len(layer_weights(self._source.config))
 
 
 def fixed_tokens(vocab_size: int) -> list[int]:
@@ -159,7 +160,7 @@ def logits(source: Source, tokens: list[int]) -> np.ndarray:
         x = jnp.asarray(rows).astype(jnp.float32)[None]
         positions = jnp.arange(len(tokens))[None]
         for layer in range(cfg.num_layers):
-            x, _ = decoder_layer(_Weights(source, layer), x, None, positions, None, cfg=cfg)
+            x = _layer(source, layer, x, positions, cfg)
         norm = on_host(source.read("norm")).astype(jnp.float32)
         x = rms_norm(x, norm, eps=cfg.norm_eps)[0]
         rows = source.stream([("embed" if cfg.tie_embeddings else "head", None)], interleaved=False)
@@ -167,24 +168,73 @@ def logits(source: Source, tokens: list[int]) -> np.ndarray:
         return np.concatenate(parts, axis=-1)
 
 
+def _layer(
+    source: Source, layer: int, x: jax.Array, positions: jax.Array, cfg: ModelConfig
+) -> jax.Array:
+    """`decoder_layer`, of which each half reads its tensors when it uses them and lets them go.
+
+    All layers share one compiled attention, which in a call of its own is compiled every time.
+    """
+
+    def read(names: str) -> dict[str, jax.Array]:
+        return {
+            name: on_host(source.tensor(name, layer)[...]).astype(jnp.float32)
+            for name in names.split()
+        }
+
+    out, _ = _attention(read("attn_norm q k v"), x, None, positions, None, cfg=cfg, zigzag=False)
+    x = x + attention_output(read("o"), out)
+    g, u = mlp(read("mlp_norm gate up"), x, cfg=cfg)
+    return x + mlp_output(read("down"), g, u)
+
+
+_attention = jax.jit(attention, static_argnames=("cfg", "zigzag"))
+
+
+class Agreement(NamedTuple):
+    """How far two sets of logits agree."""
+
+    largest_difference: float | None
+    """None where one of them is not finite: nothing is known of such numbers."""
+    top1: float
+    """Share of positions with the same most likely token, among all; of logits that are not finite
+    none is the most likely."""
+
+
 def excerpt(values: np.ndarray, tokens: list[int]) -> dict[str, Any]:
     """What a report keeps of logits [T,V]: the largest few of each position, as JSON."""
     top = np.argsort(-values, axis=-1, kind="stable")[:, :TOP]
-    kept = np.take_along_axis(values, top, axis=-1)
-    return {"tokens": tokens, "top": top.tolist(), "values": kept.tolist()}
+    kept = np.take_along_axis(values, top, axis=-1).tolist()
+    finite = [[v if math.isfinite(v) else None for v in row] for row in kept]
+    whole = np.isfinite(values).all(axis=-1).tolist()
+    return {"tokens": tokens, "top": top.tolist(), "values": finite, "finite": whole}
 
 
-def compare(kept: Mapping[str, Any], values: np.ndarray) -> tuple[float, float]:
-    """Largest difference and top-1 agreement (0 to 1) of an excerpt and logits [T,V]."""
+def compare(kept: Mapping[str, Any], values: np.ndarray) -> Agreement:
+    """An excerpt against logits [T,V]. Excerpts of older versions have no `finite`."""
     top = np.asarray(kept["top"])
+    before = np.array(kept["values"], np.float64)  # NaN for None
+    finite = np.isfinite(values).all(axis=-1) & np.isfinite(before).all(axis=-1)
+    finite &= np.asarray(kept.get("finite") or True)
     there = np.take_along_axis(values, top, axis=-1)
-    difference = float(np.max(np.abs(there - np.asarray(kept["values"]))))
-    return difference, float(np.mean(np.argmax(values, axis=-1) == top[:, 0]))
+    same = np.argmax(values, axis=-1) == top[:, 0]
+    difference = float(np.max(np.abs(there - before))) if finite.all() else None
+    return Agreement(difference, float(np.mean(same & finite)))
+
+
+def in_words(logits: Mapping[str, Any]) -> str:
+    """What logits say of two models, in words; no agreement is claimed of those not finite."""
+    if logits["largest_difference"] is None:
+        return "not finite, so the models cannot be compared"
+    return (
+        f"largest difference {logits['largest_difference']:.3g}, top-1 agreement "
+        f"{100 * logits['top1_agreement']:.0f} %"
+    )
 
 
 def parameter_count(source: Source) -> int:
     """Parameters of the model, tied ones once."""
-    return sum(math.prod(w.shape) for _, _, w in tensors(source.config))
+    return weights.parameter_count(source.config)
 
 
 def size_in_bytes(source: Source, dtype: str) -> int:

@@ -9,18 +9,21 @@ looked up: they are handled here as values. Anything else is refused.
 """
 
 import math
+import os
 import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from llama_jax.config import InputError
+from llama_jax.convert.source import map_file
+from llama_jax.runtime.files import open_file, shown
 
 STORAGES: dict[str, Any] = {
     "torch FloatStorage": np.dtype("<f4"),
@@ -28,8 +31,11 @@ STORAGES: dict[str, Any] = {
     "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
 }
 _ORDERED_DICT, _TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
-_MAX_PICKLE = 16 << 20  # bytes; that of a 70B model has 0.1 MB
-_MAX_ENTRIES = 100_000
+_MAX_PICKLE = 4 << 20  # bytes; that of a 70B model has 0.1 MB
+_MAX_OPERATIONS = 300_000  # of a pickle; a tensor takes some 30
+_MAX_ENTRIES = 20_000
+_MAX_DIRECTORY = 4 << 20  # bytes of the archive's list of members
+_END_BYTES = (1 << 16) + 200  # where an archive ends: records, and a comment of 64 kB at most
 _ALIGNMENT = 64  # of storages in a file, as torch aligns them
 
 
@@ -68,7 +74,7 @@ def map_tensors(file: Path) -> dict[str, np.ndarray]:
         if len(pickles) != 1:
             raise _Refused(f"it has {len(pickles)} data.pkl")
         prefix = pickles[0].removesuffix("data.pkl")
-        data = np.memmap(file, np.uint8, mode="r")
+        data = map_file(file)
 
         def content(name: str) -> np.ndarray:
             begin, end = entries[name]
@@ -81,33 +87,35 @@ def map_tensors(file: Path) -> dict[str, np.ndarray]:
             raise _Refused(f"its data.pkl has {content(pickles[0]).size} bytes")
         described = _interpret(content(pickles[0]).tobytes())
         if not isinstance(described, dict):
-            raise _Refused(f"it holds {described!r:.40} and not a dict of tensors")
+            raise _Refused(f"it holds {shown(described, 40)} and not a dict of tensors")
         tensors: dict[str, np.ndarray] = {}
         for name, value in described.items():
             if not isinstance(name, str) or not isinstance(value, _Tensor):
-                raise _Refused(f"{name!r:.40} is {value!r:.40} and not a tensor")
+                raise _Refused(f"{shown(name)} is {shown(value)} and not a tensor")
             where = f"{prefix}data/{value.storage.key}"
             if where not in entries:
-                raise _Refused(f"the storage of {name!r:.80} is missing")
+                raise _Refused(f"the storage of {shown(name)} is missing")
             tensors[name] = _view(name, value, content(where))
         return tensors
-    except (_Refused, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, OSError, ValueError) as error:
         raise InputError(f"{file} is no sound file of torch tensors: {error!s:.200}") from error
 
 
 def _view(name: str, tensor: _Tensor, raw: np.ndarray) -> np.ndarray:
     dtype, size = tensor.storage.dtype, tensor.storage.size
     if raw.size != size * dtype.itemsize:
-        raise _Refused(f"the storage of {name!r:.80} has {raw.size} bytes, not {size} numbers")
+        raise _Refused(f"the storage of {shown(name)} has {raw.size} bytes, not {size} numbers")
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, dtype)
     if math.prod(tensor.shape) > size:  # strides of 0 would make much of little
-        raise _Refused(f"{name!r:.80} has more numbers than its storage, {size}")
+        raise _Refused(f"{shown(name)} has more numbers than its storage, {size}")
     last = tensor.offset + sum(
         (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
     )
     if last >= size:
-        raise _Refused(f"{name!r:.80} reaches number {last} of a storage of {size}")
+        raise _Refused(f"{shown(name)} reaches number {last} of a storage of {size}")
     numbers = raw.view(dtype)[tensor.offset :]
     strides = [s * dtype.itemsize for s in tensor.strides]
     return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
@@ -115,46 +123,68 @@ def _view(name: str, tensor: _Tensor, raw: np.ndarray) -> np.ndarray:
 
 def _entries(file: Path) -> dict[str, tuple[int, int]]:
     """Begin and end of each member's bytes, once none is compressed, hidden or shares bytes."""
-    size = file.stat().st_size
     spans: dict[str, tuple[int, int]] = {}
-    with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+    with open_file(file) as stream:
+        size = _require_archive(stream)
+        archive = zipfile.ZipFile(stream)
         members = archive.infolist()
         if len(members) > _MAX_ENTRIES:
             raise _Refused(f"it has {len(members)} members")
         for member in members:
             name = member.filename
             if name in spans:
-                raise _Refused(f"{name!r:.80} comes twice")
+                raise _Refused(f"{shown(name)} comes twice")
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-                raise _Refused(f"{name!r:.80} is no plain name")
+                raise _Refused(f"{shown(name)} is no plain name")
             if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
-                raise _Refused(f"{name!r:.80} is compressed or encrypted")
+                raise _Refused(f"{shown(name)} is compressed or encrypted")
             if member.file_size != member.compress_size:
-                raise _Refused(f"{name!r:.80} has two sizes")
+                raise _Refused(f"{shown(name)} has two sizes")
             stream.seek(member.header_offset)
             local = stream.read(30)
             if len(local) < 30 or local[:4] != b"PK\x03\x04":
-                raise _Refused(f"{name!r:.80} has no header of its own")
+                raise _Refused(f"{shown(name)} has no header of its own")
             lengths = struct.unpack("<HH", local[26:30])
             if stream.read(lengths[0]) != member.orig_filename.encode():
-                raise _Refused(f"{name!r:.80} has another name in its header")
+                raise _Refused(f"{shown(name)} has another name in its header")
             begin = member.header_offset + 30 + sum(lengths)
             spans[name] = (begin, begin + member.file_size)
             if spans[name][1] > size:
-                raise _Refused(f"{name!r:.80} runs past the end of the file")
+                raise _Refused(f"{shown(name)} runs past the end of the file")
     position = 0
     for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
         if begin < position:
-            raise _Refused(f"{name!r:.80} overlaps another member")
+            raise _Refused(f"{shown(name)} overlaps another member")
         position = end
     return spans
+
+
+def _require_archive(stream: BinaryIO) -> int:
+    """Size of the file, once it is an archive whose directory is short enough to be read."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(size - _END_BYTES, 0))
+    tail = stream.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < 22:
+        raise _Refused("it is not a zip file, as torch writes since 1.6, or it is cut short")
+    length = struct.unpack_from("<I", tail, at + 12)[0]
+    if length == 0xFFFFFFFF and (wide := tail.rfind(b"PK\x06\x06", 0, at)) >= 0:
+        length = struct.unpack_from("<Q", tail.ljust(wide + 56, b"\0"), wide + 40)[0]
+    if length > _MAX_DIRECTORY:
+        raise _Refused(f"the list of its members has {length} bytes")
+    stream.seek(0)
+    return size
 
 
 # ---- The pickle, as data
 
 
 def _interpret(program: bytes) -> Any:
-    """What the opcodes build. Raises _Refused for any that do more than build plain data."""
+    """What the opcodes build. Raises _Refused for any that do more than build plain data.
+
+    Values are shared by the memo, so what a few opcodes build can have 2^1000 parts: nothing here
+    looks into a value that is not known to be flat, and names alone are keys.
+    """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -167,8 +197,10 @@ def _interpret(program: bytes) -> Any:
 
     try:
         operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(program)
-        for opcode, argument, _ in operations:
+        for count, (opcode, argument, _) in enumerate(operations):
             name = opcode.name
+            if count > _MAX_OPERATIONS:
+                raise _Refused(f"its data.pkl has more than {_MAX_OPERATIONS} operations")
             if name == "STOP":
                 return stack.pop()
             if name in ("PROTO", "FRAME"):
@@ -200,13 +232,14 @@ def _interpret(program: bytes) -> Any:
                 _of(list, stack[-1]).extend(values)
             elif name == "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _of(dict, stack[-1])[key] = value
+                _of(dict, stack[-1])[_key(key)] = value
             elif name == "SETITEMS":
                 values = pop_mark()
-                _of(dict, stack[-1]).update(zip(values[::2], values[1::2], strict=True))
+                keys = map(_key, values[::2])
+                _of(dict, stack[-1]).update(zip(keys, values[1::2], strict=True))
             elif name == "GLOBAL":
                 if argument not in {_ORDERED_DICT, _TENSOR, *STORAGES}:
-                    raise _Refused(f"it asks for {argument!r:.80}, which is no tensor")
+                    raise _Refused(f"it asks for {shown(argument)}, which is no tensor")
                 stack.append(_Global(argument))
             elif name == "BINPERSID":
                 stack.append(_storage(stack.pop()))
@@ -221,7 +254,7 @@ def _interpret(program: bytes) -> Any:
     except _Refused:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise _Refused(f"its data.pkl is damaged ({error!r:.80})") from error
+        raise _Refused(f"its data.pkl is damaged ({type(error).__name__})") from error
     raise _Refused("its data.pkl has no end")
 
 
@@ -234,9 +267,16 @@ _ARGUMENTS = {
 }  # fmt: skip
 
 
+def _key(value: Any) -> Any:
+    """A name, or a number: the hash of nested tuples can take for ever."""
+    if type(value) not in (str, int):
+        raise _Refused(f"it has the name {shown(value)}")
+    return value
+
+
 def _of[T](kind: type[T], value: Any) -> T:
     if type(value) is not kind:
-        raise _Refused(f"it treats {value!r:.40} as a {kind.__name__}")
+        raise _Refused(f"it treats {shown(value)} as a {kind.__name__}")
     return value
 
 
@@ -244,28 +284,30 @@ def _storage(reference: Any) -> _Storage:
     """What a persistent id names: ("storage", type, key, device, number of elements)."""
     kind, storage, key, _, size = _of(tuple, reference)
     if kind != "storage" or not isinstance(storage, _Global) or storage.name not in STORAGES:
-        raise _Refused(f"it refers to {reference!r:.80}")
+        raise _Refused(f"it refers to {shown(reference)}")
     return _Storage(STORAGES[storage.name], _of(str, key), _sizes((size,))[0])
 
 
 def _call(function: Any, arguments: Any) -> Any:
     name = _of(_Global, function).name
     if name == _ORDERED_DICT:
-        if arguments != ():
+        if not (type(arguments) is tuple and len(arguments) == 0):
             raise _Refused("it makes an OrderedDict of values")
         return {}
     if name == _TENSOR:
-        storage, offset, shape, strides, *_ = _of(tuple, arguments)
-        shape, strides = _sizes(_of(tuple, shape)), _sizes(_of(tuple, strides))
-        if len(shape) != len(strides) or len(shape) > 8:
-            raise _Refused(f"a tensor of shape {shape} has strides {strides}")
-        return _Tensor(_of(_Storage, storage), _sizes((offset,))[0], shape, strides)
+        if not 4 <= len(_of(tuple, arguments)) <= 8:
+            raise _Refused(f"it makes a tensor of {len(arguments)} values")
+        storage, offset, shape, strides = arguments[:4]
+        if not len(_of(tuple, shape)) == len(_of(tuple, strides)) <= 8:
+            raise _Refused(f"a tensor of shape {shown(shape)} has strides {shown(strides)}")
+        first = _sizes((offset,))[0]
+        return _Tensor(_of(_Storage, storage), first, _sizes(shape), _sizes(strides))
     raise _Refused(f"it calls {name}")
 
 
 def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:
     if not all(type(n) is int and 0 <= n < 2**48 for n in values):
-        raise _Refused(f"{values!r:.80} are no sizes")
+        raise _Refused(f"{shown(values)} are no sizes")
     return values
 
 

@@ -11,6 +11,7 @@ by the caller, against the model. A file is
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.config import InputError, require
+from llama_jax.config import require
 from llama_jax.convert.blocks import BlockFile
+from llama_jax.convert.source import map_file
+from llama_jax.runtime.files import open_file, parse_json, shown
 
 MAX_HEADER = 16 << 20
 """Bytes; the header of a 70B model in one file takes 0.1 MB."""
+MAX_TENSORS = 100_000
 DTYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -50,26 +54,24 @@ def read_header(file: Path) -> tuple[dict[str, Entry], int]:
     Raises InputError unless the header is sound: its length within the file and MAX_HEADER, names
     once, shapes of the right sizes, and data that fills the rest of the file without a hole.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         require(
             size >= 8 and length <= min(MAX_HEADER, size - 8),
             f"{file} is no safetensors file: {size} bytes, and a header of {length}",
         )
         text = stream.read(length)
-    try:
-        values = json.loads(text, object_pairs_hook=_unique)
-        require(isinstance(values, dict), "it is no object")
-        values.pop("__metadata__", None)
-        entries = {name: _entry(value) for name, value in values.items()}
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: its safetensors header is damaged: {error!s:.120}") from error
+    values = parse_json(text, f"{file}: its safetensors header", unique=True)
+    require(isinstance(values, dict), f"{file}: its safetensors header is no object")
+    values.pop("__metadata__", None)
+    require(len(values) <= MAX_TENSORS, f"{file} states {len(values)} tensors")
+    entries = {name: _entry(value, f"{file}: {shown(name)}") for name, value in values.items()}
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         require(
             entry.begin == position,
-            f"{file}: {name!r:.80} begins at {entry.begin}, not {position}: a hole or an overlap",
+            f"{file}: {shown(name)} begins at {entry.begin}, not {position}: a hole or an overlap",
         )
         position = entry.end
     require(
@@ -79,20 +81,25 @@ def read_header(file: Path) -> tuple[dict[str, Entry], int]:
     return entries, 8 + length
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a name comes twice")
-    return values
-
-
-def _entry(value: Any) -> Entry:
-    dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-    numbers = [*shape, begin, end]
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-        raise ValueError(f"shape {shape} or offsets {begin}, {end} are no sizes")
-    if len(shape) > 8 or end - begin != math.prod(shape) * _SIZES[dtype]:
-        raise ValueError(f"{end - begin} bytes are not {dtype}{shape}")
+def _entry(value: Any, where: str) -> Entry:
+    """One tensor's place. Raises InputError if the entry is none or its sizes disagree."""
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype: Any = fields.get("dtype")
+    shape: Any = fields.get("shape")
+    offsets: Any = fields.get("data_offsets")
+    require(isinstance(dtype, str) and dtype in _SIZES, f"{where} is of type {shown(dtype)}")
+    sound = isinstance(shape, list) and len(shape) <= 8
+    sound = sound and isinstance(offsets, list) and len(offsets) == 2
+    numbers = [*shape, *offsets] if sound else []
+    require(
+        sound and all(type(n) is int and 0 <= n < 2**63 for n in numbers),
+        f"{where} has the shape {shown(shape)} and offsets {shown(offsets)}, which are no sizes",
+    )
+    begin, end = offsets
+    require(
+        end - begin == math.prod(shape) * _SIZES[dtype],
+        f"{where}: {end - begin} bytes are not {dtype}{shown(shape)}",
+    )
     return Entry(dtype, tuple(shape), begin, end)
 
 
@@ -102,11 +109,12 @@ def map_tensors(file: Path) -> dict[str, np.ndarray]:
     for name, entry in entries.items():
         require(
             entry.dtype in DTYPES,
-            f"{file}: {name!r:.80} is {entry.dtype}; weights in {', '.join(DTYPES)} can be read",
+            f"{file}: {shown(name)} is {entry.dtype}; weights in {', '.join(DTYPES)} can be read "
+            "(quantised ones are to be multiplied out by the program that made them)",
         )
     if not any(entry.end for entry in entries.values()):
         return {name: np.zeros(e.shape, DTYPES[e.dtype]) for name, e in entries.items()}
-    data = np.memmap(file, np.uint8, mode="r")
+    data = map_file(file)
     return {
         name: data[start + e.begin : start + e.end].view(DTYPES[e.dtype]).reshape(e.shape)
         for name, e in entries.items()

@@ -12,6 +12,7 @@ Face, pair j and j + H/2 (half-split).
 
 import math
 import mmap
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,9 @@ import jax
 import numpy as np
 
 from llama_jax.config import InputError, ModelConfig
+from llama_jax.convert.usage import Usage
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
+from llama_jax.runtime.files import open_file
 
 _READERS = 2  # each copies one part into our layout: work of one core
 _PART_BYTES = 64 << 20
@@ -63,13 +66,17 @@ class Source:
     """A serialised sentencepiece model, if the format or its folder holds one."""
     tensor: Callable[[str, int | None], Lazy]
     """Our tensor `name` of a layer; layer None for embed, norm and head."""
-    notes: tuple[str, ...] = ()
-    """What reading changes: permuted, dequantised, tied. Sentences for the report."""
+    changes: tuple[str, ...] = ()
+    """What reading changes and loses nothing by: permuted, dequantised, tied. For the report."""
     origin: Any = None
     """Where the weights come from, as the format tells it: JSON values."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """Digest (manifest.py) of each of our tensors, all layers: where a format stores them, and of
     what has been read where a conversion records it."""
+    usage: Usage = field(default_factory=Usage)
+    """What the files say besides weights and tokenizer."""
+    notes: tuple[str, ...] = ()
+    """What was left out, changed or assumed: sentences for the report and the log."""
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:
         """All of one tensor."""
@@ -109,6 +116,17 @@ class Source:
                     ahead.append(pool.submit(read, parts[number + _READERS]))
                 yield name, layer, array
                 del array  # so that it does not wait in memory for the next
+
+
+def map_file(path: Path) -> np.ndarray:
+    """uint8: the bytes of a file of this machine, each read when it is used.
+
+    Raises InputError as `files.open_file` does: a map of a pipe or a device has no end.
+    """
+    with open_file(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            return np.zeros(0, np.uint8)
+        return np.memmap(file, np.uint8, "r")
 
 
 def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Weight]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_jax.config import DataConfig, require
 from llama_jax.data.corpora.tales import ghost, instructions
-from llama_jax.data.files import as_path
+from llama_jax.runtime.files import as_path
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from llama_jax.config import DataConfig, InputError, require
 from llama_jax.data import tokenizer as tokenizers
-from llama_jax.data.files import as_path, reason
 from llama_jax.data.recipes import PackedText, Recipe
 from llama_jax.data.sources import SPLITS, TRAIN, VALIDATION, Source, digest, resolve
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
+from llama_jax.runtime.files import as_path, reason
 
 log = logging.getLogger(__name__)
 

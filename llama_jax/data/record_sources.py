@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from llama_jax.config import InputError
 from llama_jax.data import formats, sources
 from llama_jax.data.corpora import tales
-from llama_jax.data.files import reason
 from llama_jax.data.records import Record
 from llama_jax.data.sources import TRAIN, VALIDATION
 from llama_jax.data.validation_split import VALIDATION_SHARE, in_validation
+from llama_jax.runtime.files import reason
 
 VERSION = 1
 """Raise it whenever a file of the same bytes gives other records: it is part of fingerprints."""

@@ -13,8 +13,8 @@ from dataclasses import astuple
 from typing import NamedTuple
 
 from llama_jax.data import textfiles
-from llama_jax.data.files import AnyPath, PathLike, as_path, write_atomic
 from llama_jax.data.textfiles import Chunk, Scan
+from llama_jax.runtime.files import AnyPath, PathLike, as_path, write_atomic
 
 VERSION = 1
 """Raise it whenever a scan of the same file finds something else."""

@@ -7,10 +7,12 @@ than TFDS allows. Field numbers and defaults: sentencepiece_model.proto of sente
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from llama_jax.config import InputError, require
+from llama_jax.config import InputError
+from llama_jax.runtime.files import shown
 
 SPACE = "\u2581"
 """How sentencepiece writes a space inside a piece."""
@@ -22,6 +24,10 @@ _KINDS: dict[int, Kind] = {
 KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
 """Of the proto; GGUF's tokenizer.ggml.token_type has the same."""
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+
+
+class UnusableTokenizer(InputError):
+    """A tokenizer that is whole, but of a kind that there is no place for."""
 
 
 class Piece(NamedTuple):
@@ -46,6 +52,10 @@ class Vocabulary:
     add_dummy_prefix: bool = True
     """Put a space before the text."""
     remove_extra_whitespaces: bool = False
+    escape_whitespaces: bool = True
+    """Write a space as U+2581."""
+    treat_whitespace_as_suffix: bool = False
+    """Words end with their space instead of beginning with it."""
     normalizer: str = "identity"
 
     @staticmethod
@@ -64,6 +74,8 @@ class Vocabulary:
             byte_fallback=trainer.byte_fallback,
             add_dummy_prefix=rules.add_dummy_prefix,
             remove_extra_whitespaces=rules.remove_extra_whitespaces,
+            escape_whitespaces=rules.escape_whitespaces,
+            treat_whitespace_as_suffix=trainer.treat_whitespace_as_suffix,
             normalizer=rules.name if rules.precompiled_charsmap else "identity",
         )
 
@@ -90,33 +102,51 @@ class Vocabulary:
         return proto.SerializeToString()
 
     def require_llama(self, where: str) -> None:
-        """Raise InputError, naming the first difference, unless text becomes ids as in Llama:
-        byte-pair merges by score, unknown characters spelled in bytes, text kept as it is.
+        """Raise UnusableTokenizer, naming the first difference, unless text becomes ids as in
+        Llama: byte-pair merges by score, unknown characters spelled in bytes, text kept as it is.
 
         That is all that other programs' formats (llama2.c, GGUF) can express.
         """
-        for name, value in (
-            ("model_type", "bpe"), ("byte_fallback", True), ("remove_extra_whitespaces", False),
-            ("normalizer", "identity"),
-        ):  # fmt: skip
+        for name, value in LLAMA_RULES.items():
             found = getattr(self, name)
-            require(found == value, f"{where} has {name} {found}, and Llama's is {value}")
+            _usable(found == value, f"{where} has {name} {found}, and Llama's is {value}")
         for name in ("unk", "bos", "eos"):
             token = getattr(self, f"{name}_id")
             wanted = "unknown" if name == "unk" else "control"
             kind = self.pieces[token].kind if 0 <= token < len(self.pieces) else "missing"
-            require(
+            _usable(
                 kind == wanted, f"{where}: the {name} piece (id {token}) is {kind}, not {wanted}"
             )
         seen: dict[str, int] = {}
         for token, piece in enumerate(self.pieces):
-            if not piece.text or not math.isfinite(piece.score):
-                raise InputError(f"{where}: id {token} is {piece.text!r:.60}, {piece.score}")
-            if (first := seen.setdefault(piece.text, token)) != token:
-                raise InputError(f"{where}: ids {first} and {token} are both {piece.text!r:.60}")
+            sound = piece.text and math.isfinite(piece.score)
+            _usable(sound, f"{where}: id {token} is {shown(piece.text)}, {piece.score}")
+            first = seen.setdefault(piece.text, token)
+            _usable(first == token, f"{where}: ids {first} and {token} are both {piece.text!r:.60}")
         spelled = {p.text for p in self.pieces if p.kind == "byte"}
         missing = [f"<0x{b:02X}>" for b in range(256) if f"<0x{b:02X}>" not in spelled]
-        require(not missing, f"{where} lacks the byte pieces {', '.join(missing[:4])}")
+        _usable(not missing, f"{where} lacks the byte pieces {', '.join(missing[:4])}")
+
+
+LLAMA_RULES = {
+    "model_type": "bpe", "byte_fallback": True, "remove_extra_whitespaces": False,
+    "escape_whitespaces": True, "treat_whitespace_as_suffix": False, "normalizer": "identity",
+}  # fmt: skip
+"""Of a vocabulary whose ids other programs' formats can express."""
+
+
+def _usable(condition: object, message: str) -> None:
+    if not condition:
+        raise UnusableTokenizer(message)
+
+
+def with_pieces(model: bytes, pieces: Sequence[Piece]) -> bytes:
+    """A serialised model with more pieces at its end; its rules and all else stay as they are."""
+    proto = model_message().FromString(model)
+    for piece in pieces:
+        proto.pieces.add(piece=piece.text, score=piece.score, type=KIND_NUMBERS[piece.kind])
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString()
 
 
 @functools.cache
@@ -139,6 +169,7 @@ def model_message() -> Any:
         "TrainerSpec": [
             ("model_type", 3, "INT32", "1"),
             ("vocab_size", 4, "INT32", "8000"),
+            ("treat_whitespace_as_suffix", 24, "BOOL", "false"),
             ("byte_fallback", 35, "BOOL", "false"),
             ("unk_id", 40, "INT32", "0"),
             ("bos_id", 41, "INT32", "1"),

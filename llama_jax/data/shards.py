@@ -22,9 +22,9 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from llama_jax.config import InputError
-from llama_jax.data.files import as_path, write_atomic
 from llama_jax.data.recipes import READ, Layout, Recipe
 from llama_jax.data.sources import SPLITS
+from llama_jax.runtime.files import as_path, write_atomic
 
 log = logging.getLogger(__name__)
 

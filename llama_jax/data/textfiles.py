@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from llama_jax.config import InputError, require
-from llama_jax.data.files import AnyPath, as_path, reason
+from llama_jax.runtime.files import AnyPath, as_path, reason
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
 SEPARATOR = "<|endoftext|>"

@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,10 +18,17 @@ import sentencepiece
 from jaxtyping import Int
 
 from llama_jax.config import InputError, require
-from llama_jax.data.files import PathLike, as_path, read_bytes, write_atomic
-from llama_jax.data.sentencepiece_proto import Vocabulary
+from llama_jax.data import tokenizer_json
+from llama_jax.data.sentencepiece_proto import UnusableTokenizer, Vocabulary
+from llama_jax.data.vocabulary_repairs import with_added
+from llama_jax.runtime.files import PathLike, as_path, read_bytes, write_atomic
 
 MODEL_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
+"""Hugging Face's, read where there is no tokenizer.model."""
+MAX_BYTES, MAX_JSON_BYTES = 16 << 20, 24 << 20
+"""Of a tokenizer's file: Llama's has 0.5 MB, or 3.6 MB as JSON."""
+_MAX_ADDED = 1 << 12  # tokens behind the pieces of a tokenizer.json
 VERSION = 1
 """Raise it whenever training gives another model: it names trained tokenizers in the cache."""
 NUM_RESERVED = 3 + 256
@@ -45,34 +52,49 @@ class Tokenizer:
 
     @staticmethod
     def load(path: PathLike) -> "Tokenizer":
-        """Read a sentencepiece model file, or the tokenizer.model inside a folder.
+        """Read a sentencepiece model or a tokenizer.json of byte-pair encoding with byte fallback:
+        the file, or the one inside a folder.
 
-        Raises InputError if it is absent, truncated or no sentencepiece model.
+        Raises InputError if it is absent, truncated or neither.
         """
         file = as_path(path)
         if file.is_dir():
-            file = file / MODEL_FILE
+            inside = [file / name for name in (MODEL_FILE, JSON_FILE)]
+            file = next((f for f in inside if f.exists()), inside[0])
         require(file.exists(), f"tokenizer {file} does not exist")
-        return Tokenizer.from_bytes(read_bytes(file, "tokenizer"), where=str(file))
+        limit = MAX_JSON_BYTES if file.name.endswith(".json") else MAX_BYTES
+        content = read_bytes(file, "tokenizer", limit)
+        read = Tokenizer.from_json if content.lstrip()[:1] == b"{" else Tokenizer.from_bytes
+        return read(content, str(file))
 
     @staticmethod
     def from_bytes(model_bytes: bytes, where: str = "tokenizer") -> "Tokenizer":
-        """The tokenizer of a serialised sentencepiece model; InputError if it is none."""
+        """The tokenizer of a serialised sentencepiece model.
+
+        Raises InputError if it is none, UnusableTokenizer if it is whole and of another kind.
+        """
         tokenizer = Tokenizer(model_bytes)
         try:
             valid = bool(model_bytes) and tokenizer.vocab_size > 0
         except (RuntimeError, ValueError):
             valid = False
-        require(
-            valid,
-            f"{where} is not a whole sentencepiece model ({len(model_bytes)} bytes); "
-            "copy it again or train one with `llama-jax tokenizer train`",
-        )
-        require(
-            min(tokenizer.bos_id, tokenizer.eos_id) >= 0,
-            f"{where} has no BOS or no EOS piece; train it with bos_id and eos_id",
-        )
+        if not valid:
+            raise _none(model_bytes, where)
+        if min(tokenizer.bos_id, tokenizer.eos_id) < 0:
+            raise UnusableTokenizer(
+                f"{where} has no BOS or no EOS piece; train it with bos_id and eos_id"
+            )
         return tokenizer
+
+    @staticmethod
+    def from_json(
+        content: bytes, where: str, roles: Mapping[str, str] | None = None
+    ) -> "Tokenizer":
+        """The tokenizer of a tokenizer.json; `roles` and exceptions as `tokenizer_json.read`."""
+        vocabulary, added = tokenizer_json.read(content, where, roles)
+        model = Tokenizer.from_vocabulary(vocabulary, where).model_bytes
+        rows = len(vocabulary.pieces) + _MAX_ADDED
+        return Tokenizer.from_bytes(with_added(model, added, rows)[0], where)
 
     @staticmethod
     def from_vocabulary(vocabulary: Vocabulary, where: str = "tokenizer") -> "Tokenizer":
@@ -230,6 +252,19 @@ class Tokenizer:
 
     def _surfaces_of(self, text: str) -> bytes:
         return self.decode_bytes(self._encode([text])[0])
+
+
+def _none(content: bytes, where: str) -> InputError:
+    """Why a file is no sentencepiece model."""
+    if re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", content):
+        return UnusableTokenizer(
+            f"{where} is a tiktoken vocabulary, as Llama 3 has, which is not supported; Llama 2's "
+            "is a sentencepiece model"
+        )
+    return InputError(
+        f"{where} is not a whole sentencepiece model ({len(content)} bytes); "
+        "copy it again or train one with `llama-jax tokenizer train`"
+    )
 
 
 def check_unicode(text: str) -> None:

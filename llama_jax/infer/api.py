@@ -1,6 +1,7 @@
 """The Python interface to text generation: continue a prompt, whole or in pieces."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from llama_jax.config import InputError
 from llama_jax.infer.generate import stream_tokens
@@ -18,8 +19,9 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> str:
-    """The prompt and its continuation, which ends at EOS, after `max_new_tokens` tokens, or at the
-    end of the context. Temperature 0 is greedy; `""` starts from BOS alone.
+    """The prompt and its continuation, which ends at EOS or another end of text that the model's
+    files name, after `max_new_tokens` tokens, or at the end of the context. Temperature 0 is
+    greedy; `""` starts from BOS alone.
 
     Raises:
       InputError: the model has no tokenizer, the prompt is longer than the context or no valid
@@ -39,7 +41,9 @@ def stream(
     The first piece begins with the prompt; a character of several tokens comes whole. Raises as
     `generate` does, before the first piece.
     """
-    ids = tokenizer_of(model).encode(prompt, bos=True)
+    tokenizer = tokenizer_of(model)
+    # Where the model's files say that prompts have no BOS, an empty one still needs a token.
+    ids = tokenizer.encode(prompt, bos=model.usage.add_bos) or [tokenizer.bos_id]
     said = prompt
     for piece in continue_ids(model, ids, params, seed=seed, block=block):
         yield said + piece
@@ -51,6 +55,7 @@ def continue_ids(
 ) -> Iterator[str]:
     """The text that continues token ids, in pieces as they are drawn, the last one at their end."""
     tokenizer = tokenizer_of(model)
+    params = replace(params, stop_ids=(*params.stop_ids, *model.usage.end_ids))
     parts = stream_tokens(
         model.prepared,
         [ids],

@@ -28,9 +28,9 @@ from llama_jax import pretrain
 from llama_jax.align import reward, sft
 from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_file import STAGES, from_dict
-from llama_jax.data.files import AnyPath, as_path, reason, write_atomic
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.runtime.files import AnyPath, as_path, reason, write_atomic
 from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.collectives import Collective, collectives
 from llama_jax.tpu.hlo import Program

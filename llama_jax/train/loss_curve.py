@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from llama_jax.data.files import write_atomic
+from llama_jax.runtime.files import write_atomic
 from llama_jax.train.metrics import METRICS_FILE, read_metrics
 
 WIDTH, HEIGHT = 720, 420

@@ -1,6 +1,7 @@
 """What a run measures, and where it writes it: JSON lines and TensorBoard."""
 
 import json
+import logging
 import os
 import time
 from collections import defaultdict
@@ -11,12 +12,16 @@ import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from llama_jax.config import ModelConfig
+from llama_jax.checkpoint.storage import can_rename
+from llama_jax.config import InputError, ModelConfig
 from llama_jax.model.weights import parameter_count
 from llama_jax.parallel.devices import peak_flops
+from llama_jax.runtime.files import open_file, parse_json
 from llama_jax.train.uploads import Mirror
 
+logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
+_MAX_LINE = 1 << 20  # bytes; ours have some hundred
 UPLOAD_SECONDS = 60.0
 """How old the metrics of a run in a bucket may be."""
 
@@ -117,20 +122,34 @@ class MetricsWriter:
 
 
 def read_metrics(path: epath.Path) -> list[dict]:
-    """The whole lines of a metrics file; a last line cut by a kill is left out."""
+    """The lines of a metrics file, without those that are none: the last one may be cut by a kill,
+    others are damaged, which a warning says."""
+    lines = list(_lines(path))
+    if bad := sum(line is None for _, line in lines[:-1]):
+        logger.warning("%s: %d damaged lines were left out", path, bad)
+    return [line for _, line in lines if line is not None]
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict | None]]:
+    """The bytes of each line, and what it says: None unless it is an object with a step."""
     if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+        return
+    with open_file(path) if can_rename(path) else path.open("rb") as file:
+        while raw := file.readline(_MAX_LINE):
+            try:
+                values = parse_json(raw, METRICS_FILE) if raw.endswith(b"\n") else None
+            except InputError:
+                values = None
+            sound = isinstance(values, dict) and type(values.get("step")) is int
+            yield raw, values if sound else None
 
 
 def _drop_after(path: epath.Path, step: int) -> None:
-    """Rewrite the file without the lines of later steps, by rename, if there are any."""
-    if not path.exists():
-        return
-    text = path.read_text()
-    kept = "".join(json.dumps(m) + "\n" for m in read_metrics(path) if m["step"] <= step)
-    if kept != text:
+    """Rewrite the file without damaged lines and those of later steps, by rename, if there are
+    any."""
+    lines = list(_lines(path))
+    kept = [raw for raw, line in lines if line is not None and line["step"] <= step]
+    if len(kept) < len(lines):
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(kept)
+        temporary.write_bytes(b"".join(kept))
         temporary.replace(path)

@@ -17,8 +17,8 @@ from llama_jax import __version__
 from llama_jax.checkpoint import saved_steps
 from llama_jax.config import InputError, TrainConfig, require
 from llama_jax.config_file import read_config, to_json
-from llama_jax.data.files import reason, write_atomic
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
+from llama_jax.runtime.files import reason, write_atomic
 from llama_jax.train.report import TrainingError
 
 CONFIG_FILE = "config.json"

@@ -323,3 +323,25 @@ def test_verify_takes_a_run_one_checkpoint_or_their_folder(run):
         "manifest.json is missing",
     ]
     assert [r.ok for r in verify(directory / "2")] == [False]
+
+
+def test_folders_that_are_no_steps_are_none(run):
+    directory = run / "checkpoints"
+    for name in ("99999999999", "2147483648", "007", "\u0663", "1.0", "3.json"):
+        (directory / name).mkdir()
+    (directory / "5").touch()
+    assert [r.step for r in verify(run)] == [1, 2]
+    with Checkpointer(directory, keep=2) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.restore(abstract(make_state())).step == 2
+
+
+def test_a_users_folder_beside_a_model_folder_stays(tmp_path):
+    for name in ("model.tmp", "model.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").touch()
+    (tmp_path / "model").mkdir()
+    save_model(tmp_path / "model", make_state().params, "{}", b"", {})
+    assert sorted(os.listdir(tmp_path)) == ["model", "model.old.tmp", "model.tmp"]
+    assert os.listdir(tmp_path / "model.tmp") == ["notes.txt"]
+    assert "manifest.json" in os.listdir(tmp_path / "model")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from typing import NamedTuple
 
@@ -194,11 +195,63 @@ def test_every_flipped_bit_of_a_manifest_is_harmless_or_seen():
     assert reasons == {"manifest.json is damaged"}
 
 
-def test_manifest_of_another_format_is_refused():
-    values = json.loads(manifest().to_json())
-    values["format"] = 2
+def signed(**changes):
+    """A manifest with other values, and the digest that they have."""
+    values = json.loads(manifest().to_json()) | changes
     del values["digest"]
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     values["digest"] = hashlib.sha256(canonical.encode()).hexdigest()
-    with pytest.raises(ValueError, match="has format 2; this version reads 1"):
-        Manifest.from_json(json.dumps(values))
+    return json.dumps(values)
+
+
+ROW = {"shape": [2, 3], "dtype": "float32", "digest": "00"}
+HOSTILE = [
+    ({"format": 2}, "has format 2; this version reads 1"),
+    ({"step": 2**31}, "its step is 2147483648"),
+    ({"step": "3"}, "its step is '3'"),
+    ({"folder": "../../etc"}, r"its folder is '\.\./\.\./etc'"),
+    ({"folder": "/dev"}, "its folder is '/dev'"),
+    ({"folder": None}, "its folder is None"),
+    ({"files": {"../tokenizer.model": "00"}}, "its files is {'../tokenizer.model': '00'}"),
+    ({"files": {"/dev/zero": "00"}}, "its files is"),
+    ({"files": {"a\\b": "00"}}, "its files is"),
+    ({"files": {"..": "00"}}, "its files is"),
+    ({"files": {"x": 0}}, "its files is"),
+    ({"files": []}, "its files is"),
+    ({"versions": 3}, "its versions is 3"),
+    ({"extra": []}, "its extra is"),
+    ({"arrays": []}, r"its arrays is \[\]"),
+    ({"arrays": {"a": 3}}, "its array is 3"),
+    ({"arrays": {"a": ROW | {"more": 1}}}, "its array is"),
+    ({"arrays": {"a": ROW | {"shape": [2**63]}}}, "its shape is"),
+    ({"arrays": {"a": ROW | {"shape": [1] * 99}}}, "its shape is"),
+    ({"arrays": {"a": ROW | {"shape": [True]}}}, r"its shape is \[True\]"),
+    ({"arrays": {"a": ROW | {"dtype": "float64"}}}, "its dtype is 'float64'"),
+    ({"arrays": {"a": ROW | {"digest": 0}}}, "its digest is 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HOSTILE)
+def test_values_that_no_manifest_of_ours_has_are_named(changes, message):
+    """Signed, so that nothing but these checks is in their way."""
+    with pytest.raises(ValueError, match=message) as caught:
+        Manifest.from_json(signed(**changes))
+    assert not isinstance(caught.value, InputError)  # a checkpoint is to blame: others are tried
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", '{"digest": ' + "9" * 400 + "}", "\0"])
+def test_text_that_is_no_manifest_is_damage(text):
+    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+        Manifest.from_json(text)
+
+
+@pytest.mark.timeout(10)
+def test_files_beside_it_that_are_pipes_or_devices_are_damage(tmp_path):
+    (tmp_path / "manifest.json").write_text(signed(files={"x": "00"}))
+    (tmp_path / "x").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="x is a device, not a file"):
+        Manifest.read(tmp_path)
+    (tmp_path / "x").unlink()
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(ValueError, match="x is a pipe, not a file"):
+        Manifest.read(tmp_path)

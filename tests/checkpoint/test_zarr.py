@@ -117,6 +117,27 @@ def test_what_is_no_such_array_is_left_alone(tmp_path):
         assert find(tmp_path) is None
 
 
+@pytest.mark.timeout(20)
+def test_descriptions_of_any_kind_are_read_or_left_alone(tmp_path):
+    stored(tmp_path)
+    file = tmp_path / "x/.zarray"
+    said = json.loads(file.read_text())
+    for chunks in ([1, 2**63, 1], [2**70] * 3, [1, 1, 1.0], [0, 8, 24], [-1, 8, 24], None):
+        file.write_text(json.dumps(said | {"chunks": chunks}))
+        array = find(tmp_path)
+        if array is not None:
+            with pytest.raises(ValueError, match="is not"):
+                array.view((slice(0, 1),) * 3)
+    file.write_text(json.dumps(said | {"shape": [2**40, 8, 24], "chunks": [1, 8, 24]}))
+    assert find(tmp_path, shape=(2**40, 8, 24)) is None  # more chunks than can be
+    for text in ("[" * 100_000, "9" * 400, " " * 100_000):
+        file.write_text(text)
+        assert find(tmp_path) is None
+    file.unlink()
+    os.mkfifo(file)
+    assert find(tmp_path) is None
+
+
 def test_files_that_are_missing_or_short_are_named(tmp_path):
     stored(tmp_path)
     array = find(tmp_path)

@@ -5,11 +5,15 @@ import struct
 import ml_dtypes
 import numpy as np
 
+from llama_jax.convert.gguf_quants import QUANTS
 from llama_jax.convert.source import tensors
 
-U8, I32, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 5, 4, 6, 7, 8, 9, 10
-FORMS = {U8: "<B", I32: "<i", U32: "<I", F32: "<f", BOOL: "<?", U64: "<Q"}
-TENSOR_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
+U8, U16, I32, U32, F32, BOOL, STRING, ARRAY, U64, F64 = 0, 2, 5, 4, 6, 7, 8, 9, 10, 12
+FORMS = {U8: "<B", U16: "<H", I32: "<i", U32: "<I", F32: "<f", BOOL: "<?", U64: "<Q", F64: "<d"}
+TENSOR_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10,
+    "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "BF16": 30,
+}  # fmt: skip
 KINDS = {"normal": 1, "unknown": 2, "control": 3, "user_defined": 4, "unused": 5, "byte": 6}
 NAMES = {
     "embed": "token_embd", "norm": "output_norm", "head": "output", "attn_norm": "attn_norm",
@@ -131,3 +135,15 @@ def infos_of(source, kind="F32"):
         title = f"{'' if layer is None else f'blk.{layer}.'}{NAMES[name]}.weight"
         infos.append((title, rows.shape, stored, packed(rows, stored)))
     return infos
+
+
+def any_blocks(name, rows, blocks, seed=0):
+    """Any bytes, with scales that are finite: [rows, blocks], and the same as plain bytes."""
+    quant, rng = QUANTS[name], np.random.default_rng(seed)
+    raw = rng.integers(0, 256, (rows, blocks * quant.block.itemsize), dtype=np.uint8)
+    structured = raw.view(quant.block)
+    for field in quant.block.names:
+        if structured[field].dtype == np.float16:
+            shape = structured[field].shape
+            structured[field] = rng.standard_normal(shape).astype(np.float16)
+    return structured, raw

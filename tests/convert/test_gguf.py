@@ -1,6 +1,7 @@
 """Reading GGUF: files written by hand, sound and hostile."""
 
 import os
+import re
 import struct
 import tracemalloc
 from dataclasses import replace
@@ -13,17 +14,25 @@ from hypothesis import strategies as st
 
 from llama_jax.config import InputError
 from llama_jax.convert import gguf
+from llama_jax.convert.gguf_quants import QUANTS, Dequantized
 from llama_jax.convert.source import tensors
+from llama_jax.convert.usage import Usage
 from llama_jax.data.sentencepiece_proto import Piece
 from llama_jax.data.tokenizer import Tokenizer
 from tests.convert.gguf_bytes import (
     ARRAY,
+    BOOL,
     F32,
+    F64,
     I32,
+    KINDS,
     STRING,
+    TENSOR_TYPES,
     U8,
+    U16,
     U32,
     U64,
+    any_blocks,
     file_bytes,
     infos_of,
     q8_0,
@@ -79,7 +88,22 @@ def test_float16_and_q8_0(tmp_path, kind):
             assert np.array_equal(read, meant)
         else:
             assert np.array_equal(found.read(name, layer), wanted)
-    assert any("Q8_0 multiplied out" in note for note in found.notes) == (kind == "Q8_0")
+    assert any("Q8_0 multiplied out" in note for note in found.changes) == (kind == "Q8_0")
+
+
+@pytest.mark.parametrize("kind", QUANTS)
+def test_every_block_format_is_multiplied_out(tmp_path, kind):
+    config = replace(GROUPED, d_model=256, head_dim=64, d_ff=256, num_layers=1)
+    infos = infos_of(source(config))
+    at = [title for title, *_ in infos].index("blk.0.ffn_up.weight")
+    blocks, raw = any_blocks(kind, 256, 256 // QUANTS[kind].size)
+    infos[at] = ("blk.0.ffn_up.weight", (256, 256), TENSOR_TYPES[kind], raw.tobytes())
+    (tmp_path / "m").write_bytes(file_bytes(settings_of(config), infos))
+    found = gguf.read(tmp_path / "m")
+    whole = Dequantized(blocks, QUANTS[kind])[...]
+    assert np.array_equal(found.read("up", 0), whole.T)
+    assert np.array_equal(found.tensor("up", 0)[8:70, 3:5], whole.T[8:70, 3:5])
+    assert found.changes[-1] == f"{kind} multiplied out to float32, exactly"
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
@@ -115,6 +139,15 @@ def test_parts_are_cut_out(tmp_path):
             dict(rope_scaling="yarn", rope_factor=4.0),
         ),
         (dict(llama__expert_count=(U32, 0), llama__attention__key_length=(U32, 8)), {}),
+        (dict(llama__rope__scale_linear=(F32, 4.0)), dict(rope_scaling="linear", rope_factor=4.0)),
+        (dict(llama__rope__scale_linear=(F32, 1.0)), {}),
+        (
+            dict(llama__rope__scaling__type=(STRING, "yarn"),
+                 llama__rope__scaling__factor=(F32, 1.0),
+                 llama__rope__scaling__finetuned=(BOOL, True),
+                 llama__rope__scaling__attn_factor=(F32, 1.0)),
+            {},
+        ),
     ],
 )  # fmt: skip
 def test_settings(tmp_path, more, fields):
@@ -141,6 +174,10 @@ def test_settings(tmp_path, more, fields):
         (dict(llama__rope__scaling__type=(STRING, "yarn"),
               llama__rope__scaling__factor=(F32, 4.0),
               llama__rope__scaling__original_context_length=(U32, 99)), "is not .*factor=4.0"),
+        (dict(llama__rope__scale_linear=(F32, 4.0), llama__rope__scaling__factor=(F32, 2.0)),
+         "scale_linear=4.0 contradicts"),
+        (dict(llama__rope__scaling__attn_factor=(F32, 2.0)), "attn_factor=2.0 is not supported"),
+        (dict(llama__rope__freq_base=(F64, 1e300)), "the setting 1e\\+300, which no model has"),
         (dict(general__alignment=(U32, 24)), "alignment=24 is no power of two"),
         (dict(llama__block_count=(U32, 1)), "'blk.1.attn_norm.weight' is not part of a Llama"),
         (dict(llama__feed_forward_length=(U32, 32)), r"ffn_gate.weight is \[64, 32\], not \[32, 3"),
@@ -202,9 +239,11 @@ HOSTILE = {
     "offset": (file_bytes(KEY, [(*TENSOR, HUGE)]), "cut short or damaged"),
     "not aligned": (file_bytes(KEY, [(*TENSOR, 4)]), "begins at 4, which is not aligned"),
     "overlap": (file_bytes(KEY, [TENSOR, ("u", *TENSOR[1:], 256)]), "'t' and 'u' overlap"),
-    "Q4_0": (file_bytes(KEY, [("t", (4, 32), "Q4_0", bytes(72))]), "'t' is of type Q4_0; only"),
-    "no type": (file_bytes(KEY, [("t", (4, 32), 99, bytes(512))]), "of type 99"),
-    "Q8_0 rows": (file_bytes(KEY, [("t", (4, 33), "Q8_0", bytes(512))]), "no rows of Q8_0"),
+    "a table of vectors": (file_bytes(KEY, [("t", (4, 256), 16, bytes(264))]),
+                           r"of type IQ2_XXS \(16\), which is not read: take the model's F16"),
+    "no type": (file_bytes(KEY, [("t", (4, 32), 99, bytes(512))]), r"unknown \(99\), which is not"),
+    "Q8_0 rows": (file_bytes(KEY, [("t", (4, 33), "Q8_0", bytes(512))]), "no rows of blocks of 32"),
+    "many keys": (file_bytes({str(i): (U8, 1) for i in range(10_001)}, [TENSOR]), "10000 are read"),
     "alignment": (file_bytes({"general.alignment": (U32, 0)}, [TENSOR]), "alignment=0"),
 }  # fmt: skip
 
@@ -226,22 +265,162 @@ def test_hostile_files_are_refused_before_anything_is_allocated(tmp_path, conten
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (dict(tokens=None), "tokens must be a list of 400 strings"),
-        (dict(tokens=(ARRAY, (STRING, ["a"]))), "tokens must be a list of 400 strings"),
-        (dict(scores=(ARRAY, (F32, [0.0]))), "scores must be a list of 400 numbers"),
-        (dict(scores=(ARRAY, (F32, [float("inf")] * V))), "id 0 is '<unk>', inf"),
-        (dict(token_type=(ARRAY, (I32, [9] * V))), "unknown token_type 9"),
-        (dict(token_type=None), "unk piece .id 0. is normal, not unknown"),
-        (dict(bos_token_id=(U32, V)), "bos piece .id 400. is missing"),
-        (dict(bos_token_id=(STRING, "1")), "bos_id of the tokenizer is '1'"),
-        (dict(remove_extra_whitespaces=(7, True)), "remove_extra_whitespaces True"),
+        (dict(tokens=None), "tokens is None, and the model has 400 rows"),
+        (dict(tokens=(ARRAY, (STRING, ["a"] * 401))), "tokens is 401 strings"),
+        (dict(scores=(ARRAY, (F32, [0.0]))), "scores is no list of 400 numbers"),
+        (dict(scores=(ARRAY, (F32, [float("inf")] * V))), "lacks the byte pieces"),
+        (dict(token_type=(ARRAY, (I32, [9] * V))), "lacks the byte pieces"),
+        (dict(token_type=None), "lacks the byte pieces"),
+        (dict(bos_token_id=(U32, V)), "no BOS piece .id 400 is named"),
+        (dict(bos_token_id=(STRING, "1")), "bos_token_id is '1'"),
     ],
 )
-def test_tokenizers_that_are_refused(tmp_path, more, message):
+def test_vocabularies_that_cannot_be_kept_do_not_lock_up_the_weights(tmp_path, more, message):
     values = settings_of(GROUPED) | vocabulary_of(VOCABULARY, **more)
     (tmp_path / "m").write_bytes(file_bytes(values, infos_of(source(GROUPED))))
-    with pytest.raises(InputError, match=message):
+    found = gguf.read(tmp_path / "m")
+    assert found.tokenizer is None
+    assert re.search(f"tokenizer is left out: .*{message}", found.notes[-1]), found.notes
+    assert_same_tensors(found, source(GROUPED))
+    named = gguf.read(tmp_path / "m", tokenizer().model_bytes)  # what is inside is not looked at
+    assert (named.tokenizer, named.notes) == (tokenizer().model_bytes, ())
+    assert gguf.read(tmp_path / "m", None).notes == ()
+
+
+ODD = {
+    "end of turn": (dict(eos_token_id=(U32, 399)), {399: "control"}, "EOS piece, id 399"),
+    "kinds are not told": (dict(token_type=None), {}, "lacks the byte pieces"),
+    "a kind of the future": (
+        dict(token_type=(ARRAY, (I32, [KINDS[p.kind] for p in VOCABULARY.pieces[:-1]] + [9]))),
+        {}, r"1 pieces of an unknown token_type, such as id 399 \(9\)",
+    ),
+    "white space": (dict(remove_extra_whitespaces=(BOOL, True)), {}, "remove_extra_whitespaces"),
+    "no text": (
+        dict(tokens=(ARRAY, (STRING, [*(p.text for p in VOCABULARY.pieces[:-1]), b"\xff"]))),
+        {}, "id 399 is no Unicode text",
+    ),
+    "fewer pieces than rows": (
+        {k: (ARRAY, (kind, [p for p in content[:300]])) for k, (kind, content) in {
+            "tokens": (STRING, [p.text for p in VOCABULARY.pieces]),
+            "scores": (F32, [p.score for p in VOCABULARY.pieces]),
+            "token_type": (I32, [KINDS[p.kind] for p in VOCABULARY.pieces])}.items()},
+        {}, "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "kinds", "said"), ODD.values(), ids=ODD)
+def test_odd_vocabularies_are_taken_and_said(tmp_path, more, kinds, said):
+    values = settings_of(GROUPED) | vocabulary_of(VOCABULARY, **more)
+    (tmp_path / "m").write_bytes(file_bytes(values, infos_of(source(GROUPED))))
+    found = gguf.read(tmp_path / "m")
+    assert re.search(said, " ".join(found.notes))
+    assert bool(found.notes) == bool(said)
+    if "left out" not in found.notes[-1:]:
+        return
+    pieces = Tokenizer.from_bytes(found.tokenizer).vocabulary.pieces
+    assert {i: pieces[i].kind for i in kinds} == kinds
+
+
+def test_what_the_file_says_of_use_is_kept(tmp_path):
+    template = "{% for m in messages %}{{ m }}{% endfor %}"
+    more = {
+        "eot_token_id": (U32, 300), "eom_token_id": (U32, 301), "padding_token_id": (U32, 0),
+        "add_bos_token": (BOOL, False), "add_eos_token": (BOOL, True),
+    }  # fmt: skip
+    values = settings_of(GROUPED) | vocabulary_of(VOCABULARY, **more)
+    values |= {
+        "tokenizer.chat_template": (STRING, template),
+        "tokenizer.chat_template.tool_use": (STRING, "x"),
+    }
+    (tmp_path / "m").write_bytes(file_bytes(values, infos_of(source(GROUPED))))
+    found = gguf.read(tmp_path / "m")
+    assert found.usage == Usage(
+        end_ids=(300, 301),
+        add_bos=False,
+        chat_template=template,
+        special_tokens={"pad_token": "<unk>"},
+    )
+    assert [note[:24] for note in found.notes] == [
+        "Left out: further chat t", "Left out: add_eos_token=",
+    ]  # fmt: skip
+    values |= {"tokenizer.ggml.eot_token_id": (U32, V)}
+    (tmp_path / "m").write_bytes(file_bytes(values, infos_of(source(GROUPED))))
+    assert (
+        "names [400] as ends of text, which the model has not" in gguf.read(tmp_path / "m").notes[0]
+    )
+
+
+def test_a_description_that_is_no_utf8_does_not_lock_up_the_weights(tmp_path):
+    values = settings_of(GROUPED) | {"general.description": (STRING, b"caf\xe9")}
+    values |= vocabulary_of(VOCABULARY)
+    (tmp_path / "m").write_bytes(file_bytes(values, infos_of(source(GROUPED))))
+    found = gguf.read(tmp_path / "m")
+    assert found.origin["general.description"] == "caf\ufffd"
+    assert found.notes == ("'general.description' of m is no UTF-8: what is not is U+FFFD.",)
+
+
+def test_factors_of_frequencies_that_change_nothing_are_left_out(tmp_path):
+    def put_factors(value):
+        raw = np.full(4, value, np.float32).tobytes()
+        infos = [*infos_of(source(GROUPED)), ("rope_freqs.weight", (4,), "F32", raw)]
+        (tmp_path / "m").write_bytes(file_bytes(settings_of(GROUPED), infos))
+
+    put_factors(1)
+    found = gguf.read(tmp_path / "m")
+    assert "rope_freqs.weight, which are all 1" in found.notes[0]
+    assert_same_tensors(found, source(GROUPED))
+    put_factors(8)
+    with pytest.raises(InputError, match=r"rope_freqs.weight \(F32\) scales .* as Llama 3.1 does"):
         gguf.read(tmp_path / "m")
+
+
+# ---- One model in several files
+
+
+def put_parts(folder, cuts=(5, 12), name="model"):
+    """A sound model cut into parts, as llama.cpp's gguf-split does."""
+    infos, count = infos_of(source(GROUPED), "Q8_0"), len(cuts) + 1
+    values = settings_of(GROUPED) | vocabulary_of(VOCABULARY)
+    ends = [0, *cuts, len(infos)]
+    for i in range(count):
+        split = {"split.no": (U16, i), "split.count": (U16, count),
+                 "split.tensors.count": (I32, len(infos))}  # fmt: skip
+        part = file_bytes((values if i == 0 else {}) | split, infos[ends[i] : ends[i + 1]])
+        (folder / f"{name}-{i + 1:05}-of-{count:05}.gguf").write_bytes(part)
+    whole = folder / "whole.gguf"
+    whole.write_bytes(file_bytes(values, infos))
+    return sorted(folder.glob(f"{name}-*")), whole
+
+
+@pytest.mark.parametrize("cuts", [(5, 12), (0,)])
+def test_parts_are_read_as_one_whichever_is_named(tmp_path, cuts):
+    parts, whole = put_parts(tmp_path, cuts)
+    expected = gguf.read(whole)
+    for part in parts:
+        found = gguf.read(part)
+        assert replace(found, tensor=expected.tensor, path=whole) == expected
+        assert found.path == parts[0]
+        assert_same_tensors(found, expected)
+
+
+def test_parts_that_are_missing_or_others_are_named(tmp_path):
+    parts, _ = put_parts(tmp_path)
+    (tmp_path / "other").mkdir()
+    others, _ = put_parts(tmp_path / "other", (3, 9))
+    parts[1].rename(tmp_path / "aside")
+    with pytest.raises(
+        InputError, match=r"part 3 of 3, and model-00002-of-00003.gguf .* is missing"
+    ):
+        gguf.read(parts[2])
+    with pytest.raises(InputError, match=r"part 2 of 3 of a model under another name"):
+        gguf.read(tmp_path / "aside")
+    parts[1].write_bytes(others[1].read_bytes())
+    with pytest.raises(InputError, match=r"is in another part as well|parts have .* tensors, not"):
+        gguf.read(parts[0])
+    parts[1].write_bytes(parts[0].read_bytes())
+    with pytest.raises(InputError, match=r"00002-of-00003.gguf is another model's"):
+        gguf.read(parts[0])
 
 
 def test_a_tokenizer_keeps_its_kinds_and_ids(tmp_path):

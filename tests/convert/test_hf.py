@@ -16,7 +16,7 @@ from llama_jax.model.llama import apply
 from llama_jax.model.presets import LLAMA2_7B, extend_context
 from llama_jax.ops.rope import rope_frequencies
 from tests.comparison import assert_close
-from tests.convert.models import BASE, random_params, same_bits, save
+from tests.convert.models import BASE, assert_same_tensors, random_params, same_bits, save
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HERE = Path("folder/config.json")
@@ -93,8 +93,9 @@ def test_absent_settings_are_those_that_transformers_assumes():
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 1.0}}, "rope_type='longrope'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1.0, "attention_factor": 1.5}},
+         "attention_factor=1.5 is not supported; only 1.0"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type='llama3'"),
         ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_factor=0.5"),
@@ -103,7 +104,7 @@ def test_absent_settings_are_those_that_transformers_assumes():
          "attention_factor=1.0 is not supported; only 1.069315"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate=False"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
-         "'partial_rotary_factor': 0.5"),
+         "partial_rotary_factor=0.5 is not supported; only 1"),
         ({"rope_scaling": "linear"}, "is no object"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "24"}, "hidden_size='24' must be a size"),
@@ -112,6 +113,8 @@ def test_absent_settings_are_those_that_transformers_assumes():
         ({"num_key_value_heads": 3}, "must be divisible by model.num_kv_heads=3"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0 must be a positive number"),
         ({"rope_theta": float("nan")}, "rope_theta=nan must be a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta=2^1328 and more must be a positive number"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e15}}, "takes 2048 to no whole length"),
     ],
 )  # fmt: skip
 def test_settings_that_we_do_not_compute_are_named(changes, message):
@@ -128,6 +131,35 @@ def test_pretraining_tp_and_other_harmless_settings_do_not_matter():
     )
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"type": "linear", "factor": 1.0},
+        {"type": "dynamic", "factor": 1},
+        {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 2048},
+        {"rope_type": "llama3", "factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ],
+)
+def test_a_factor_of_one_extends_nothing(rope):
+    found = hf_config.from_hf({**MINIMAL, "rope_scaling": rope}, HERE, "float32")
+    assert found == hf_config.from_hf(MINIMAL, HERE, "float32")
+
+
+def test_settings_that_change_nothing_are_left_out_and_said():
+    """Published YaRN models hold "finetuned"; dynamic scaling begins where this model ends."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    plain = hf_config.from_hf({**MINIMAL, "rope_scaling": yarn}, HERE, "float32")
+    config, notes = hf_config.from_hf(
+        {**MINIMAL, "rope_scaling": yarn | {"finetuned": True}}, HERE, "float32"
+    )
+    assert (config, plain[1]) == (plain[0], [])
+    assert notes == ["Left out: rope settings {'finetuned': True}, which change nothing of yarn."]
+    dynamic = {"type": "dynamic", "factor": 2.0}
+    config, notes = hf_config.from_hf({**MINIMAL, "rope_scaling": dynamic}, HERE, "float32")
+    assert config == hf_config.from_hf(MINIMAL, HERE, "float32")[0]
+    assert "beyond 2048 tokens alone" in notes[0]
+
+
 @pytest.mark.parametrize("scaling", ["none", "linear", "ntk", "yarn"])
 def test_every_scaling_survives_as_the_same_frequencies(scaling):
     config = replace(LLAMA2_7B, rope_theta=5000.0)
@@ -140,7 +172,7 @@ def test_every_scaling_survives_as_the_same_frequencies(scaling):
             pretrained_len=c.pretrained_seq_len,
         )  # fmt: skip
 
-    values, _ = hf_config.to_hf(config, None)
+    values, _ = hf_config.to_hf(config)
     for spelling in ("rope_parameters", "rope_scaling"):
         other = {"rope_parameters", "rope_scaling"} - {spelling}
         kept = {k: v for k, v in values.items() if k not in other}
@@ -247,7 +279,7 @@ def test_a_head_that_is_stored_and_tied_must_be_the_embedding(folder):
     rewrite(file, lambda a: a.update({"lm_head.weight": a["model.embed_tokens.weight"]}))
     source = api.open_source(folder)
     assert source.config.tie_embeddings
-    assert "not kept twice" in source.notes[0]
+    assert "not kept twice" in source.changes[0]
 
 
 @pytest.mark.parametrize(
@@ -266,24 +298,116 @@ def test_an_index_that_leads_astray_is_refused(folder, weight_map, message):
         api.open_source(folder)
 
 
-def test_an_index_and_its_files_must_agree(folder):
+INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+def test_buffers_are_left_out_wherever_they_are_met(folder):
     index = json.loads((folder / hf.INDEX).read_text())
-    index["weight_map"]["extra"] = sorted(index["weight_map"].values())[0]
+    index["weight_map"][INV_FREQ] = sorted(index["weight_map"].values())[0]  # listed, and not held
     (folder / hf.INDEX).write_text(json.dumps(index))
-    with pytest.raises(InputError, match="names 'extra', which no file holds"):
-        api.open_source(folder)
-    del index["weight_map"]["extra"]
-    astray = "model.layers.1.input_layernorm.weight"
-    del index["weight_map"][astray]
+    assert api.open_source(folder).notes == ()
+    del index["weight_map"][INV_FREQ]  # held, and not listed
     (folder / hf.INDEX).write_text(json.dumps(index))
-    with pytest.raises(InputError, match=rf"holds '{astray}', unlike"):
+    first = sorted(folder.glob("*.safetensors"))[0]
+    rewrite(first, lambda arrays: arrays.update({INV_FREQ: np.ones(3, np.float32)}))
+    source = api.open_source(folder)
+    assert source.notes == ()
+    assert same_bits(llama_jax.load(folder).params, random_params(BASE))
+
+
+def test_an_index_that_disagrees_with_its_files_is_said_and_they_are_believed(folder):
+    index = json.loads((folder / hf.INDEX).read_text())
+    files = sorted(index["weight_map"].values())
+    index["weight_map"]["extra"] = files[0]
+    (folder / hf.INDEX).write_text(json.dumps(index))
+    (note,) = api.open_source(folder).notes
+    assert "disagree about 1 tensors, such as 'extra'" in note
+    assert same_bits(llama_jax.load(folder).params, random_params(BASE))
+    (folder / files[0]).unlink()
+    with pytest.raises(InputError, match=r"is missing, which the index names: download the folder"):
         api.open_source(folder)
+
+
+def test_a_stale_index_does_not_beat_the_one_file(folder):
+    """As transformers has it, which looks for model.safetensors first."""
+    older = {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
+    params = random_params(BASE)
+    file = one_file(folder)
+    rewrite(file, lambda arrays: arrays["model.norm.weight"].fill(3))
+    for name, content in older.items():
+        if name.startswith("model-") or name == hf.INDEX:
+            (folder / name).write_bytes(content)
+    (folder / "pytorch_model.bin").write_bytes(b"older still")
+    source = api.open_source(folder)
+    assert np.all(source.read("norm") == 3)
+    assert np.array_equal(source.read("embed"), params["embed"])
+    (note,) = source.notes
+    assert note.startswith("Not read: model-00001-of-")
+    assert note.endswith("more, beside model.safetensors.")
+
+
+def test_shards_without_an_index_must_all_be_there(folder):
+    (folder / hf.INDEX).unlink()
+    assert same_bits(llama_jax.load(folder).params, random_params(BASE))
+    gone = sorted(folder.glob("*.safetensors"))[1]
+    gone.unlink()
+    (folder / ".cache/huggingface/download").mkdir(parents=True)
+    (folder / ".cache/huggingface/download/x.incomplete").touch()
+    with pytest.raises(
+        InputError, match=rf"{gone.name} is missing, .*a download was begun and not"
+    ):
+        api.open_source(folder)
+
+
+def test_an_adapter_is_no_model(folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "r": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    lora = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": ((4, 24), "F32")}
+    with safetensors.Writer(adapter / "adapter_model.safetensors", lora) as writer:
+        for name in lora:
+            writer.write(name, [np.zeros((4, 24), np.float32)])
+    with pytest.raises(InputError, match=r"is a LoRA adapter \(PEFT\) of 'some/base' .* merge it"):
+        api.open_source(adapter)
+    for file in adapter.iterdir():  # a whole model with one beside it
+        (folder / file.name).write_bytes(file.read_bytes())
+    source = api.open_source(folder)
+    assert source.notes == (
+        "adapter_model.safetensors is a LoRA adapter (PEFT) and was not read: the base model was.",
+    )
+    assert_same_tensors(source, api.open_source(tmp_path / "native"))
 
 
 def test_a_folder_of_pickles_says_what_to_do(folder):
     one_file(folder).rename(folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin is not read: save"):
+    with pytest.raises(
+        InputError, match=r"pytorch_model\.bin is a pickle, which is not read: save"
+    ):
         api.open_source(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match=r"the weights are missing\. Download .* its licence"):
+        api.open_source(folder)
+
+
+def test_a_configuration_that_was_not_kept_up_is_put_right(folder):
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"vocab_size": 384, "quantization_config": {"load_in_4bit": True}}
+    (folder / "config.json").write_text(json.dumps(values))
+    source = api.open_source(folder)
+    assert source.config.vocab_size == BASE.vocab_size
+    assert source.notes == (
+        "config.json says vocab_size=384: the weights' 400 rows were taken.",
+        "Left out: quantization_config, since the weights here are not quantised.",
+    )
+
+
+def test_the_tensors_of_a_value_head_are_left_out(folder):
+    def change(arrays):
+        arrays["v_head.summary.weight"] = np.zeros((1, 24), np.float32)
+
+    rewrite(one_file(folder), change)
+    assert "v_head.summary.weight, of a value head" in api.open_source(folder).notes[0]
 
 
 def test_the_export_describes_itself(folder):

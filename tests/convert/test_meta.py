@@ -11,6 +11,7 @@ import pytest
 import llama_jax
 from llama_jax.config import InputError
 from llama_jax.convert import api, meta, pth
+from llama_jax.data.sentencepiece_proto import Piece, with_pieces
 from llama_jax.model.presets import LLAMA1_7B, LLAMA2_7B, LLAMA2_13B, LLAMA2_34B, LLAMA2_70B
 from tests.comparison import assert_close
 from tests.convert.models import BASE, random_params, same_bits, save
@@ -102,7 +103,7 @@ def test_released_widths():
     ("changes", "message"),
     [
         ({"moe": {"num_experts": 8}}, "has settings {'moe'"),
-        ({"use_scaled_rope": True}, "has settings {'use_scaled_rope': True}"),
+        ({"use_scaled_rope": True}, "{'use_scaled_rope': True} that are not supported (Llama 3.1"),
         ({"dim": None}, "dim is missing"),
         ({"dim": "24"}, "dim='24' must be a positive number"),
         ({"n_heads": 5}, "dim=24 is no multiple of n_heads=5"),
@@ -122,13 +123,45 @@ def test_settings_that_do_not_fit_are_named(folder, changes, message):
     assert len(str(caught.value)) < 1500
 
 
-def test_the_tokenizer_says_the_vocabulary_where_params_do_not(folder):
+def put_params(folder, **changes):
     params = json.loads((folder / "params.json").read_text())
-    (folder / "params.json").write_text(json.dumps({**params, "vocab_size": -1}))
+    (folder / "params.json").write_text(json.dumps({**params, **changes}))
+
+
+@pytest.mark.parametrize(("parts", "embed_axis"), [(1, 0), (2, 1), (2, 0)])
+def test_the_embedding_says_the_vocabulary_where_params_do_not(folder, parts, embed_axis):
+    put_params(folder, vocab_size=-1)
+    split(folder, parts, embed_axis)
     assert api.open_source(folder).config.vocab_size == BASE.vocab_size
     (folder / "tokenizer.model").unlink()
-    with pytest.raises(InputError, match=r"leaves it to tokenizer\.model"):
+    assert api.open_source(folder).config.vocab_size == BASE.vocab_size
+
+
+def test_a_tokenizer_in_the_folder_above_is_found(folder):
+    """Where Meta's download script puts it, once for all sizes."""
+    own = api.open_source(folder)
+    (folder / "tokenizer.model").rename(folder.parent / "tokenizer.model")
+    found = api.open_source(folder)
+    assert found.tokenizer == own.tokenizer
+    assert f"The tokenizer is {folder.parent / 'tokenizer.model'}, of the folder" in found.notes[-1]
+    grown = with_pieces(found.tokenizer, [Piece("another model's", 0.0, "normal")])
+    (folder.parent / "tokenizer.model").write_bytes(grown)
+    found = api.open_source(folder)
+    assert found.tokenizer is None
+    assert "It is left out: it has more pieces." in found.notes[-1]
+
+
+def test_llama_3s_tokenizer_is_called_by_its_name(folder):
+    put_params(folder, vocab_size=-1, use_scaled_rope=False)
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    found = api.open_source(folder)
+    assert found.tokenizer is None
+    assert "is a tiktoken vocabulary, as Llama 3 has, which is not supported" in found.notes[-1]
+    assert "{'use_scaled_rope': False} of params.json" in found.notes[0]
+    (folder / "tokenizer.model").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="not a whole sentencepiece model"):
         api.open_source(folder)
+    assert api.open_source(folder, "none").tokenizer is None  # is not read then
 
 
 @pytest.mark.parametrize(

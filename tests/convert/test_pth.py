@@ -181,6 +181,53 @@ REFUSED = {
 }  # fmt: skip
 
 
+def shared(levels=100):
+    """Opcodes that make a tuple of two of a tuple of two ...: 2^100 parts in 500 bytes."""
+    steps = (b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(levels))
+    return b")" + b"".join(steps)
+
+
+NAME = b"X\x01\0\0\0a"
+MANY = b"(" + b"K\x01" * 100_000 + b"tq\x01"  # a tuple of 100,000 ones, kept as number 1
+HUGE = {
+    "as a name": (b"\x80\x02}" + shared() + b"K\x01s.", r"it has the name \(\(\(\("),
+    "as a name among others": (b"\x80\x02}(" + shared() + b"K\x01u.", "it has the name"),
+    "as a value": (b"\x80\x02}" + NAME + shared() + b"s.", "and not a tensor"),
+    "as all": (b"\x80\x02" + shared() + b".", "and not a dict of tensors"),
+    "as a storage": (b"\x80\x02" + shared() + b"Q.", r"damaged|refers to"),
+    "as a list": (b"\x80\x02" + shared() + b"Na.", "as a list"),
+    "as a function": (b"\x80\x02" + shared() + b")R.", "as a _Global"),
+    "as an argument": (b"\x80\x02ccollections\nOrderedDict\n" + shared() + b"R.", "of values"),
+    "many opcodes": (b"\x80\x02" + b"}" * 300_001 + b".", "more than 300000 operations"),
+    "many sizes": (
+        b"\x80\x02" + MANY + b"(" + 1000 * (
+            b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00h\x01h\x01tR") + b"t.", "has strides",
+    ),
+    "many arguments": (
+        b"\x80\x02" + MANY + b"ctorch._utils\n_rebuild_tensor_v2\nh\x01R.", "of 100000 values",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(30)  # for ever, some of them, if anything looked into what is shared
+@pytest.mark.parametrize("case", HUGE)
+def test_small_programs_of_huge_values_are_refused_at_once(tmp_path, case):
+    program, message = HUGE[case]
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path, program)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_list_of_members_is_bounded(tmp_path):
+    file = archive(tmp_path / "x.pth", [("x/data.pkl", program(STATE)), *DATA])
+    raw = bytearray(file.read_bytes())
+    end = raw.rfind(b"PK\5\6")
+    raw[end + 12 : end + 16] = struct.pack("<I", 2**31)
+    file.write_bytes(raw)
+    with pytest.raises(InputError, match="the list of its members has 2147483648 bytes"):
+        pth.map_tensors(file)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_pickles_that_are_no_tensors_are_one_line(tmp_path, case):
     state, message = REFUSED[case]
@@ -207,7 +254,7 @@ def test_bombs_and_tricks_in_the_archive_are_refused(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate"), pytest.raises(InputError, match="twice"):
         read(tmp_path, STATE, [*DATA, DATA[0]])
     (tmp_path / "x.pth").write_bytes(good)  # as torch wrote before 1.6
-    with pytest.raises(InputError, match="not a zip file"):
+    with pytest.raises(InputError, match="not a zip file, as torch writes since"):
         pth.map_tensors(tmp_path / "x.pth")
 
 

@@ -12,6 +12,7 @@ from llama_jax.checkpoint import load_params, verify
 from llama_jax.config import InputError, MeshConfig
 from llama_jax.config_file import read_config
 from llama_jax.convert import api, proof, source
+from llama_jax.data.sentencepiece_proto import Piece, with_pieces
 from llama_jax.model.llama import apply
 from llama_jax.model.weights import abstract_params
 from llama_jax.parallel.mesh import make_mesh
@@ -172,13 +173,6 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch, error):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 
-def test_leftovers_of_a_killed_conversion_do_not_matter(tmp_path):
-    save(tmp_path / "a", BASE)
-    (tmp_path / "b.tmp/params").mkdir(parents=True)
-    api.convert(tmp_path / "a", tmp_path / "b")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
-
-
 def test_a_source_without_a_tokenizer_warns_and_one_can_be_given(tmp_path, caplog):
     save(tmp_path / "a", BASE)
     api.convert(tmp_path / "a", tmp_path / "b", to="meta")
@@ -203,13 +197,16 @@ def test_a_source_without_a_tokenizer_warns_and_one_can_be_given(tmp_path, caplo
         ("a", "b", {"to": "pickle"}, "--to pickle is unknown; choose from native, hf"),
         ("a", "b", {"to": "hf:9"}, "choose the variant"),
         ("a", "b", {"tokenizer": "gone.model"}, "gone.model does not exist"),
+        ("a", "b", {"tokenizer": "large.model"}, "large.model has 401 pieces and the model 400"),
     ],
 )
 def test_bad_requests_are_one_line(tmp_path, monkeypatch, src, dst, options, message):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a", BASE)
     (tmp_path / "empty").mkdir()
+    larger = with_pieces(tokenizer().model_bytes, [Piece("more", 0.0, "normal")])
+    (tmp_path / "large.model").write_bytes(larger)
     with pytest.raises(InputError, match=message) as caught:
         api.convert(src, dst, **options)
     assert "\n" not in str(caught.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "empty"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "empty", "large.model"]

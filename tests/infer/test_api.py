@@ -8,6 +8,7 @@ import pytest
 
 import llama_jax
 from llama_jax.config import InputError
+from llama_jax.convert.usage import Usage
 from llama_jax.data.corpora import tales
 from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.infer.generate import generate_tokens
@@ -103,3 +104,34 @@ def test_rows_that_only_pad_the_table_are_never_drawn(model, temperature):
         assert llama_jax.generate(padded, prompt, **options) == llama_jax.generate(
             model, prompt, **options
         )
+
+
+def test_every_end_of_text_that_the_files_name_ends_a_text(model):
+    """Chat models end their turns with tokens of their own."""
+    ids = model.tokenizer.encode("Once", bos=True)
+    greedy = llama_jax.SamplingParams(max_new_tokens=12, temperature=0.0)
+    free = generate_tokens(
+        model.params, [ids], replace(greedy, vocab_limit=320), config=model.config, seeds=[0]
+    )[0]
+    last = next(i for i, token in enumerate(free) if i > 2 and token not in free[:i])
+    ends = replace(model, usage=Usage(end_ids=(319, free[last])))
+    said = llama_jax.generate(ends, "Once", max_new_tokens=12, temperature=0.0)
+    decode = model.tokenizer.decoder(after=ids)
+    assert said == "Once" + decode(free[:last], final=True)
+    assert said != llama_jax.generate(model, "Once", max_new_tokens=12, temperature=0.0)
+
+
+def test_prompts_begin_with_bos_unless_the_files_say_otherwise(model, monkeypatch):
+    seen = []
+
+    def record(params, prompts, *_, **__):
+        seen.extend(prompts)
+        yield [[]]
+
+    monkeypatch.setattr("llama_jax.infer.api.stream_tokens", record)
+    without = replace(model, usage=Usage(add_bos=False))
+    for one in (model, without):
+        for prompt in ("Once", ""):
+            llama_jax.generate(one, prompt, max_new_tokens=1)
+    once = model.tokenizer.encode("Once")
+    assert seen == [[1, *once], [1], once, [1]]

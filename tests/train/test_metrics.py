@@ -50,6 +50,27 @@ def test_lines_after_the_restored_step_and_a_cut_last_line_go(tmp_path):
     assert any((tmp_path / "tensorboard").iterdir())
 
 
+BAD = [
+    b"{",
+    b"[1]",
+    b'{"step": "4"}',
+    b'{"train/loss": 1.0}',
+    b"\xff\xfe",
+    b"[" * 99_999,
+    b"9" * 400,
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_a_damaged_line_is_left_out_and_said(tmp_path, bad, caplog):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 2, "train/loss": NaN}\n{"step": 3}\n')
+    assert [m["step"] for m in read_metrics(epath.Path(file))] == [1, 2, 3]
+    assert "metrics.jsonl: 1 damaged lines were left out" in caplog.text
+    MetricsWriter(epath.Path(tmp_path), 2).close()  # a run that resumes drops it for good
+    assert file.read_bytes() == b'{"step": 1}\n{"step": 2, "train/loss": NaN}\n'
+
+
 def test_the_clock_tells_purposes_apart():
     clock = Clock()
     with clock("step"):

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from llama_jax.config import InputError, require
 from llama_jax.data.chat import check_text
-from llama_jax.data.files import AnyPath, PathLike, as_path
 from llama_jax.data.formats import chitchat, rows
 from llama_jax.data.formats.items import Drop, Note, Row, shown
 from llama_jax.data.formats.judge import judge
 from llama_jax.data.formats.table import FORMATS, KINDS, lacking, lookup, matching
 from llama_jax.data.records import Preference, Record
+from llama_jax.runtime.files import AnyPath, PathLike, as_path
 
 _UNRATED = Note("nobody rated the pair")
 _OWN = ("messages", "preference")  # records keep the source that they were written with, or none

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from llama_jax.config import InputError, require
 from llama_jax.data import textfiles
-from llama_jax.data.files import AnyPath, reason
 from llama_jax.data.formats.items import Row, must
+from llama_jax.runtime.files import AnyPath, reason
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _MAX_DIGITS = 300

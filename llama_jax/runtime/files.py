@@ -1,0 +1,246 @@
+"""Files: those that people bring, bounded and looked at first; and small ones of ours, whole.
+
+A name can lead to anything: to a pipe that nobody writes into, a device without an end, a file of
+a terabyte, or the web page that a download left instead. So every file is opened and every JSON is
+parsed here, where such things are one line that says what to do.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llama_jax.config import InputError, require
+
+PathLike = str | os.PathLike[str]
+AnyPath = Any
+"""A pathlib.Path, or an etils.epath.Path that behaves like one."""
+MAX_BYTES = 32 << 20
+"""Of a file that is read whole: a tokenizer or a description of 0.5 MB, of 17 MB at most."""
+_HEAD = 512  # bytes by which a file is told
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+_AGAIN = "accept the licence if the model is gated, log in, and download it again"
+_INSTEAD = (
+    (
+        rb"version https://git-lfs\.github\.com/spec/",
+        "a Git LFS pointer and not the file itself: run `git lfs pull` in its folder, or download "
+        "it again",
+    ),
+    (rb"\s*<(!doctype html|html)", f"a web page and not the file itself: {_AGAIN}"),
+    (rb"\s*(<\?xml[^>]*>\s*)?<Error>", f"a server's refusal and not the file: {_AGAIN}"),
+    (
+        rb'\s*(\{\s*"error"\s*:|(access to model .{1,200} is restricted|invalid username or '
+        rb"password|unauthorized|forbidden|entry not found|repository not found|not found)\b)",
+        f"a server's refusal and not the file: {_AGAIN}",
+    ),
+)
+
+
+def as_path(path: PathLike) -> AnyPath:
+    """A pathlib-like path: `~` expanded; URLs such as gs:// through etils.epath."""
+    text = os.fspath(path)
+    if "://" not in text:
+        return Path(text).expanduser()
+    from etils import epath  # 0.1 s that a local path need not spend
+
+    return epath.Path(text)
+
+
+def reason(error: OSError) -> str:
+    """What the system says of an error; object stores say it in the error's own words."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+# ---- Reading
+
+
+def open_file(path: PathLike, what: str = "") -> BinaryIO:
+    """A regular file of this machine, open for reading.
+
+    Raises InputError, beginning with `what` it should have been, if there is none, if it is a
+    folder, a pipe or a device (behind links too), or if it is what a download left instead.
+    """
+    where = f"{what} {os.fspath(path)}".lstrip()
+    try:
+        # A pipe that nobody has opened for writing would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        said = reason(error) if isinstance(error, OSError) else str(error)
+        raise InputError(f"{where} cannot be read: {said}") from error
+    file = os.fdopen(descriptor, "rb", closefd=True) if _is_regular(descriptor) else None
+    if file is None:
+        kind = _KINDS.get(stat.S_IFMT(os.fstat(descriptor).st_mode), "no regular file")
+        os.close(descriptor)
+        raise InputError(f"{where} is {kind}, not a file")
+    try:
+        _require_itself(file.read(_HEAD), where)
+        file.seek(0)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, OSError):
+            raise InputError(f"{where} cannot be read: {reason(error)}") from error
+        raise
+    return file
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def head(path: PathLike, size: int) -> bytes:
+    """The first bytes of a file; none for what is no file that can be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(size)
+    except (InputError, OSError):
+        return b""
+
+
+def read_bytes(path: PathLike, what: str = "", limit: int = MAX_BYTES) -> bytes:
+    """The content of a small file. Raises InputError as `open_file`, and for one above `limit`."""
+    place, where = as_path(path), f"{what} {os.fspath(path)}".lstrip()
+    try:
+        if isinstance(place, Path):
+            with open_file(place, what) as file:
+                content = file.read(limit + 1)
+        else:
+            size = place.stat().length
+            content = place.read_bytes() if size <= limit else bytes(0)
+            require(size <= limit, f"{where} has {size:,} bytes; {limit:,} are read at most")
+            _require_itself(content[:_HEAD], where)
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {reason(error)}") from error
+    require(len(content) <= limit, f"{where} is too large: {limit:,} bytes are read at most")
+    return content
+
+
+def _require_itself(begin: bytes, where: str) -> None:
+    """InputError for what downloads leave in the place of a file."""
+    for pattern, said in _INSTEAD:
+        if re.match(pattern, begin, re.IGNORECASE):
+            raise InputError(f"{where} is {said}")
+
+
+def read_json(path: PathLike, what: str = "", limit: int = MAX_BYTES // 2) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError as `read_bytes`, and if it is none."""
+    where = f"{what} {os.fspath(path)}".lstrip()
+    values = parse_json(read_bytes(path, what, limit), where)
+    require(isinstance(values, dict), f"{where} must hold a JSON object, not {shown(values)}")
+    return values
+
+
+def parse_json(text: bytes | str, where: str, *, unique: bool = False) -> Any:
+    """A JSON value. Raises InputError if it is none, is nested too deep, has numbers of more than
+    20 digits or text that is no Unicode, or, with `unique`, an object with a name twice."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    # Nothing that is described has so large a number, and arithmetic with one can fail anywhere.
+    whole = _integer if re.search(rb"\d{20}", raw) else None
+    try:
+        values = json.loads(text, parse_int=whole, object_pairs_hook=_once if unique else None)
+        if re.search(rb"\\u[dD][89a-fA-F]", raw):  # only an escape brings in a lone surrogate
+            json.dumps(values, ensure_ascii=False).encode()
+    except RecursionError:
+        raise InputError(f"{where} is nested too deep for JSON of this kind") from None
+    except ValueError as error:
+        raise InputError(f"{where} is no sound JSON: {error!s:.120}") from error
+    return values
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name comes twice")
+    return values
+
+
+# ---- What files say, in messages
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value as a message names it: like its repr, but no longer than `limit` characters and no
+    slower for a value of any size or depth. Every message about what a file says uses it."""
+    parts, length = [], 0
+    for part in _repr_parts(value, limit):
+        parts.append(part)
+        length += len(part)
+        if length > limit:
+            return "".join(parts)[: limit - 3] + "..."
+    return "".join(parts)
+
+
+def _repr_parts(value: Any, limit: int) -> Iterator[str]:
+    """The repr of plain data from left to right, so that its reader can stop."""
+    if isinstance(value, str | bytes):
+        yield repr(value[: limit + 1])
+    elif isinstance(value, int) and value.bit_length() > 4 * limit:  # its digits take long to find
+        yield f"{'-' * (value < 0)}2^{value.bit_length() - 1} and more"
+    elif isinstance(value, dict):
+        for i, (key, item) in enumerate(value.items()):
+            yield ", " if i else "{"
+            yield from _repr_parts(key, limit)
+            yield ": "
+            yield from _repr_parts(item, limit)
+        yield "}" if value else "{}"
+    elif isinstance(value, list | tuple):
+        yield "[" if isinstance(value, list) else "("
+        for i, item in enumerate(value):
+            yield ", " if i else ""
+            yield from _repr_parts(item, limit)
+        single = isinstance(value, tuple) and len(value) == 1
+        yield "]" if isinstance(value, list) else ",)" if single else ")"
+    elif isinstance(value, int | float | None):
+        yield repr(value)
+    else:
+        yield f"<{type(value).__name__}>"
+
+
+# ---- Writing
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: numbers that are not finite, which it has not, are null."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def write_atomic(path: PathLike, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    On this machine: under a temporary name, flushed to the disk, renamed; missing parent folders
+    are made. An object behind a URL appears whole anyhow.
+    """
+    target = as_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(target, Path):
+        target.write_bytes(content)
+        return
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
