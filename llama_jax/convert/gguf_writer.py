@@ -173,6 +173,14 @@ def _add_usage(writer: Any, source: Source) -> list[str]:
         add(token)
     if len(usage.end_ids) <= len(adders):
         kept.add("end_ids")
+    pad = usage.special_tokens.get("pad_token")
+    if source.tokenizer is not None and pad is not None:
+        pieces = Tokenizer.from_bytes(source.tokenizer).vocabulary.pieces
+        token = next((i for i, piece in enumerate(pieces) if piece.text == pad), None)
+        if token is not None:
+            writer.add_pad_token_id(token)
+    if set(usage.special_tokens) <= {"pad_token", "eos_token"}:  # the latter is an end of text
+        kept.add("special_tokens")
     said = usage.left_out(kept, "GGUF")
     if "end_ids" not in kept:
         said.append(f"GGUF keeps the first {len(adders)} of {len(usage.end_ids)} ends of text.")

@@ -68,9 +68,11 @@ def _check(tokenizer: Tokenizer) -> None:
     for piece in (p for p in v.pieces if p.kind == "unused"):
         if _cuts(piece.text, known):
             raise InputError(f"text can become the unused piece {piece.text!r:.60}: {_ELSE}")
-    merged = [p.score for p in v.pieces if p.kind == "normal" and _cuts(p.text, known)]
-    distinct = len({*merged}) == len(merged)
-    require(distinct, f"pieces have equal scores, of which the first in a text counts: {_ELSE}")
+    # Of equal scores the first in a text counts in sentencepiece, and the first in the list in
+    # Hugging Face's merges; runs of one character, as Llama has of spaces, come out the same.
+    merged = [p for p in v.pieces if p.kind == "normal" and _cuts(p.text, known)]
+    scores = [p.score for p in merged if len({*p.text}) > 1]
+    require(len({*scores}) == len(scores), f"pieces have equal scores: {_ELSE}")
     if symbols := _symbols(v):
         _check_symbols(tokenizer, symbols)
 

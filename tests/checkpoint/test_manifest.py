@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
@@ -250,8 +251,8 @@ def test_files_beside_it_that_are_pipes_or_devices_are_damage(tmp_path):
     (tmp_path / "manifest.json").write_text(signed(files={"x": "00"}))
     (tmp_path / "x").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="x is a device, not a file"):
-        Manifest.read(tmp_path)
+        Manifest.read(epath.Path(tmp_path))
     (tmp_path / "x").unlink()
     os.mkfifo(tmp_path / "x")
     with pytest.raises(ValueError, match="x is a pipe, not a file"):
-        Manifest.read(tmp_path)
+        Manifest.read(epath.Path(tmp_path))

@@ -159,7 +159,7 @@ def test_settings(tmp_path, more, fields):
     [
         (dict(general__architecture=(STRING, "qwen2")), "architecture 'qwen2' is not llama"),
         (dict(llama__expert_count=(U32, 8)), "llama.expert_count=8 is not supported, only 0"),
-        (dict(llama__attention__sliding_window=(U32, 8)), "attention.sliding_window of llama"),
+        (dict(llama__attention__sliding_window=(U32, 8)), "attention.sliding_window. of llama"),
         (dict(llama__rope__scaling__type=(STRING, "longrope")), "type='longrope' is not supported"),
         (dict(llama__rope__dimension_count=(U32, 4)), "dimension_count=4 is not supported, only 8"),
         (dict(llama__embedding_length=None), "lacks llama.embedding_length"),

@@ -18,6 +18,7 @@ from llama_jax.config import InputError
 from llama_jax.convert import llama2c
 from llama_jax.convert.llama2c_tokenizer import write_tokenizer
 from llama_jax.convert.source import tensors
+from llama_jax.data.sentencepiece_proto import Piece, with_pieces
 from llama_jax.data.tokenizer import NUM_RESERVED, Tokenizer
 from llama_jax.infer.api import generate
 from llama_jax.model.llama import apply
@@ -168,6 +169,22 @@ def test_without_a_tokenizer(tmp_path):
     assert llama2c.read(path).tokenizer is None
     llama2c.write(llama2c.read(path), tmp_path, "again.bin", "0")
     assert not (tmp_path / "tokenizer.bin").exists()
+
+
+def test_another_models_tokenizer_beside_it_is_left_out_and_said(tmp_path):
+    """llama2.c's own folder has that of Llama 2 beside the smallest stories."""
+    path = written(tmp_path)
+    grown = with_pieces(tokenizer().model_bytes, [Piece("more", 0.0, "normal")])
+    write_tokenizer(tmp_path / "tokenizer.bin", grown, V + 1)
+    found = llama2c.read(path)
+    assert found.tokenizer is None
+    assert f"has {V + 1} pieces and the model {V} rows: it is another model's" in found.notes[0]
+    assert_same_tensors(found, source(GROUPED))
+    assert llama2c.read(path, tokenizer().model_bytes).tokenizer == tokenizer().model_bytes
+    (tmp_path / "tokenizer.bin").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="or name another with `llama-jax convert --tokenizer`"):
+        llama2c.read(path)
+    assert llama2c.read(path, None).tokenizer is None
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ REFUSED = {
     "an unknown memo": (b"\x80\x02h\x05.", "damaged"),
     "no mark": (b"\x80\x02t.", "damaged"),
     "too few for a tuple": (b"\x80\x02N\x87.", "a tuple of more"),
-    "an unhashable key": (b"\x80\x02}]Ns.", "damaged"),
+    "an unhashable key": (b"\x80\x02}]Ns.", r"it has the name \[\]"),
     "appending to a dict": (b"\x80\x02}Na.", "as a list"),
 }  # fmt: skip
 

@@ -61,10 +61,10 @@ HOSTILE = {
     "short": (b"\1\0\0", "no safetensors file"),
     "header of 100 MB": (file_of(b"{}", length=100_000_000), "and a header of 100000000"),
     "header of 2^64": (file_of(b"{}", length=2**64 - 1), "header of 18446744073709551615"),
-    "no JSON": (file_of(b"{]"), "header is damaged"),
-    "a list": (file_of([]), "it is no object"),
-    "deep": (file_of(b"[" * 100_000), "header is damaged"),
-    "not UTF-8": (file_of(b'{"\xff": 1}'), "header is damaged"),
+    "no JSON": (file_of(b"{]"), "header is no sound JSON"),
+    "a list": (file_of([]), "header is no object"),
+    "deep": (file_of(b"[" * 100_000), "header is nested too deep"),
+    "not UTF-8": (file_of(b'{"\xff": 1}'), "header is no sound JSON"),
     "twice": (file_of(b'{"a": 1, "a": 2}'), "a name comes twice"),
     "hole": (file_of({"a": TWO, "b": entry("F32", [1], 12, 16)}, F + F), "begins at 12, not 8"),
     "hole at the front": (file_of({"a": entry("F32", [2], 4, 12)}, F + F), "begins at 4, not 0"),
@@ -78,10 +78,10 @@ HOSTILE = {
     "float": (file_of({"a": entry("F32", [2.0], 0, 8)}, F), "no sizes"),
     "infinite": (file_of({"a": entry("F32", [float("inf")], 0, 8)}, F), "no sizes"),
     "reversed": (file_of({"a": entry("F32", [0], 8, 0)}, F), "bytes are not"),
-    "unknown type": (file_of({"a": entry("F33", [2], 0, 8)}, F), "header is damaged"),
+    "unknown type": (file_of({"a": entry("F33", [2], 0, 8)}, F), "'a' is of type 'F33'"),
     "integers": (file_of({"a": entry("I64", [1], 0, 8)}, F), "'a' is I64; weights in F32"),
-    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [2]}}, F), "header is damaged"),
-    "no entry": (file_of({"a": 7}, F), "header is damaged"),
+    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [2]}}, F), "no sizes"),
+    "no entry": (file_of({"a": 7}, F), "is of type None"),
 }  # fmt: skip
 
 

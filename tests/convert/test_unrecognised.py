@@ -11,7 +11,7 @@ from llama_jax.convert import api
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 499723\n"
 FILES = {
-    "stub.gguf": (LFS, r"stub\.gguf is a Git LFS pointer .* git lfs pull"),
+    "stub.gguf": (LFS, r"stub\.gguf is a Git LFS pointer .*git lfs pull"),
     "page.bin": ("<!doctype html>", "a web page and not the file itself"),
     "empty.gguf": ("", "is empty: download it again"),
     "model.safetensors": ("x" * 99, "is one file of a model: name the folder"),

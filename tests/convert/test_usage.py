@@ -61,7 +61,7 @@ def test_what_a_format_has_no_place_for_is_named_in_one_sentence():
     (note,) = USAGE.left_out({"generation", "chat_template"}, "a file")
     assert note == (
         "Left out, since a file has no place for it: ends of text besides the tokenizer's own "
-        "((7, 5)); add_bos_token=false; the names of special tokens (['pad_token'])."
+        "([7, 5]); add_bos_token=false; the names of special tokens (['pad_token'])."
     )
     assert Usage().left_out((), "a file") == []
 

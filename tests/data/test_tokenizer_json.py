@@ -15,6 +15,7 @@ from llama_jax.convert.usage import Usage
 from llama_jax.data.corpora import tales
 from llama_jax.data.sentencepiece_proto import Piece, UnusableTokenizer, with_pieces
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
+from tests.data.test_tokenizer import ORIGINAL, needs_original
 
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 SYMBOLS = ("<|im_start|>", "<|im_end|>", "[INST]", "a b")
@@ -68,6 +69,14 @@ def test_what_we_export_comes_back(symbols):
         assert found.encode(text) == tokenizer.encode(text)
 
     same()
+
+
+@needs_original
+def test_the_original_comes_back():
+    original = Tokenizer.load(ORIGINAL)
+    found = read(values_of(original))
+    for text in ("Who is the 45th President?", "x" + " " * 23 + "y", "\n  if 日本:\n\t😀"):
+        assert found.encode(text) == original.encode(text)
 
 
 def test_the_newer_spelling_of_the_spaces():
