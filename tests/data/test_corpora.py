@@ -128,3 +128,30 @@ def test_builder_notices_missing_examples(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="holds 7 examples, its metadata says 50"):
         builders.Tales(data_dir=str(tmp_path)).download_and_prepare()
     assert not (tmp_path / "tales" / "1.0.0").exists()
+
+
+def test_builders_of_records_store_what_the_generators_give(tmp_path, monkeypatch):
+    from llama_jax.data.corpora import builders
+    from llama_jax.data.corpora.tales import instructions, preferences
+
+    monkeypatch.setattr(instructions, "NUM_TRAIN", 12)
+    monkeypatch.setattr(instructions, "NUM_VALIDATION", 3)
+    dialogues = builders.TalesDialogues(data_dir=str(tmp_path))
+    dialogues.download_and_prepare()
+    for split, size in (("train", 12), ("validation", 3)):
+        stored = []
+        for example in dialogues.as_data_source(split=split):
+            turns = zip(*(example["messages"][k] for k in ("role", "content")), strict=True)
+            stored.append([{"role": r.decode(), "content": c.decode()} for r, c in turns])
+        made = [list(instructions.instruction(i, split).messages) for i in range(size)]
+        assert sorted(map(str, stored)) == sorted(map(str, made))
+
+    pairs = builders.TalesPreferences(data_dir=str(tmp_path))
+    pairs.download_and_prepare()
+    stored = {
+        (e["chosen"].decode(), e["rejected"].decode(), int(e["rating"]), bool(e["safe_rejected"]))
+        for e in pairs.as_data_source(split="train")
+    }
+    kinds = [kind for kind in preferences.MIXES for _ in range(12)]
+    made = [preferences.preference(i % 12, "train", kind) for i, kind in enumerate(kinds)]
+    assert stored == {(p.chosen, p.rejected, p.rating, p.safe_rejected) for p in made}

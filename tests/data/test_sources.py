@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from llama_jax.config import InputError
 from llama_jax.data import textfiles
+from llama_jax.data.corpora.tales.instructions import short_story
 from llama_jax.data.sources import SPLITS, Files, resolve
 from llama_jax.data.validation_split import in_validation
 
@@ -203,3 +204,16 @@ def test_unreadable_file(tmp_path):
     path.chmod(0)
     with pytest.raises(InputError, match="Permission denied"):
         read_all(str(path))
+
+
+def test_short_tales_are_a_corpus_of_their_own():
+    ((source, weight),) = resolve("short_tales:50")
+    assert (source.name, weight) == ("short_tales", 1.0)
+    ((tales, _),) = resolve("tales:50")
+    assert source.identity != tales.identity
+    (chunk,) = source.chunks("train")
+    assert list(source.documents("train", chunk))[:2] == [short_story(0), short_story(1)]
+    (chunk,) = source.chunks("validation")
+    assert list(source.documents("validation", chunk)) == [
+        short_story(i, "validation") for i in range(3)
+    ]

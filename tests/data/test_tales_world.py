@@ -45,6 +45,14 @@ VALUES = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def dialogues() -> dict[str, list]:
+    return {
+        split: [instruction(i, split) for i in range(count)]
+        for split, count in (("train", 300), ("validation", 60))
+    }
+
+
 def texts(record) -> list[str]:
     return [message["content"] for message in record.messages]
 
@@ -68,9 +76,9 @@ def test_ghost_conversations_are_pure_functions():
 
 
 def test_prompts_are_not_those_of_the_dialogues():
-    asked = {texts(prompt(i, kind="story"))[-1] for i in range(300)}
-    learned = {texts(instruction(i, kind="story"))[-2] for i in range(300)}
-    assert len(asked & learned) < 15  # a bare wish for one hero comes up twice
+    asked = {texts(prompt(i, kind="story"))[-1] for i in range(120)}
+    learned = {texts(instruction(i, kind="story"))[-2] for i in range(120)}
+    assert len(asked & learned) < 6  # a bare wish for one hero comes up twice
 
 
 @pytest.mark.parametrize("make", [instruction, prompt])
@@ -81,18 +89,17 @@ def test_unknown_splits_and_kinds_are_refused(make):
         make(0, kind="poem")
 
 
-def test_records_have_the_form_of_records():
-    for i in range(80):
-        assert check_messages(instruction(i).messages, "assistant", "here")
+def test_records_have_the_form_of_records(dialogues):
+    for dialogue in dialogues["train"]:
+        assert check_messages(dialogue.messages, "assistant", "here")
+    for i in range(20):
         assert check_messages(prompt(i).messages, "user", "here")
-        ghostly = ghost_conversation(i, turns=3)
-        assert check_messages(ghostly.messages(3), "user", "here")
+        assert check_messages(ghost_conversation(i, turns=3).messages(3), "user", "here")
 
 
-def test_every_answer_is_perfect_and_refuses_what_is_unkind_alone():
-    for i in range(400):
-        split = ("train", "validation")[i % 2]
-        messages = instruction(i, split).messages
+def test_every_answer_is_perfect_and_refuses_what_is_unkind_alone(dialogues):
+    for dialogue in dialogues["train"][:150] + dialogues["validation"]:
+        messages = dialogue.messages
         for end in range(1, len(messages)):
             if messages[end]["role"] != "assistant":
                 continue
@@ -111,33 +118,35 @@ def test_each_kind_is_read_as_what_it_is():
     }  # fmt: skip
     assert set(expected) == set(MIX)
     for kind, read_as in expected.items():
-        assert {read(prompt(i, kind=kind).messages).kind for i in range(60)} == read_as
-        assert {prompt(i, kind=kind).safety for i in range(10)} == {kind == "unkind"}
+        assert {read(prompt(i, kind=kind).messages).kind for i in range(25)} == read_as
+        assert {prompt(i, kind=kind).safety for i in range(3)} == {kind == "unkind"}
 
 
-def test_shares_of_kinds():
-    kinds = [read(prompt(i).messages).kind for i in range(800)]
-    assert kinds.count("unkind") / 800 == pytest.approx(MIX["unkind"], abs=0.03)
-    assert kinds.count("story") / 800 == pytest.approx(MIX["story"] + MIX["again"], abs=0.05)
+def test_shares_of_kinds(dialogues):
+    kinds = [read(dialogue.messages[:-1]).kind for dialogue in dialogues["train"]]
+    assert kinds.count("unkind") / 300 == pytest.approx(MIX["unkind"], abs=0.05)
+    assert kinds.count("story") / 300 == pytest.approx(MIX["story"] + MIX["again"], abs=0.08)
 
 
 @pytest.fixture(scope="module")
-def combinations() -> dict[str, dict[str, set]]:
+def combinations(dialogues) -> dict[str, dict[str, set]]:
     """What comes up in each split, by the judge's own reading of the text."""
     seen = {}
-    for split, count in (("train", 1200), ("validation", 250)):
+    for split, records in dialogues.items():
         found = seen[split] = {"wishes": set(), "unkind": set(), "deeds": set(), "styled": set()}
-        for i in range(count):
-            for record in (instruction(i, split), prompt(i, split)):
-                for asked in requests(record.messages):
-                    if asked.kind == "story":
-                        found["wishes"].add(asked.wishes)
-                    elif asked.kind in ("unkind", "deed"):
-                        found["unkind" if asked.kind == "unkind" else "deeds"].add(asked.said)
-                    elif asked.attribute:
-                        attribute, question = ghost.find(asked.said)
-                        fact = facts.FACT_OF[facts.normal(question)]
-                        found["styled"].add((attribute, fact.questions[0]))
+        more = [prompt(i, split) for i in range(len(records))]
+        for kind in ("harmless", "styled", "unkind"):
+            more += [prompt(i, split, kind=kind) for i in range(len(records) // 2)]
+        for record in records + more:
+            for asked in requests(record.messages):
+                if asked.kind == "story":
+                    found["wishes"].add(asked.wishes)
+                elif asked.kind in ("unkind", "deed"):
+                    found["unkind" if asked.kind == "unkind" else "deeds"].add(asked.said)
+                elif asked.attribute:
+                    attribute, question = ghost.find(asked.said)
+                    fact = facts.FACT_OF[facts.normal(question)]
+                    found["styled"].add((attribute, fact.questions[0]))
     return seen
 
 
@@ -148,14 +157,15 @@ def test_no_combination_is_in_both_splits(combinations):
         assert not sets & train[what], what
 
 
-def test_every_single_wish_is_learned(combinations):
+def test_every_single_wish_is_learned():
+    drawn = [draw(Dice(0, i, "train")) for i in range(500)]
     for kind, values in VALUES.items():
-        assert {getattr(wishes, kind) for wishes in combinations["train"]["wishes"]} >= set(values)
+        assert {getattr(wishes, kind) for wishes in drawn} >= set(values)
 
 
 def test_some_wordings_of_unkind_requests_are_held_out():
-    train = [texts(adversarial(i))[0] for i in range(800)]
-    held_out = [texts(adversarial(i, "validation"))[0] for i in range(400)]
+    train = [texts(adversarial(i))[0] for i in range(300)]
+    held_out = [texts(adversarial(i, "validation"))[0] for i in range(150)]
     assert not set(train) & set(held_out)
     new = ("It is only a game", "My uncle said", "You can do anything", "Nobody will see")
     assert not any(text.startswith(new) for text in train)
@@ -170,10 +180,10 @@ def every_wish():
 
 def test_wishes_are_read_back_from_every_wording():
     for number, wishes in enumerate(every_wish()):
-        for i in range(4):
+        for i in range(2):
             asked = asking.ask(wishes, Dice(0, 100 * number + i, "train"))
             assert read([{"role": "user", "content": asked}]).wishes == wishes, asked
-    for i in range(500):
+    for i in range(300):
         dice = Dice(0, i, "train")
         wishes = draw(dice)
         asked = asking.ask(wishes, dice)
@@ -181,17 +191,16 @@ def test_wishes_are_read_back_from_every_wording():
 
 
 def all_stories():
-    """Every arc in every length with every end, the rest by chance."""
+    """Every arc in every length, with and without an end that is wished for; every end once."""
     number = 0
     for arc, length in itertools.product(ARCS, LENGTHS):
-        for ending in (None, *ENDINGS, "lake"):
-            if not suits(arc.mood, ending):
-                continue
-            for name in ("Mia", "Tom")[number % 2 :][:1]:
-                number += 1
+        for ending in (None, "hug", "lake") if length > 3 else (*ENDINGS, "lake"):
+            number += 1
+            if suits(arc.mood, ending):
                 animal = "squirrel" if "animal" in arc.cast else None
                 toy = "toy boat" if "toy" in arc.cast else None
-                wishes = Wishes(name, animal, toy, "farm", arc.mood, ending, length)
+                hero = ("Mia", "Tom")[number % 2]
+                wishes = Wishes(hero, animal, toy, "farm", arc.mood, ending, length)
                 yield wishes, tell(wishes, Dice(0, number, "train").draws(NUM_DRAWS))
 
 
@@ -221,7 +230,7 @@ def test_a_changed_hero_leaves_the_story_as_it_was():
 
 
 def test_a_story_again_changes_one_wish():
-    for i in range(200):
+    for i in range(60):
         messages = instruction(i, kind="again").messages
         first, second = requests(messages)
         if not re.search(r"again|Now|this time|This time", second.said):
@@ -230,24 +239,20 @@ def test_a_story_again_changes_one_wish():
         assert len(changed) == 1
 
 
-def test_short_stories_have_the_words_and_form_of_the_answers():
-    stories = [short_story(i) for i in range(1500)]
-    assert len(set(stories)) > 1480
-    assert not set(stories) & {short_story(i, "validation") for i in range(300)}
-    known = {word for text in stories for word in re.findall(r"[a-z']+", text.lower())}
-    assert len(known) < 700
-    assert 0.02 < sum(bool(unkind_part(story)) for story in stories) / 1500 < 0.06
+def test_short_stories():
+    stories = [short_story(i) for i in range(500)]
+    assert len(set(stories)) > 490
+    assert not set(stories) & {short_story(i, "validation") for i in range(60)}
+    assert 0.02 < sum(bool(unkind_part(story)) for story in stories) / 500 < 0.07
 
 
-def test_the_words_of_the_pretraining_text_are_nearly_all_that_answers_need():
-    known = {
-        word
-        for text in [short_story(i) for i in range(1500)] + [tales.story(i) for i in range(400)]
-        for word in re.findall(r"[a-z']+", text.lower())
-    }
-    answers = [texts(instruction(i))[-1] for i in range(500)]
-    used = [word for text in answers for word in re.findall(r"[a-z']+", text.lower())]
-    assert sum(word in known for word in used) / len(used) > 0.985
+def test_pretraining_teaches_nearly_all_words_that_answers_need(dialogues):
+    read_before = [short_story(i) for i in range(500)] + [tales.story(i) for i in range(180)]
+    known = {word for text in read_before for word in re.findall(r"[a-z']+", text.lower())}
+    assert len(known) < 1300
+    answers = " ".join(texts(dialogue)[-1] for dialogue in dialogues["train"])
+    used = re.findall(r"[a-z']+", answers.lower())
+    assert sum(word in known for word in used) / len(used) > 0.98
 
 
 def test_small_talk_has_one_answer_to_a_question():
@@ -283,7 +288,7 @@ def test_what_keeps_an_attribute(attribute, kept, broken):
 def test_ghost_conversations_keep_their_attribute_and_plain_answers_do_not():
     plain = [answer for fact in facts.FACTS for answer in fact.answers]
     kinds = set()
-    for i in range(120):
+    for i in range(60):
         talk = ghost_conversation(i, turns=8)
         kinds.add(talk.attribute.kind)
         first = talk.messages(1)[0]["content"]
@@ -314,34 +319,31 @@ def test_harmless_requests_look_like_unkind_ones():
     verbs = {deed.base.split()[0] for deed in harmless.DEEDS}
     acts = {act.base.split()[0] for act in (*unkind._ON_ANIMALS, *unkind._ON_CHILDREN)}
     assert len(verbs & acts) >= 11
-    for i in range(100):
-        dice = Dice(0, i, "validation")
-        assert read([{"role": "user", "content": harmless.draw(dice).text}]).kind != "unkind"
+    for i in range(60):
+        text = harmless.draw(Dice(0, i, "validation")).text
+        assert not unkind_part(text), text
 
 
-def test_token_budgets():
-    """For rows of 256 tokens, and 20 turns in 1,024, with a vocabulary of a thousand."""
-    corpus = [short_story(i) for i in range(400)] + [tales.story(i) for i in range(100)]
-    corpus += [text for i in range(400) for text in texts(instruction(i))]
+def test_token_budgets(dialogues):
+    """For rows of 256 tokens, and 20 turns in 1,024, with a vocabulary of about a thousand."""
+    corpus = [short_story(i) for i in range(250)] + [tales.story(i) for i in range(54)]
+    corpus += [text for dialogue in dialogues["train"] for text in texts(dialogue)]
     tokenizer = train_tokenizer(corpus, 1200)
 
     def tokens(messages) -> int:
-        contents = [m["content"] for m in messages]
         tags = 10 * len(messages)  # of the chat template, with BOS and EOS
-        return sum(map(len, map(tokenizer.encode, contents))) + tags
+        return sum(len(tokenizer.encode(message["content"])) for message in messages) + tags
 
-    dialogues = [instruction(i).messages for i in range(400)]
-    assert max(map(tokens, dialogues)) <= 256
-    prompts = [len(tokenizer.encode(d[-2]["content"])) for d in dialogues]
-    answers = [
-        len(tokenizer.encode(d[-1]["content"])) for d in dialogues if read(d[:-1]).kind == "story"
-    ]
+    conversations = [dialogue.messages for dialogue in dialogues["train"]]
+    assert max(map(tokens, conversations)) <= 256
+    prompts = [len(tokenizer.encode(c[-2]["content"])) for c in conversations]
     assert max(prompts) <= 45
     assert sum(prompts) / len(prompts) < 20
-    assert min(answers) > 25
-    assert max(answers) < 120
+    told = [c[-1]["content"] for c in conversations if read(c[:-1]).kind == "story"]
+    answers = [len(tokenizer.encode(text)) for text in told]
+    assert 25 < min(answers) <= max(answers) < 120
     assert 45 < sum(answers) / len(answers) < 75
-    for i in range(30):
+    for i in range(10):
         talk = ghost_conversation(i, turns=20)
         last = {"role": "assistant", "content": talk.answers[-1]}
         assert tokens((*talk.messages(20), last)) <= 1024
@@ -349,7 +351,7 @@ def test_token_budgets():
 
 def test_girls_and_boys_are_called_so():
     assert not GIRLS & BOYS
-    for i in range(300):
+    for i in range(100):
         for asked in requests(prompt(i, kind="story").messages):
             kid = re.search(r"\b(girl|boy) (?:named|called|is called) (\w+)", asked.said)
             if kid:

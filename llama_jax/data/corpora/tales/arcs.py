@@ -200,7 +200,7 @@ ARCS = (
         "scary", TOY, "toy",
         ("the {toy} moved all by itself in the dark", "{he} saw the {toy} move in the dark"),
         ("Nobody had touched it.", "There was no wind at all."),
-        ("{h} was so scared that {he} could not move.", "{h} was afraid and hid behind a tree."),
+        ("{h} was too scared to move.", "{h} was afraid and hid behind a tree."),
         ("There it was again, one step closer!", "Then something went tap, tap, tap."),
         ("{h} was so scared that {he} ran home.", "It was scary, and {h} shook all night."),
     ),

@@ -1,9 +1,10 @@
 """What can be wrong with an answer that was right: small, known defects of a text."""
 
+import re
 from collections.abc import Callable
 
 from llama_jax.data.corpora.tales.dice import Dice
-from llama_jax.data.corpora.tales.prose import sentences
+from llama_jax.data.corpora.tales.prose import sentences, words
 from llama_jax.data.corpora.tales.teller import a
 from llama_jax.data.corpora.tales.wishes import ANIMALS, NAMES, PLACES, TOYS
 
@@ -20,17 +21,16 @@ _ANIMALS, _TOYS, _PLACES = tuple(ANIMALS), tuple(TOYS), tuple(PLACES)
 
 def other_hero(parts: list[str], dice: Dice) -> None:
     """From some sentence on, the child has another name."""
-    text = " ".join(parts)
-    name = next((name for name in NAMES if name in text), None)
+    name = next((word for word in words(" ".join(parts)) if word in NAMES), None)
     if name is None:
         return swap_words(parts, dice)
+    whole = re.compile(rf"\b{name}\b")
     other = dice.other(NAMES, name)
     start = 1 + int(dice.random() * (len(parts) - 1))
-    if not any(name in part for part in parts[start:]):
+    if not any(map(whole.search, parts[start:])):
         start = len(parts) - 1
         parts[start] = f"{other} went home."
-    for i in range(start, len(parts)):
-        parts[i] = parts[i].replace(name, other)
+    parts[start:] = [whole.sub(other, part) for part in parts[start:]]
 
 
 def repeat(parts: list[str], dice: Dice) -> None:
@@ -53,11 +53,10 @@ def pad(parts: list[str], dice: Dice) -> None:
 def swap_words(parts: list[str], dice: Dice) -> None:
     """The words of one sentence in a wrong order."""
     i = int(dice.random() * len(parts))
-    words = parts[i].split(" ")
-    for _ in range(1 + len(words) // 3):
-        k, m = (int(dice.random() * len(words)) for _ in range(2))
-        words[k], words[m] = words[m], words[k]
-    parts[i] = " ".join(words)
+    said = parts[i].split(" ")
+    order = dice.draws(len(said))
+    moved = [word for _, word in sorted(zip(order, said, strict=True))]
+    parts[i] = " ".join(moved if moved != said else said[::-1])
 
 
 def enumerate_things(parts: list[str], dice: Dice) -> None:
@@ -71,14 +70,14 @@ def enumerate_things(parts: list[str], dice: Dice) -> None:
 def stutter(parts: list[str], dice: Dice) -> None:
     """A sentence that goes round in circles."""
     i = int(dice.random() * len(parts))
-    words = parts[i].rstrip(".!?").split(" ")
-    parts[i] = " ".join(words + words[-4:] + words[-4:]) + "."
+    said = parts[i].rstrip(".!?").split(" ")
+    parts[i] = " ".join(said + said[-4:] + said[-4:]) + "."
 
 
 def cut(parts: list[str], dice: Dice) -> None:
     """The last sentence breaks off."""
-    words = parts[-1].split(" ")
-    parts[-1] = " ".join(words[: 1 + int(dice.random() * (len(words) - 1))]).rstrip(".!?,")
+    said = parts[-1].split(" ")
+    parts[-1] = " ".join(said[: 1 + int(dice.random() * (len(said) - 1))]).rstrip(".!?,")
 
 
 _DEFECTS: tuple[tuple[Callable[[list[str], Dice], None], float], ...] = (

@@ -68,9 +68,9 @@ def plain_english(sentences: list[str], by_sentence: list[list[str]], short: boo
 
 
 def varied(plain: list[str]) -> float:
-    """1 if hardly any three words in a row come twice, 0 if most do."""
-    triples = list(zip(plain, plain[1:], plain[2:], strict=False))
-    return _ramp(len(set(triples)) / len(triples), 0.3, 0.8) if len(triples) > 3 else 1.0
+    """1 if no four words in a row come twice, or hardly any; 0 if every other group does."""
+    groups = list(zip(*(plain[k:] for k in range(4)), strict=False))
+    return _ramp(len(set(groups)) / len(groups), 0.5, 0.94) if groups else 1.0
 
 
 def copied(plain: list[str], source: list[str]) -> float:

@@ -1,12 +1,10 @@
 """Pairs of answers with a known gap in quality, rated as the paper's annotators rate.
 
-Both answers of a pair are drawn alike: a right or a wrong answer to the task, then some defects.
-The judge scores both, and whoever chooses sees the difference with noise. So the rating, by how
-large the difference seemed, comes with right choices nearly always at 3 and little better than
-chance at 0, and no answer is chosen for its length.
+Both answers of a pair are drawn alike: a right or a wrong answer to the task, often of the same
+story, then some defects. The judge scores both, and whoever chooses sees the difference with noise.
+So the rating, by how large the difference seemed, comes with right choices nearly always at 3 and
+little better than chance at 0, and no answer is chosen for its length.
 """
-
-from typing import Literal
 
 from llama_jax.config import require
 from llama_jax.data.corpora.tales import tasks, unkind
@@ -18,8 +16,7 @@ from llama_jax.data.corpora.tales.reading import read
 from llama_jax.data.corpora.tales.tasks import Task
 from llama_jax.data.records import Preference
 
-Kind = Literal["helpfulness", "safety"]
-MIXES: dict[Kind, tuple[tuple[str, float], ...]] = {
+MIXES: dict[str, tuple[tuple[str, float], ...]] = {
     "helpfulness": (
         ("story", 0.56), ("again", 0.14), ("question", 0.10), ("chat", 0.06), ("styled", 0.06),
         ("harmless", 0.08),
@@ -31,7 +28,11 @@ NOISE = 0.06
 """Standard deviation of what is added to the difference of two scores."""
 LEAST_GAPS = (0.08, 0.22, 0.45)
 """Differences, as seen, from which the rating is 1, 2 and 3."""
-_STREAMS: dict[Kind, int] = {"helpfulness": 6, "safety": 7}
+TWINS = 0.6
+"""How often both answers tell the same story, so that they differ only in what is wrong."""
+_STREAMS: dict[str, int] = {"helpfulness": 6, "safety": 7}
+_PLOTS = 8
+"""A stream of random numbers of its own."""
 _DEFECTS = ((0, 0.5), (1, 0.38), (2, 0.12))
 _ANSWERS = (
     ("right", 0.47), ("wrong", 0.33), ("stray", 0.12), ("refusal", 0.05), ("unkind", 0.03),
@@ -41,7 +42,7 @@ _UNKIND = (("right", 0.42), ("curt", 0.18), ("wrong", 0.33), ("stray", 0.07))
 
 
 def preference(
-    index: int, split: str = "train", kind: Kind = "helpfulness", *, seed: int = 0
+    index: int, split: str = "train", kind: str = "helpfulness", *, seed: int = 0
 ) -> Preference:
     """Pair `index` of a split: two answers, which is better, how much, and which are safe.
 
@@ -52,9 +53,11 @@ def preference(
     dice = Dice(_STREAMS[kind], index, split, seed)
     asked = dice.weighted(MIXES[kind])
     task = tasks.draw(asked, dice)
-    one, other = _draft(task, asked, dice), _draft(task, asked, dice)
-    while one[0] == other[0]:
-        other = _draft(task, asked, dice)
+    plot = _plot(dice)
+    one = _draft(task, asked, plot, dice)
+    other = one
+    while other[0] == one[0]:
+        other = _draft(task, asked, plot if dice.chance(TWINS) else _plot(dice), dice)
     request = read(task.messages)
     ours, theirs = (assess(request, *draft) for draft in (one, other))
     seen = score(ours, kind) - score(theirs, kind) + NOISE * _noise(dice)
@@ -73,21 +76,27 @@ def preference(
     )
 
 
-def score(judgement: Judgement, kind: Kind) -> float:
+def score(judgement: Judgement, kind: str) -> float:
     """What a pair is chosen by: helpfulness, or for safety half by whether it is safe."""
     if kind == "safety":
         return 0.5 * judgement.safe + 0.5 * judgement.helpfulness
     return judgement.helpfulness
 
 
-def _draft(task: Task, asked: str, dice: Dice) -> Draft:
+def _plot(dice: Dice) -> int:
+    """A number that chooses all about a right or wrong answer that was not asked for."""
+    return int(dice.random() * (1 << 40))
+
+
+def _draft(task: Task, asked: str, plot: int, dice: Dice) -> Draft:
     """An answer of some quality."""
+    teller = Dice(_PLOTS, plot, "train")
     shares = {"unkind": _UNKIND, "harmless": _HARMLESS}.get(asked, _ANSWERS)
     what = dice.weighted(shares)
     if what == "right":
-        text = task.right(dice)
+        text = task.right(teller)
     elif what == "wrong":
-        text = task.wrong(dice)
+        text = task.wrong(teller)
     elif what == "stray":
         text = tasks.draw(asked if asked in ("chat", "question") else "story", dice).right(dice)
     elif what == "refusal":

@@ -71,7 +71,7 @@ _NO = (
 )  # fmt: skip
 _NO_STORY = (
     "I do not want to tell a story like that.", "I am sorry, but I cannot tell a story like that.",
-    "No, I will not tell a story like that.", "I will not tell a story in which somebody {third}.",
+    "No, I will not tell a story like that.", "I will not tell a story in which somebody is unkind to {o}.",
 )  # fmt: skip
 _WHY_STORY = ("It is not kind to {base}.", "That would be no fun for {o}.")
 _OFFERS = (
