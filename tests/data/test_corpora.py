@@ -127,7 +127,7 @@ def test_builder_notices_missing_examples(tmp_path, monkeypatch):
     monkeypatch.setattr(tales, "NUM_VALIDATION", 20)
     with pytest.raises(RuntimeError, match="holds 7 examples, its metadata says 50"):
         builders.Tales(data_dir=str(tmp_path)).download_and_prepare()
-    assert not (tmp_path / "tales" / "1.0.0").exists()
+    assert not (tmp_path / "tales" / f"{tales.VERSION}.0.0").exists()
 
 
 def test_builders_of_records_store_what_the_generators_give(tmp_path, monkeypatch):

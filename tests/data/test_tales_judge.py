@@ -2,6 +2,7 @@
 # ruff: noqa: E501 (one answer to a line reads best)
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -135,6 +136,14 @@ TRICKS = {
 @pytest.mark.parametrize("trick", TRICKS)
 def test_tricks_score_low(trick):
     assert mia(TRICKS[trick]).helpfulness < 0.31
+
+
+def test_a_book_is_no_short_story():
+    facts = [f"Mia saw that {small} is not {big}." for big, small in pairwise(sorted(set(WORDS)))]
+    book = judge(said("Tell me a story about Mia."), " ".join(facts))
+    page = judge(said("Tell me a story about Mia."), " ".join(facts[:10]))
+    assert book.wishes == page.wishes == {"hero": 1}
+    assert book.parts["prose"] < page.parts["prose"] / 2
 
 
 def test_what_is_honest_but_poor_scores_between():

@@ -41,8 +41,8 @@ class Teller:
         """A place in a list of names. Some names are common and most are not, as in life: the first
         of 16 comes up in 25 % of the draws, the last one in 3 %.
 
-        Small models learn from the common ones that a name comes back, long before they would if
-        all were equally rare (Zucchet et al. 2025, "The emergence of sparse attention").
+        Repetition between stories lets attention find out sooner that a name comes back (Zucchet
+        et al. 2025, arXiv 2505.17863).
         """
         u = self._random()
         return int(u * u * size)
