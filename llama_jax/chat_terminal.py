@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llama_jax.config import InputError, require
@@ -133,7 +132,7 @@ class Chat:
         require(self.conversation.turns, "nothing was said yet that could be saved")
         record = json.dumps({"messages": self.conversation.messages()}, ensure_ascii=False)
         try:
-            write_atomic(Path(name).expanduser(), (record + "\n").encode())
+            write_atomic(name, (record + "\n").encode())
         except OSError as error:
             raise InputError(f"{name} cannot be written: {reason(error)}") from error
         self._say(f"Saved {len(self.conversation.turns)} turns to {name}.")

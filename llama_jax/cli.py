@@ -6,6 +6,7 @@ command that needs it, so that `--help` answers at once.
 """
 
 import argparse
+import contextlib
 import difflib
 import itertools
 import json
@@ -16,10 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from llama_jax import __version__, cli_train
-from llama_jax.config import InputError
-from llama_jax.runtime.console import quiet_start
+from llama_jax.config import InputError, require
+from llama_jax.runtime import environment, failures, interrupts
+from llama_jax.runtime.console import Progress, quiet_start, waiting
 from llama_jax.runtime.files import json_text
 from llama_jax.runtime.malloc import keep_freed_memory
+from llama_jax.runtime.places import expand, naming
 from llama_jax.tpu import kernel_table
 
 EXAMPLES = """\
@@ -99,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows at a time (8)")
     sub.add_argument("--seq-len", type=int, metavar="T", help="tokens in a row (the run's own)")
+    _add_text_field(sub)
     _add_json(sub)
 
     sub = command("verify", _verify, "check every digest; repeat the proof of a converted model")
@@ -166,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--vocab-size", type=int, required=True, metavar="N", help="pieces in all")
     sub.add_argument("--output", required=True, metavar="DIR", help="tokenizer.model goes here")
+    _add_text_field(sub, default="text")
     return parser
 
 
@@ -196,75 +201,62 @@ def _sampling(args: argparse.Namespace) -> Any:
     return SamplingParams(**{name: getattr(args, name) for name in names})
 
 
+def _add_text_field(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """As messages name it, and shorter."""
+    parser.add_argument(
+        "--text-field",
+        "--data.text-field",
+        default=default,
+        metavar="NAME",
+        help=f"field of JSON records that holds the text ({default or "the run's own, or text"})",
+    )
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command; returns the exit status. Without `argv` the process is this command's."""
     quiet_start()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        interrupts.listen()
+        environment.settle()
     try:
-        status = _run(arguments)
+        status = _run(list(sys.argv[1:] if argv is None else argv))
     except Exception:
-        if not _hosts():
+        if not failures.hosts():
             raise
         traceback.print_exc()
         status = 1
-    if status == 1 and (hosts := _hosts()):
+    if status == 1 and (hosts := failures.hosts()):
         hosts.leave(status)
+    if argv is None and interrupts.received():
+        interrupts.leave(status)
     return status
 
 
 def _run(arguments: list[str]) -> int:
     """Run one command; what the user or the machine is to blame for becomes one line."""
+    command = arguments[0] if arguments else ""
     try:
-        if arguments and arguments[0] in cli_train.STAGES:
+        if command in cli_train.STAGES:
             # Their options are the experiment's, which argparse does not know.
-            cli_train.run(arguments[0], arguments[1:], _Parser)
+            cli_train.run(command, arguments[1:], _Parser)
             return 0
-        if arguments[:1] == ["plan"]:
+        if command == "plan":
             return _plan(arguments[1:])
         args = _parser().parse_args(arguments)
         return args.run(args) or 0
-    except InputError as error:
-        return _fail(error, 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        training = bool(arguments) and arguments[0] in cli_train.STAGES
-        resume = ". Run the same command to resume from the last checkpoint" if training else ""
-        return _fail(f"interrupted{resume}", 130)
-    except OSError as error:
-        return _fail(error, 1)
-    except ImportError as error:
-        if "gcsfs" not in str(error):
+    except (Exception, KeyboardInterrupt) as error:
+        failure = failures.explain(error, command, trains=command in cli_train.STAGES)
+        if failure is None:
             raise
-        return _fail("gs:// needs gcsfs: pip install gcsfs, or llama_jax[tpu], which has it", 2)
-    except (RuntimeError, MemoryError) as error:
-        # TrainingError and the runtime's own out-of-memory errors say what happened; anything else
-        # of this kind is a fault of the program and keeps its traceback.
-        if type(error).__name__ == "TrainingError":
-            return _fail(error, 1)
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            first = (str(error) or "the host ran out of memory").splitlines()[0]
-            return _fail(f"{first}: use a smaller batch, more devices, or --model.remat full", 1)
-        if type(error).__name__ == "JaxRuntimeError" and _hosts():
-            first = str(error).splitlines()[0]
-            return _fail(f"a step of all hosts failed, as when one of them ends: {first}", 1)
-        raise
-
-
-def _hosts() -> Any:
-    """The module `runtime.hosts` if this process is one of several hosts."""
-    module = sys.modules.get("llama_jax.runtime.hosts")
-    return module if module is not None and module.jax.distributed.is_initialized() else None
-
-
-def _fail(reason: object, status: int) -> int:
-    print(f"llama-jax: error: {' '.join(str(reason).split())}", file=sys.stderr)
-    return status
+    print(f"llama-jax: error: {' '.join(failure.line.split())}", file=sys.stderr)
+    return failure.status
 
 
 def _plan(arguments: Sequence[str]) -> int:
@@ -274,15 +266,31 @@ def _plan(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _generate(args: argparse.Namespace) -> None:
-    from llama_jax.infer.api import stream
-    from llama_jax.models import load
+@contextlib.contextmanager
+def _at_work(what: str, *models: str) -> Any:
+    """Refuse models that are not there at once; show that the command works on the others."""
+    for model in models:
+        there = "://" in model or os.path.exists(expand(model))
+        require(there, f"{model} does not exist")
+    with waiting(what) as end:
+        from llama_jax.runtime.compilation_cache import keep_programs
 
-    pieces = stream(load(args.model), args.prompt, _sampling(args), seed=args.seed)
+        keep_programs()
+        yield end
+
+
+def _generate(args: argparse.Namespace) -> None:
+    sampling = _sampling(args)
+    with _at_work(f"loading {args.model}", args.model):
+        from llama_jax.infer.api import stream
+        from llama_jax.models import load
+
+        pieces = stream(load(args.model), args.prompt, sampling, seed=args.seed)
+        first = next(pieces)
     if args.json:
-        print(json.dumps({"prompt": args.prompt, "text": "".join(pieces)}))
+        print(json.dumps({"prompt": args.prompt, "text": first + "".join(pieces)}))
         return
-    for piece in pieces:
+    for piece in itertools.chain([first], pieces):
         print(piece, end="", flush=True)
     print()
 
@@ -296,11 +304,13 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from llama_jax.pretrain import evaluate_model
+    with _at_work(f"loading {args.model}", args.model) as end, Progress("eval", end) as beat:
+        from llama_jax.pretrain import evaluate_model
 
-    result = evaluate_model(
-        args.model, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len
-    )
+        result = evaluate_model(
+            args.model, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len,
+            text_field=args.text_field, beat=beat,
+        )  # fmt: skip
     values = {
         "loss": result.loss,
         "perplexity": result.perplexity,
@@ -319,17 +329,20 @@ def _eval(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     keep_freed_memory()
-    from llama_jax.convert.api import convert, describe
+    with _at_work("starting", args.source):
+        from llama_jax.convert.api import convert, describe
 
-    report = convert(
-        args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
-    )
+    with naming(args.target):
+        report = convert(
+            args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
+        )
     print(json_text(report) if args.json else describe(report))
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from llama_jax.checkpoint import verify
-    from llama_jax.convert import api as convert
+    with _at_work(f"verifying {args.path}", args.path):
+        from llama_jax.checkpoint import verify
+        from llama_jax.convert import api as convert
 
     proof = convert.verify(args.path)
     if proof is not None and proof["format"] != "native":
@@ -391,5 +404,8 @@ def _data(args: argparse.Namespace) -> None:
 def _tokenizer(args: argparse.Namespace) -> None:
     from llama_jax.data.prepare import train_tokenizer_on
 
-    tokenizer = train_tokenizer_on(args.input, args.vocab_size, args.output)
+    with waiting("training the tokenizer"), naming(args.output):
+        tokenizer = train_tokenizer_on(
+            args.input, args.vocab_size, args.output, text_field=args.text_field
+        )
     print(f"{tokenizer.vocab_size} pieces in {os.path.join(args.output, 'tokenizer.model')}")

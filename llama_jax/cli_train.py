@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +19,9 @@ from llama_jax.config_align import (
     RewardConfig,
     SftConfig,
 )
+from llama_jax.runtime import cluster
 from llama_jax.runtime.console import stdout_for_results
+from llama_jax.runtime.environment import require_jit
 from llama_jax.runtime.malloc import keep_freed_memory
 
 HOSTS = """\
@@ -57,17 +60,25 @@ def run(command: str, arguments: Sequence[str], parser_class: type) -> None:
         except SystemExit:
             print(HOSTS)
             raise
+    require_jit(command)
+    load = partial(load_experiment, arguments, f"llama-jax {command}", kind)
+    alone = cluster.place(options.coordinator_address, *_numbers(options)) is None
+    early = load() if alone else None  # refused before seconds go into libraries
     from llama_jax.runtime import hosts
 
     stage: Callable[[Any], Any] = getattr(import_module(module), function)
     hosts.initialize(**vars(options))
     with hosts.fail_together():
-        config = load_experiment(arguments, f"llama-jax {command}", kind)
+        config = early or load()
     several = hosts.jax.distributed.is_initialized()
     with stdout_for_results() if several else contextlib.nullcontext():
         summary = stage(config)
     if hosts.is_main():
         print_summary(summary, command)
+
+
+def _numbers(options: argparse.Namespace) -> tuple[int | None, int | None]:
+    return getattr(options, "num_processes", None), getattr(options, "process_id", None)
 
 
 def print_summary(summary: Any, command: str) -> None:

@@ -313,20 +313,33 @@ def load_experiment[C: TrainConfig](
     )
     require(Path(path).exists(), f"experiment {path} does not exist")
     require(Path(path).is_file(), f"experiment {path} is not a file: give one such as run.py")
-    sys.path.insert(0, os.getcwd())  # for `from experiments import PARENT`, as `python -m` has it
+    before = list(sys.path)
+    sys.path[:] = [os.getcwd(), *before, *_experiment_paths(path)]
     try:
         config = runpy.run_path(path).get("CONFIG")
     except InputError:
         raise
+    except ModuleNotFoundError as error:
+        hint = "; those files are in the project's checkout: run this in its root folder"
+        hint = hint if error.name == "experiments" else ""
+        raise InputError(f"experiment {path} does not run: {error}{hint}") from error
     except Exception as error:
         raise InputError(f"experiment {path} does not run: {error!r}") from error
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path[:] = before
     if type(config) is not kind:
         found = f"CONFIG is a {type(config).__name__}" if config is not None else "it has no CONFIG"
         own = f"; run it with llama-jax {config.stage}" if isinstance(config, TrainConfig) else ""
         raise InputError(f"experiment {path} needs CONFIG = {kind.__name__}(...): {found}{own}")
     return override(config, overrides, f"{prog} {path}")
+
+
+def _experiment_paths(path: str) -> list[str]:
+    """Where `from experiments import PARENT` finds it too: beside the file or above it, or in the
+    checkout that this package is in, if it is in one."""
+    own, package = Path(path).absolute().parent, Path(__file__).parents[1]
+    checkout = [package] if (package / "experiments").is_dir() else []
+    return [str(folder) for folder in (own, own.parent, *checkout)]
 
 
 def override[C: TrainConfig](config: C, options: Sequence[str], prog: str) -> C:

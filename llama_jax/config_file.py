@@ -12,6 +12,7 @@ from typing import Any, Literal
 from llama_jax.config import ModelConfig, TrainConfig, require
 from llama_jax.config_align import ALIGNMENT
 from llama_jax.runtime.files import read_json, shown
+from llama_jax.runtime.places import expand
 
 FORMAT_VERSION = 1
 """Of the config.json of a model folder."""
@@ -57,7 +58,7 @@ def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
     """
     from etils import epath  # gs:// paths too
 
-    file = epath.Path(folder).expanduser() / "config.json"
+    file = epath.Path(expand(folder)) / "config.json"
     require(file.exists(), f"{folder} is no model folder and no run folder: it has no config.json")
     values = read_json(file, limit=MAX_BYTES)
     if "model" in values:

@@ -22,6 +22,7 @@ from llama_jax.model.cache import prepare
 from llama_jax.model.weights import abstract_params, map_weights
 from llama_jax.parallel.arrays import abstract_with
 from llama_jax.parallel.rules import named_sharding
+from llama_jax.runtime.places import expand
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def open_model(path: epath.PathLike) -> Opened:
 
     Raises InputError as `load` does.
     """
-    folder = _weights_folder(epath.Path(path).expanduser())
+    folder = _weights_folder(epath.Path(expand(path)))
     if "://" not in os.fspath(folder) and not native.is_format(folder):
         source = open_source(os.fspath(folder))
         model = source.tokenizer

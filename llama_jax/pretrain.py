@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,17 +15,20 @@ from llama_jax.config import DataConfig, InputError, MeshConfig, TrainConfig, re
 from llama_jax.config_file import read_config
 from llama_jax.data.loader import Batch, Loader
 from llama_jax.data.packing import target_bytes
-from llama_jax.data.prepare import prepare, resolve_tokenizer
+from llama_jax.data.prepare import TRAIN, VALIDATION, Mixture, prepare, resolve_tokenizer
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.infer.api import generate
 from llama_jax.models import Model, load
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.runtime.places import expand
 from llama_jax.train.evaluate import evaluate
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.next_token import NextToken
 from llama_jax.train.stage import Sampler, Stage
 from llama_jax.train.step import jit_eval_step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,19 @@ def pretrain(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
 
 def stage(config: TrainConfig, *, sample: Sampler | None = None) -> Stage:
     """Text, next-token prediction, bits per byte."""
+    data: dict[str, Mixture] = {}
+
+    def prepared(tokenizer: Tokenizer) -> dict[str, Mixture]:
+        data.update(prepare(config.data, tokenizer, seq_len=config.seq_len))
+        passes = data[TRAIN].passes(config.steps * config.batch_size)
+        logger.info("%d steps read %s", config.steps, passes)
+        return data
+
     return Stage(
         objective=NextToken(config.model, config.z_loss),
-        prepare=lambda tokenizer: prepare(config.data, tokenizer, seq_len=config.seq_len),
+        prepare=prepared,
         observe=text_bytes,
-        results=_results,
+        results=partial(_results, data),
         sample=sample or partial(continue_prompts, config),
         check=partial(check_prompts, config),
         new_tokenizer=lambda: resolve_tokenizer(config.data, config.model.vocab_size),
@@ -98,10 +110,16 @@ def text_bytes(batch: Batch, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def evaluation(
-    means: Mapping[str, float], counts: Mapping[str, float], observed: Mapping[str, int]
+    means: Mapping[str, float],
+    counts: Mapping[str, float],
+    observed: Mapping[str, int],
+    *,
+    data: Mixture,
 ) -> Evaluation:
-    """What `evaluate` found, of the NextToken objective."""
-    return Evaluation(means["loss"], int(counts["loss"]), max(observed["bytes"], 1))
+    """What `evaluate` found of the NextToken objective on some data."""
+    # What the pieces spell is not the text where the tokenizer normalises it.
+    size = round(observed["bytes"] * data.bytes_per_piece_byte)
+    return Evaluation(means["loss"], int(counts["loss"]), max(size, 1))
 
 
 def evaluate_model(
@@ -110,11 +128,13 @@ def evaluate_model(
     dataset: str | None = None,
     batch_size: int = 8,
     seq_len: int | None = None,
+    text_field: str | None = None,
     beat: Callable[[int, int], None] = lambda done, batches: None,
 ) -> Evaluation:
     """Evaluate a model, or a run folder's, on a data set's validation split.
 
-    dataset and seq_len default to those of the run. The parameters are split over all devices.
+    dataset, seq_len and text_field default to those of the run. The parameters are split over all
+    devices.
 
     Raises:
       InputError: the model or the data set cannot be used, or has no validation split.
@@ -126,13 +146,15 @@ def evaluate_model(
     model, params, tokenizer = loaded.config, loaded.params, loaded.tokenizer
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer to read text with")
-    is_run = (epath.Path(path).expanduser() / "checkpoints").is_dir()
+    is_run = (epath.Path(expand(path)) / "checkpoints").is_dir()
     experiment = read_config(path)[1] if is_run else None
     if experiment is not None:
         data = dataclasses.replace(experiment.data, dataset=dataset or experiment.data.dataset)
     else:
         require(dataset, f"{path} is no run folder: name the text to evaluate on with --data")
         data = DataConfig(dataset=str(dataset))
+    if text_field is not None:
+        data = dataclasses.replace(data, text_field=text_field)
     seq_len = seq_len or (experiment.seq_len if experiment else model.max_seq_len)
     if not 0 < seq_len <= model.max_seq_len or batch_size < 1:
         raise InputError(
@@ -143,16 +165,19 @@ def evaluate_model(
     check_batch(batch_size, seq_len, 1, mesh)
     held_out = prepare(data, tokenizer, seq_len=seq_len).get("validation")
     if held_out is None:
-        raise InputError(f"data set {data.dataset} is too small to have a validation split")
+        raise InputError(
+            f"data set {data.dataset} is too small to have a validation split; name other text"
+        )
     loader = Loader(held_out, batch_size=batch_size, seed=0, shuffle=False)
     observe = partial(text_bytes, tokenizer=tokenizer)
     with contextlib.closing(loader), jax.set_mesh(mesh):
         eval_step = jit_eval_step(NextToken(model))
-        return evaluation(*evaluate(eval_step, params, loader, mesh, observe=observe, beat=beat))
+        found = evaluate(eval_step, params, loader, mesh, observe=observe, beat=beat)
+        return evaluation(*found, data=held_out)
 
 
-def _results(means, counts, observed) -> dict[str, float]:
-    found = evaluation(means, counts, observed)
+def _results(data, means, counts, observed) -> dict[str, float]:
+    found = evaluation(means, counts, observed, data=data[VALIDATION])
     return {
         "loss": found.loss,
         "perplexity": found.perplexity,

@@ -1,12 +1,22 @@
-"""Every test runs on 8 fake CPU devices; silent broadcasting of ranks is an error."""
+"""Every test runs on 8 fake CPU devices; silent broadcasting of ranks is an error.
+
+What XLA compiles is kept, for other tests, other workers of xdist, the processes that tests start
+and other runs: more than half of the tests' time would be compiling the same programs again. The
+folder is one for each version of jaxlib and kind of CPU; JAX_COMPILATION_CACHE_DIR names another
+one, and empty, none.
+"""
 
 import os
 
-# Set before jax starts: its backend reads these once.
+from tests.kept_programs import kept_programs
+
+# Set before jax starts: it reads these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept_programs()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 

@@ -54,7 +54,7 @@ def call(capsys, *argv):
         (["verify", "nowhere"], "nowhere"),
         (["convert", "nowhere", "x"], "nowhere does not exist"),
         (["convert", "tests", "x"], "is in no format that is known"),
-        (["convert", "nowhere", "x", "--to", "zip"], "--to zip is unknown; choose from native"),
+        (["convert", "tests", "x", "--to", "zip"], "--to zip is unknown; choose from native"),
         (
             ["tokenizer", "train", "--input", "gone.txt", "--vocab-size", "500", "--output", "x"],
             "gone.txt",
@@ -133,12 +133,78 @@ def test_a_run_is_converted_verified_evaluated_and_speaks_alike(capsys, run, tmp
     assert call(capsys, "convert", str(run), folder)[0] == 2  # it exists
 
 
-def test_text_that_a_terminal_cannot_show_is_written_as_its_code(run):
-    argv = [sys.executable, "-m", "llama_jax", "generate", str(run), "--prompt", "caf\u00e9"]
-    env = dict(os.environ, PYTHONIOENCODING="ascii")
-    done = subprocess.run([*argv, "--max-new-tokens", "1"], env=env, capture_output=True)
+PROGRAM = """
+import sys
+from llama_jax import cli
+sys.argv[1:] = ["generate", sys.argv[1], "--prompt", "caf\\xe9", "--max-new-tokens", "1"]
+status = cli.main()
+print(*sys.modules)
+sys.exit(status)
+"""
+
+
+def test_a_process_that_generates(run):
+    """Text that a terminal cannot show is written as its code; what only training and TPUs need is
+    not imported; debug settings of jax are set aside in a line."""
+    env = dict(os.environ, PYTHONIOENCODING="ascii", JAX_TRANSFER_GUARD="disallow")
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(run)], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(b"caf\\xe9")
+    text, _, modules = done.stdout.decode().rstrip().rpartition("\n")
+    assert text.startswith("caf\\xe9")
+    unwanted = {"orbax", "flax", "optax", "tensorflow_datasets", "grain", "jax.experimental.pallas"}
+    assert unwanted.isdisjoint(modules.split())
+    assert done.stderr.decode().splitlines() == [
+        "JAX_TRANSFER_GUARD=disallow is not followed: arrays have to get to the devices and back"
+    ]
+
+
+REFUSED = """
+import json, sys
+from llama_jax import cli
+for argv in json.loads(sys.argv[1]):
+    assert cli.main(argv) == 2, argv
+    assert not {"jax", "numpy", "etils"} & set(sys.modules), argv
+"""
+
+
+def test_what_is_wrong_is_said_before_libraries_load(tmp_path):
+    """A command line that jax would take seconds to start for is refused without it."""
+    (tmp_path / "bad.py").write_text("CONFIG = 1\n")
+    commands = [
+        ["generate", "nowhere", "--prompt", "x"],
+        ["generate", str(tmp_path), "--prompt", "x", "--temperature", "nan"],
+        ["eval", "nowhere"],
+        ["verify", "nowhere"],
+        ["convert", "nowhere", "x"],
+        ["train", str(tmp_path / "bad.py")],
+        ["train", "experiments/quickstart.py", "--stepz", "3"],
+    ]
+    argv = [sys.executable, "-c", REFUSED, json.dumps(commands)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr.count("\n") == len(commands)
+
+
+def test_the_text_field_can_be_named_as_messages_name_it(capsys, run, tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"content": story(i)}) + "\n" for i in range(200)))
+    train = (
+        "tokenizer",
+        "train",
+        "--vocab-size",
+        "330",
+        "--output",
+        str(tmp_path / "t"),
+        "--input",
+    )
+    evaluate = ("eval", str(run), "--data")
+    for command in (train, evaluate):
+        status, _, err = call(capsys, *command, str(path))
+        assert status == 2
+        assert "name the right one with --data.text-field" in err
+        for option in ("--data.text-field", "--text-field"):
+            status, _, err = call(capsys, *command, str(path), option, "content")
+            assert status == 0, err
 
 
 @pytest.mark.parametrize(

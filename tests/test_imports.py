@@ -1,6 +1,7 @@
 """Arrows run downward only: which room may import which, and which libraries."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,30 +17,30 @@ LOSSES = {f"align.{name}" for name in ("losses", "advantages", "gauges", "masked
 ARROWS = {
     "config": set(),
     "config_align": {"config"},
-    "config_file": {"config", "config_align", "runtime.files"},
+    "config_file": {"config", "config_align", "runtime.files", "runtime.places"},
     "runtime": {"config"},
     "checkpoint": {"config", "runtime"},
     "kernels": set(),
     "ops": {"kernels"},
     "parallel": {"config"},
     "model": {"config", "ops", "parallel.rules", "parallel.fsdp"},
-    "data": {"config", "runtime.files"},
+    "data": {"config", "runtime.files", "runtime.places"},
     "convert": {
         "config", "config_file", "model", "ops", "checkpoint", "data.tokenizer",
         "data.sentencepiece_proto", "data.tokenizer_json", "data.vocabulary_repairs",
-        "runtime.files",
+        "runtime.files", "runtime.places",
     },
     "models": {
         "config", "config_file", "convert", "checkpoint", "model", "parallel.rules",
         "parallel.arrays",
-        "data.tokenizer", "runtime.files",
+        "data.tokenizer", "runtime.files", "runtime.places",
     },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
         "runtime",
     },
     "pretrain": {
-        "config", "config_file", "train", "infer", "models", "data", "parallel",
+        "config", "config_file", "train", "infer", "models", "data", "parallel", "runtime.places",
     },
     "infer": {"config", "models", "model", "ops", "parallel"},
     "align": {
@@ -51,7 +52,7 @@ ARROWS = {
     "serve": {"config", "models", "infer", "data"},
     "tpu": {
         "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
-        "parallel", "kernels", "runtime.files",
+        "parallel", "kernels", "runtime.files", "runtime.places",
     },
     "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "runtime"},
@@ -72,6 +73,7 @@ FORBIDDEN_LIBRARIES = {
     "data": ACCELERATED,
     "runtime.files": ACCELERATED | DATA_LIBRARIES,
     "config": ACCELERATED | DATA_LIBRARIES,
+    "runtime.places": ACCELERATED | DATA_LIBRARIES,
     "kernels": DATA_LIBRARIES | {"flax", "optax", "orbax"},
     "ops": DATA_LIBRARIES | {"flax", "optax", "orbax"},
     "model": DATA_LIBRARIES,
@@ -206,3 +208,9 @@ def test_the_package_and_the_command_line_import_nothing_heavy():
     heavy = run("import llama_jax, llama_jax.cli, sys; print(*sys.modules)")
     assert "llama_jax.cli" in heavy
     assert not {"jax", "flax", "numpy", "tyro", "grain", "tensorflow_datasets"} & set(heavy)
+
+
+def test_no_message_names_what_is_not_ours_on_a_package_index():
+    """Whoever registers the name would have their code installed."""
+    named = [path.name for path in FILES if re.search(r"pip install \W*llama", path.read_text())]
+    assert named == []

@@ -26,7 +26,7 @@ from llama_jax.align.experience import (
 from llama_jax.align.ppo_limits import check_sampled, check_updated, why_stop
 from llama_jax.align.ppo_rollouts import Rollouts
 from llama_jax.align.ppo_trainer import Trainer
-from llama_jax.align.progress import Progress, keep_programs
+from llama_jax.align.progress import Progress
 from llama_jax.align.prompt_order import prompt_order
 from llama_jax.align.scoring import Scorer, params_digest
 from llama_jax.align.variety import variety
@@ -35,6 +35,7 @@ from llama_jax.config_align import PpoConfig
 from llama_jax.data.conversations import EncodedPrompt, prepare_prompts
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.runtime.compilation_cache import keep_programs
 from llama_jax.runtime.hosts import fail_together, require_agreement
 from llama_jax.runtime.preemption import Preemption
 from llama_jax.train.initial import open_source
@@ -95,7 +96,7 @@ def ppo(config: PpoConfig) -> PpoSummary:
     check_batch(config.minibatch, config.seq_len, config.accumulate, mesh)
     with fail_together():
         check_run(config)
-    keep_programs(config)
+    keep_programs(config.compilation_cache)
 
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         with fail_together():

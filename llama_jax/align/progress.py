@@ -18,13 +18,6 @@ from llama_jax.train.metrics import Clock, MetricsWriter
 logger = logging.getLogger(__name__)
 
 
-def keep_programs(config: TrainConfig) -> None:
-    """Keep compiled programs on disk, where the experiment says."""
-    if config.compilation_cache:
-        cache = epath.Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
 def counted[T](items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items as they come, with a bar on a terminal or a line in the log for each tenth."""
     begin = time.perf_counter()

@@ -12,7 +12,6 @@ import jax
 
 from llama_jax.align.bank import to_line
 from llama_jax.align.experience import open_judges
-from llama_jax.align.progress import keep_programs
 from llama_jax.align.rejection_round import Round
 from llama_jax.align.run_files import write_on_main
 from llama_jax.config_align import RejectionConfig
@@ -20,6 +19,7 @@ from llama_jax.data.conversations import prepare_prompts
 from llama_jax.models import load
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.runtime.compilation_cache import keep_programs
 from llama_jax.runtime.hosts import fail_together, require_agreement
 from llama_jax.train.initial import open_source
 from llama_jax.train.loop import find_tokenizer
@@ -69,7 +69,7 @@ def rejection(config: RejectionConfig) -> RejectionSummary:
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
     with fail_together():
         check_run(config)
-    keep_programs(config)
+    keep_programs(config.compilation_cache)
 
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         with fail_together():

@@ -31,6 +31,7 @@ from llama_jax.checkpoint import storage
 from llama_jax.checkpoint.manifest import Manifest
 from llama_jax.checkpoint.storage import CheckpointError
 from llama_jax.config import InputError, require
+from llama_jax.runtime.places import expand
 
 logger = logging.getLogger(__name__)
 MAX_STEP = 2**31
@@ -295,8 +296,8 @@ def _verify(folder: epath.Path, step: int | None) -> Report:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    path = epath.Path(path)
-    return path.expanduser().absolute() if storage.can_rename(path) else path
+    path = epath.Path(expand(path))
+    return path.absolute() if storage.can_rename(path) else path
 
 
 def saved_steps(directory: epath.Path) -> list[int]:

@@ -17,14 +17,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tensorstore as ts
 
 from llama_jax.runtime.files import parse_json, read_json
 
 _DESCRIPTION_BYTES = 64 << 10  # ours have 0.5 kB
 _MAX_CHUNKS = 1 << 20
-_INLINE_BYTES = 1024
-"""A database holds values of up to so many bytes itself, as orbax tells it to."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ class PlainArray:
     dtype: Any
     chunks: tuple[int, ...]
     """Shape of every chunk; the last ones along an axis may reach beyond the array."""
-    locate: Callable[[str], _Span | None]
-    """Finds a chunk by the name of the array and its own; None if it is missing."""
+    locate: Callable[[str], _Span | bytes | None]
+    """Finds a chunk, or its place, by the name of the array and its own; None if it is missing."""
 
     def view(self, index: Any) -> np.ndarray:
         """A part: of a memory map where one chunk has all of it, else a copy.
@@ -59,20 +56,19 @@ class PlainArray:
         if len(pieces) != 1:
             return self.read(index)
         ((place, inside, _),) = pieces
-        span = self._span(place)
-        return np.memmap(span.file, self.dtype, "r", span.offset, self.chunks)[inside]
+        return self._chunk(self._found(place))[inside]
 
     def read(self, index: Any) -> np.ndarray:
         """A part in memory that jax takes over on CPUs without a copy; as `view` otherwise."""
         cuts = self._cuts(index)
         part = _aligned([cut.stop - cut.start for cut in cuts], self.dtype)
         for place, inside, outside in self._pieces(index):
-            span, out = self._span(place), part[outside]
-            if out.shape == self.chunks and out.flags.c_contiguous:
-                self._fill(out, span)
+            found, out = self._found(place), part[outside]
+            whole = out.shape == self.chunks and out.flags.c_contiguous
+            if whole and isinstance(found, _Span):
+                self._fill(out, found)
             else:
-                stored = np.memmap(span.file, self.dtype, "r", span.offset, self.chunks)
-                out[...] = stored[inside]
+                out[...] = self._chunk(found)[inside]
         return part
 
     def _cuts(self, index: Any) -> list[slice]:
@@ -101,15 +97,21 @@ class PlainArray:
                     raise ValueError(f"{self.name} is cut short")
                 left = left[count:]
 
-    def _span(self, place: tuple[int, ...]) -> _Span:
+    def _chunk(self, found: _Span | bytes) -> np.ndarray:
+        """A chunk, mapped where it is in a file of its own."""
+        if isinstance(found, bytes):
+            return np.frombuffer(found, self.dtype).reshape(self.chunks)
+        return np.memmap(found.file, self.dtype, "r", found.offset, self.chunks)
+
+    def _found(self, place: tuple[int, ...]) -> _Span | bytes:
         name = chunk_name(place)
-        span = self.locate(f"{self.name}/{name}")
-        size = math.prod(self.chunks) * self.dtype.itemsize
-        if span is None:
+        found = self.locate(f"{self.name}/{name}")
+        if found is None:
             raise ValueError(f"{self.name}/{name} is missing")
-        if span.size != size:
+        size = math.prod(self.chunks) * self.dtype.itemsize
+        if (len(found) if isinstance(found, bytes) else found.size) != size:
             raise ValueError(f"{self.name}/{name} is not {size} bytes")
-        return span
+        return found
 
 
 class PlainArrays:
@@ -132,8 +134,6 @@ class PlainArrays:
             return None
         if math.prod(-(-n // size) for n, size in zip(shape, chunks, strict=True)) > _MAX_CHUNKS:
             return None
-        if self._stored is not None and math.prod(chunks) * dtype.itemsize <= _INLINE_BYTES:
-            return None
         return PlainArray(name, tuple(shape), dtype, tuple(chunks), self._locate)
 
     def _description(self, name: str) -> Any:
@@ -145,12 +145,11 @@ class PlainArrays:
         except (OSError, ValueError):
             return None
 
-    def _locate(self, chunk: str) -> _Span | None:
+    def _locate(self, chunk: str) -> _Span | bytes | None:
         if self._stored is None:
             file = self._folder / chunk
             return _Span(file, 0, file.stat().st_size) if file.is_file() else None
-        found = self._stored.get(chunk)
-        return found if isinstance(found, _Span) else None
+        return self._stored.get(chunk)
 
 
 def _database(folder: Path) -> dict[str, bytes | _Span]:
@@ -159,6 +158,8 @@ def _database(folder: Path) -> dict[str, bytes | _Span]:
     Empty for one that is damaged, points out of its folder, or is so large that its index has
     several levels: orbax reads it, and says what is wrong.
     """
+    import tensorstore as ts
+
     try:
         store = ts.KvStore.open(f"file://{folder.absolute()}/").result()
         root = ts.ocdbt.dump(store).result()["versions"][-1]["root"]

@@ -28,6 +28,7 @@ from llama_jax.convert.staging import staged
 from llama_jax.convert.usage import INSTEAD, Named
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.runtime.files import json_text, read_json, shown
+from llama_jax.runtime.places import expand
 
 logger = logging.getLogger(__name__)
 REPORT = "report.json"
@@ -73,7 +74,7 @@ def named_tokenizer(path: str | None) -> Named:
         return "own"
     if path == "none":
         return None
-    place = Path(path).expanduser()
+    place = Path(expand(path))
     if place.suffix == ".bin" and place.is_file():
         return read_tokenizer(place)[0]
     return Tokenizer.load(path).model_bytes
@@ -86,7 +87,7 @@ def _local(path: str | os.PathLike[str]) -> Path:
         f"{text}: other formats are read and written on this machine alone; copy the folder, as "
         "with gcloud storage cp --recursive",
     )
-    return Path(text).expanduser().absolute()
+    return Path(expand(text)).absolute()
 
 
 def convert(
@@ -153,7 +154,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     difference that the conversion reported and rounding; where logits are not finite, the digests
     alone decide. Raises InputError for a damaged report or model.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(expand(path)).absolute()
     file = _report_file(path)
     if not file.exists():
         return None

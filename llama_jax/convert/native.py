@@ -15,8 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore as ts
 from etils import epath
 
 from llama_jax import checkpoint
@@ -105,10 +103,12 @@ class _Arrays:
     """The stacked arrays of a folder, opened on first use: maps, or through tensorstore."""
 
     def __init__(self, folder: Path, prefix: str, manifest: Manifest):
+        import tensorstore as ts
+
         self._folder, self._prefix, self._manifest = folder, prefix, manifest
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._plain = PlainArrays(folder)
-        self._open: dict[str, PlainArray | ts.TensorStore] = {}
+        self._open: dict[str, PlainArray | Any] = {}
 
     def __call__(self, name: str, layer: int | None) -> Lazy:
         path = f"{self._prefix}{name}" if layer is None else f"{self._prefix}layers/{name}"
@@ -119,7 +119,9 @@ class _Arrays:
         where = f"{self._folder}: {path}"
         return _Part(self._open[path], layer, record.shape, jnp.dtype(record.dtype), where)
 
-    def _opened(self, path: str) -> ts.TensorStore:
+    def _opened(self, path: str) -> Any:
+        import tensorstore as ts
+
         key = path.replace("/", ".") + "/"
         base = f"file://{self._folder.absolute()}/"
         kvstore: Any = {"driver": "ocdbt", "base": base, "path": key}
@@ -142,7 +144,7 @@ class _Part:
 
     def __init__(
         self,
-        stored: PlainArray | ts.TensorStore,
+        stored: PlainArray | Any,
         layer: int | None,
         shape: tuple[int, ...],
         dtype: Any,
@@ -170,6 +172,8 @@ class _Part:
 
 def write(source: Source, folder: Path, name: str, variant: str) -> None:
     """A model folder: params/ in layers, config.json, the tokenizer, and the manifest last."""
+    import orbax.checkpoint as ocp  # a third of a second that only writing needs to spend
+
     config = source.config
     stacked = mf.flatten(abstract_params(config))
     params = folder / "params"

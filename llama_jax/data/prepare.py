@@ -7,18 +7,19 @@ shard is done does a TFDS builder move them to their place, in one rename.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from llama_jax.config import DataConfig, InputError, require
 from llama_jax.data import tokenizer as tokenizers
-from llama_jax.data.recipes import PackedText, Recipe
+from llama_jax.data.recipes import PIECE_BYTES, TEXT_BYTES, PackedText, Recipe
 from llama_jax.data.sources import SPLITS, TRAIN, VALIDATION, Source, digest, resolve
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 from llama_jax.runtime.files import as_path, reason
+from llama_jax.runtime.places import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ class Prepared:
     """T: tokens in a record."""
     num_records: int
     """Records in the split."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the documents; 0 where they were not counted."""
+    piece_bytes: int = 0
+    """`packing.target_bytes` of the records: other bytes where the tokenizer changes the text."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,17 @@ class Mixture:
         """Records of all parts together."""
         return sum(part.num_records for part in self.parts)
 
+    @property
+    def bytes_per_piece_byte(self) -> float:
+        """Bytes of the text for each that its pieces spell; 1 unless the tokenizer changes it."""
+        spelled = sum(part.piece_bytes for part in self.parts)
+        return sum(part.text_bytes for part in self.parts) / spelled if spelled else 1.0
+
+    def passes(self, rows: int) -> str:
+        """How often so many rows hold each part: "tales 0.7 times, my 12 times"."""
+        shares = zip(self.parts, self.weights, strict=True)
+        return ", ".join(f"{p.name} {rows * w / p.num_records:.3g} times" for p, w in shares)
+
 
 def prepare(
     config: DataConfig,
@@ -85,6 +101,7 @@ def prepare(
 
     Raises InputError for whatever is wrong with the corpus: one line, file and line named.
     """
+    config = replace(config, cache_dir=cache_folder(config.cache_dir, "data.cache_dir"))
     weighted = resolve(config.dataset, config.text_field, config.cache_dir)
     recipes = [(PackedText(source, tokenizer, seq_len), weight) for source, weight in weighted]
     return prepare_recipes(recipes, config, beam_runner, beam_options)
@@ -101,6 +118,7 @@ def prepare_recipes(
     Where a hash holds out every document of a corpus, it is too small to hold any out: all of it
     is trained on. Raises InputError if a recipe makes no record at all.
     """
+    config = replace(config, cache_dir=cache_folder(config.cache_dir, "data.cache_dir"))
     parts: dict[str, list[tuple[Prepared, float]]] = {split: [] for split in SPLITS}
     for recipe, weight in weighted:
         done = _prepare_recipe(recipe, config, beam_runner, beam_options)
@@ -120,7 +138,7 @@ def _prepare_recipe(
     from llama_jax.data import shards  # brings in TFDS
 
     fingerprint = digest("records", *recipe.identity, shards.VERSION)
-    folder = Path(config.cache_dir).expanduser() / f"{recipe.name}-{fingerprint[:16]}"
+    folder = Path(config.cache_dir) / f"{recipe.name}-{fingerprint[:16]}"
     with _lock(folder):
         if not shards.is_complete(folder):
             log.info("preparing %s for seq_len %d in %s", recipe.name, recipe.seq_len, folder)
@@ -138,11 +156,15 @@ def _prepare_recipe(
                 fingerprint=digest(fingerprint, split),
                 seq_len=recipe.seq_len,
                 num_records=num_records,
+                text_bytes=counts.get(TEXT_BYTES, 0),
+                piece_bytes=counts.get(PIECE_BYTES, 0),
             )
     told = "; ".join(reports)
     require(
         done, f"data {recipe.name} holds no {recipe.kind} to train on" + f": {told}" * bool(told)
     )
+    if VALIDATION not in done or TRAIN not in done:
+        told += f"{'; ' if told else ''}nothing is held out: there is no validation"
     if told:
         log.info("data %s: %s", recipe.name, told)
     return done if TRAIN in done else {TRAIN: done[VALIDATION]}
@@ -153,15 +175,12 @@ def _lock(folder: Path):
     """One process of this machine at a time; others wait. The lock ends with its process."""
     import fcntl
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = Path(f"{folder}.lock").open("w")  # noqa: SIM115, closed below
-    except OSError as error:
-        raise InputError(
-            f"data.cache_dir {folder.parent} cannot be written: {reason(error)}"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with Path(f"{folder}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another program that prepares %s", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -182,6 +201,7 @@ def resolve_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
             f"model.vocab_size={vocab_size}; set --model.vocab-size {tokenizer.vocab_size}",
         )
         return tokenizer
+    config = replace(config, cache_dir=cache_folder(config.cache_dir, "data.cache_dir"))
     weighted = resolve(config.dataset, config.text_field, config.cache_dir)
     identity = [(source.identity, weight) for source, weight in weighted]
     fingerprint = digest("tokenizer", identity, vocab_size, MAX_TRAINING_BYTES, tokenizers.VERSION)
@@ -190,25 +210,21 @@ def resolve_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
         if path.exists():
             return Tokenizer.load(path)
         log.info("training a tokenizer of %d pieces on %s", vocab_size, config.dataset)
-        texts = (
-            text
-            for source, weight in weighted
-            for text in _first_bytes(source, int(MAX_TRAINING_BYTES * weight))
-        )
-        tokenizer = train_tokenizer(texts, vocab_size)
+        tokenizer = train_tokenizer(_texts(weighted), vocab_size)
         tokenizer.save(path)
     return tokenizer
 
 
-def train_tokenizer_on(inputs: Sequence[str], vocab_size: int, output: str) -> Tokenizer:
+def train_tokenizer_on(
+    inputs: Sequence[str], vocab_size: int, output: str, text_field: str = "text"
+) -> Tokenizer:
     """Train on the train splits of corpora, files or folders; write DIR/tokenizer.model.
 
     Raises InputError if an input cannot be read, the inputs do not support `vocab_size` pieces, or
     the folder cannot be written.
     """
-    sources = [source for spec in inputs for source, _ in resolve(spec)]
-    limit = MAX_TRAINING_BYTES // len(sources)
-    texts = (text for source in sources for text in _first_bytes(source, limit))
+    sources = [source for spec in inputs for source, _ in resolve(spec, text_field)]
+    texts = _texts([(source, 1 / len(sources)) for source in sources])
     tokenizer = train_tokenizer(texts, vocab_size)
     folder = as_path(output)
     try:
@@ -219,13 +235,24 @@ def train_tokenizer_on(inputs: Sequence[str], vocab_size: int, output: str) -> T
     return tokenizer
 
 
-def _first_bytes(source: Source, limit: int):
-    """Documents of the train split, spread over its chunks, until `limit` bytes."""
-    chunks = source.chunks(TRAIN)
+def _texts(weighted: Sequence[tuple[Source, float]]) -> Iterator[str]:
+    """What a tokenizer is trained on: documents of the sources, 20 MiB by weight."""
+    for source, weight in weighted:
+        for split in SPLITS:  # the second one where a hash holds out every document
+            texts = _first_bytes(source, split, int(MAX_TRAINING_BYTES * weight))
+            if (first := next(texts, None)) is not None:
+                yield first
+                yield from texts
+                break
+
+
+def _first_bytes(source: Source, split: str, limit: int) -> Iterator[str]:
+    """Documents of a split, spread over its chunks, until `limit` bytes."""
+    chunks = source.chunks(split)
     stride = max(1, len(chunks) // 16)
     for start in range(stride):
         for chunk in islice(chunks, start, None, stride):
-            for text in source.documents(TRAIN, chunk):
+            for text in source.documents(split, chunk):
                 yield text
                 limit -= len(text.encode("utf-8", "replace"))
                 if limit <= 0:

@@ -9,12 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from llama_jax.data import packing
-from llama_jax.data.packing import Record, pack
+from llama_jax.data.packing import Record, pack, target_bytes
 from llama_jax.data.sources import Source
 from llama_jax.data.tokenizer import Tokenizer
 
 READ = "read"
 """What a recipe counts its documents under."""
+TEXT_BYTES, PIECE_BYTES = "text bytes", "piece bytes"
+"""UTF-8 bytes of the documents, and what `target_bytes` finds in their records instead."""
 Layout = Mapping[str, tuple[tuple[int, ...], type]]
 """Shape and dtype of each array of a record, by name."""
 _TEXTS = 256  # documents that sentencepiece gets at once
@@ -101,14 +103,24 @@ class PackedText:
 
     def records(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[Record]:
         """Packed rows, of which only the last one is padded."""
-        return pack(self._ids(split, chunks, counts), self.seq_len)
+        lengths, bos = self.tokenizer.byte_lengths, self.tokenizer.bos_id
+        for record in pack(self._ids(split, chunks, counts), self.seq_len):
+            counts[PIECE_BYTES] += target_bytes(record, lengths, bos)
+            yield record
 
     def _ids(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[list[int]]:
         texts = (text for chunk in chunks for text in self.source.documents(split, chunk))
         while group := list(islice(texts, _TEXTS)):
             counts[READ] += len(group)
+            counts[TEXT_BYTES] += sum(len(text.encode()) for text in group)
             yield from self.tokenizer.encode_batch(group, bos=True, eos=True)
 
     def report(self, counts: Mapping[str, int], num_records: int) -> str:
-        """Nothing: no text is dropped."""
-        return ""
+        """How many documents there are, and rows."""
+        if not num_records:
+            return ""
+        documents, rows = counts.get(READ, 0), num_records
+        return (
+            f"{documents:,} document{'s' if documents != 1 else ''} in {rows:,} "
+            f"row{'s' if rows != 1 else ''} of {self.seq_len} tokens"
+        )

@@ -16,7 +16,7 @@ from llama_jax.data import textfiles
 from llama_jax.data.textfiles import Chunk, Scan
 from llama_jax.runtime.files import AnyPath, PathLike, as_path, write_atomic
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever a scan of the same file finds something else."""
 SETTLED_SECONDS = 60.0
 """More than clocks of file servers differ."""

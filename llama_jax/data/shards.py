@@ -6,13 +6,11 @@ What the records are is a recipe's business: a text corpus packed, dialogues, pr
 import io
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import batched
@@ -22,6 +20,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from llama_jax.config import InputError
+from llama_jax.data.processes import Processes
 from llama_jax.data.recipes import READ, Layout, Recipe
 from llama_jax.data.sources import SPLITS
 from llama_jax.runtime.files import as_path, write_atomic
@@ -159,20 +158,26 @@ def _is_done(job: Job) -> bool:
 
 def _run_here(jobs: Sequence[Job], workers: int) -> None:
     """In this process, or in several; never forked, since jax may be running here."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or _cpus(), len(jobs))
     name = jobs[0].recipe.name if jobs else ""
     with tqdm(total=len(jobs), desc=f"preparing {name}", unit="shard", disable=None) as bar:
-        if workers <= 1 or len(jobs) <= len(SPLITS):  # a small corpus: processes start too slowly
-            _advance(bar, map(write_shard, jobs))
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = [pool.submit(write_shard, job) for job in jobs]
+        if workers > 1 and len(jobs) > len(SPLITS):  # for fewer, processes start too slowly
             try:
-                _advance(bar, (future.result() for future in as_completed(futures)))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+                processes = Processes(workers)
+            except OSError as error:
+                log.info("preparing %s in one process: %s", name, error)
+            else:
+                with processes:
+                    _advance(bar, processes.map(write_shard, jobs))
+                return
+        _advance(bar, map(write_shard, jobs))
+
+
+def _cpus() -> int:
+    """Those that this process may use, which containers and batch systems limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _advance(bar: tqdm, counted: Iterator[Counter[str]]) -> None:
@@ -190,7 +195,7 @@ def _run_beam(jobs: Sequence[Job], runner: str, options: Any) -> None:
     except ImportError as error:
         raise InputError(
             "preparing with Apache Beam needs the package apache-beam; "
-            "install it with pip install 'llama-jax[beam]'"
+            "install it with pip install apache-beam"
         ) from error
     with beam.Pipeline(runner=runner, options=options) as pipeline:
         _ = (

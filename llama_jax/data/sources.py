@@ -1,7 +1,7 @@
 """What `DataConfig.dataset` can name, as documents that processes can read in parts.
 
-`tales`, `tales:50000`, `short_tales`, `python_docs`, a .jsonl, .jsonl.gz or .txt file, a folder of
-those (gs:// too), `tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as
+`tales`, `tales:50000`, `short_tales`, `python_docs`, a file of JSON lines or text, a folder of them
+(gs:// too), `tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as
 `tales=0.7,my.jsonl=0.3`.
 """
 
@@ -9,14 +9,15 @@ import difflib
 import hashlib
 import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llama_jax.config import InputError, require
-from llama_jax.data import scan_cache, textfiles
+from llama_jax.data import folders, scan_cache, textfiles
 from llama_jax.data.corpora import tales
 from llama_jax.data.corpora.tales import instructions
 from llama_jax.data.validation_split import VALIDATION_SHARE, in_validation
@@ -224,10 +225,34 @@ class Files:
 
     @cached_property
     def _scans(self) -> list[textfiles.Scan]:
-        files = textfiles.find_files(as_path(self.path))
+        """Of the files that hold text, each text once; the log says what else there is."""
+        root = as_path(self.path)
+        files, others = folders.search(root, textfiles.SUFFIXES)
+        left = defaultdict(list, {why: list(names) for why, names in others.items()})
+        scans: dict[str, textfiles.Scan] = {}
+        for path in files:
+            name = str(path)[len(self.path) :].strip("/")
+            # Descriptions of data sets are JSON too.
+            described = name and ".json" in path.suffixes
+            if described and not textfiles.begins_with(path, self.text_field):
+                left[f"no lines of JSON with {self.text_field!r}"].append(name)
+                continue
+            scan = self._scan(path)
+            if not scan.chunks:
+                left["empty"].append(name)
+            elif scan.digest in scans:
+                left["copy of another"].append(name)
+            else:
+                scans[scan.digest] = scan
+        empty = f"folder {root} holds no text; left out: {folders.describe(left)}"
+        require(scans, empty if root.is_dir() else f"data {root} is empty")
+        folders.say(root, len(scans), left)
+        return list(scans.values())
+
+    def _scan(self, path: AnyPath) -> textfiles.Scan:
         if self.cache_dir is None:
-            return [textfiles.scan(path) for path in files]
-        return [scan_cache.scan(path, self.cache_dir) for path in files]
+            return textfiles.scan(path)
+        return scan_cache.scan(path, self.cache_dir)
 
     @cached_property
     def identity(self) -> str:
@@ -279,16 +304,19 @@ class _Records:
         own = self._has(VALIDATION)
         records = self._open(split if self._has(split) else TRAIN)
         for number in chunk:
-            record = records[number]
-            text = record.get(self.text_field)
-            text = text.decode("utf-8") if isinstance(text, bytes) else text
-            require(
-                isinstance(text, str),
-                f"data {self.name}, record {number} has no text in field {self.text_field!r}; "
-                f"it has {sorted(record)}; name the right one with --data.text-field",
-            )
+            text = self._text(number, records[number])
             if text and (own or in_validation(text) == (split == VALIDATION)):
                 yield text
+
+    def _text(self, number: int, record: Mapping[str, Any]) -> str:
+        where = f"data {self.name}, record {number}"
+        value = record.get(self.text_field)
+        if isinstance(value, bytes):
+            try:
+                return value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where} is not UTF-8 at byte {error.start}") from error
+        return textfiles.text_of(record, self.text_field, where)
 
 
 @dataclass(frozen=True)
@@ -352,7 +380,7 @@ class HfData(_Records):
         except ImportError as error:
             raise InputError(
                 f"data hf:{self.dataset} needs the package `datasets`; "
-                "install it with pip install 'llama-jax[hf]'"
+                "install it with pip install datasets"
             ) from error
         owner, _, rest = self.dataset.partition("/")
         name, _, config = rest.partition("/")

@@ -1,24 +1,27 @@
-"""Plain files as documents: .jsonl, .jsonl.gz and .txt, alone or in folders, local or behind a URL.
+"""Plain files as documents: JSON lines and text, gzip or not, alone or in folders, also remote.
 
 A file is scanned (digest, UTF-8, line lengths) and cut at document ends into chunks of some
 megabytes, which processes then read on their own.
 """
 
+import codecs
 import gzip
 import hashlib
 import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from llama_jax.config import InputError, require
+from llama_jax.data import folders
 from llama_jax.runtime.files import AnyPath, as_path, reason
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
+_PLAIN = (".jsonl", ".ndjson", ".json", ".txt")
+SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN))
 SEPARATOR = "<|endoftext|>"
 """A line that holds only this ends a document in a .txt file."""
 MAX_LINE_BYTES = 64 << 20
@@ -41,53 +44,38 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a file holds: the SHA-256 of its content and where it can be cut."""
+    """What a file holds: the SHA-256 of its text and where it can be cut."""
 
     digest: str
     chunks: tuple[Chunk, ...]
+    """None for an empty file."""
 
 
 def find_files(path: AnyPath, suffixes: tuple[str, ...] = SUFFIXES) -> list[AnyPath]:
-    """The file itself, or every file below a folder that ends in a suffix, sorted by path."""
-    if path.is_dir():
-        files = sorted(p for p in _walk(path) if p.name.endswith(suffixes))
-        require(files, f"folder {path} holds no {', '.join(suffixes)} file")
-        return files
-    require(path.exists(), f"data {path} does not exist")
-    require(
-        path.name.endswith(suffixes),
-        f"data {path} is of no known kind; files must end in {', '.join(suffixes)}",
-    )
-    return [path]
-
-
-def _walk(folder: AnyPath) -> Iterator[AnyPath]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _walk(path)
-        elif path.is_file():
-            yield path
+    """The data files that `folders.search` finds; the log says what else there is."""
+    files, left = folders.search(path, suffixes)
+    folders.say(path, len(files), left)
+    return files
 
 
 def scan(path: AnyPath, chunk_bytes: int = CHUNK_BYTES) -> Scan:
     """Read a file once and find its chunks.
 
-    Raises InputError, with the line, if it is empty, not UTF-8 or holds a line above 64 MiB.
+    Raises InputError, with the line, if it is not UTF-8 or holds a line above 64 MiB.
     """
     digest, separated, size, lines = hashlib.sha256(), False, 0, 0
     cuts = [(0, 1)]
     mark = SEPARATOR.encode()
     with open_file(path) as file:
         for number, line in raw_lines(path, file):
-            digest.update(line)
+            digest.update(line.removeprefix(codecs.BOM_UTF8))
             separated = separated or line.strip() == mark
             size, lines = size + len(line), number
             if size - cuts[-1][0] >= chunk_bytes:
                 cuts.append((size, number + 1))
-    require(size > 0, f"data {path} is empty")
     if path.name.endswith(".gz"):
         cuts = [(0, 1)]  # only whole: gzip cannot start in the middle
-    elif path.suffix == ".txt":
+    elif _is_text(path):
         cuts = _text_cuts(path, separated, chunk_bytes)
     if cuts[-1][0] < size:
         cuts.append((size, lines + 1))
@@ -104,12 +92,26 @@ def read_chunk(chunk: Chunk, field: str) -> Iterator[str]:
     with open_file(path) as file:
         file.seek(chunk.start)
         lines = _lines_until(path, file, chunk)
-        if path.suffix == ".txt":
+        if _is_text(path):
             yield from (text for text, _, _ in _text_documents(lines, chunk.separated))
         else:
             for number, line in lines:
                 if line.strip():
                     yield _json_text(path, number, line, field)
+
+
+def begins_with(path: AnyPath, field: str) -> bool:
+    """Whether the first line of a file is an object with text in a field, as in JSON lines."""
+    with open_file(path) as file:
+        try:
+            value: Any = json.loads(file.readline(MAX_LINE_BYTES))
+        except (OSError, EOFError, ValueError, RecursionError):
+            return False
+    return isinstance(value, dict) and isinstance(value.get(field), str)
+
+
+def _is_text(path: AnyPath) -> bool:
+    return path.name.removesuffix(".gz").endswith(".txt")
 
 
 @contextmanager
@@ -139,6 +141,10 @@ def raw_lines(path: AnyPath, file: BinaryIO, first: int = 1) -> Iterator[tuple[i
             len(line) <= MAX_LINE_BYTES,
             f"data {path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; "
             "cut it into documents",
+        )
+        require(
+            number > 1 or not line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
+            f"data {path} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
         )
         require(b"\0" not in line, f"data {path}, line {number} holds a NUL byte: not a text file")
         try:
@@ -179,7 +185,7 @@ def _text_documents(
     chars = offset = number = 0
     for number, raw in lines:
         offset += len(raw)
-        line = raw.decode("utf-8")
+        line = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         blank = not line.strip()
         if separated:
             ends = line.strip() == SEPARATOR
@@ -200,17 +206,39 @@ def _json_text(path: AnyPath, number: int, line: bytes, field: str) -> str:
     """The text field of one JSON line."""
     where = f"data {path}, line {number}"
     try:
-        value: Any = json.loads(line)
+        value: Any = json.loads(line)  # which knows byte order marks
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
-    require(isinstance(value, dict), f"{where} is not a JSON object")
-    require(
-        isinstance(value.get(field), str),
-        f"{where} has no text in field {field!r}; it has {sorted(value)[:8]}; "
-        "name the right one with --data.text-field",
-    )
-    text = value[field]
+        hint = "; a JSON array becomes lines with jq -c '.[]'" if line.strip() == b"[" else ""
+        raise InputError(f"{where} is not JSON: {error}{hint}") from error
+    array = "; jq -c '.[]' makes lines of a JSON array" if isinstance(value, list) else ""
+    require(isinstance(value, dict), f"{where} is not a JSON object{array}")
+    text = text_of(value, field, where)
     if b"\\u" in line:  # only an escape can bring in a lone surrogate
         surrogate = any("\ud800" <= character <= "\udfff" for character in text)
         require(not surrogate, f"{where} holds a lone surrogate, which is not valid Unicode")
     return text
+
+
+def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
+    """The text field of a record. InputError says what is there instead, or which fields are."""
+    if field not in record:
+        raise InputError(
+            f"{where} has no field {field!r}; it has {sorted(map(str, record))[:8]}; name the "
+            "right one with --data.text-field"
+        )
+    value = record[field]
+    require(
+        isinstance(value, str),
+        f"{where} has {_kind(value)} in its field {field!r}, where text belongs; leave such "
+        "records out, or name another field with --data.text-field",
+    )
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, for messages: "null", "a list", "the number 5"."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return f"the number {value!r:.20}"
+    return {dict: "an object", list: "a list", str: "a text"}.get(type(value), type(value).__name__)

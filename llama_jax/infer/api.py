@@ -41,6 +41,10 @@ def stream(
     The first piece begins with the prompt; a character of several tokens comes whole. Raises as
     `generate` does, before the first piece.
     """
+    if not isinstance(prompt, str):
+        raise InputError(
+            f"prompt must be one text, not {type(prompt).__name__}; call once for each"
+        )
     tokenizer = tokenizer_of(model)
     # Where the model's files say that prompts have no BOS, an empty one still needs a token.
     ids = tokenizer.encode(prompt, bos=model.usage.add_bos) or [tokenizer.bos_id]

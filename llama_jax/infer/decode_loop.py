@@ -118,7 +118,7 @@ def prefill(w: dict[str, Any], state: State, *, config: ModelConfig, chunk: int)
 
     def body(carry):
         start, cache = carry
-        block = jax.lax.dynamic_slice(state.tokens, (0, start), (B, chunk))
+        block = jax.lax.dynamic_slice_in_dim(state.tokens, start, chunk, axis=1)
         _, cache = decode(w, block, cache, jnp.full(B, start), config=cfg)
         return start + chunk, cache
 
@@ -160,7 +160,7 @@ def advance(
         drawn = draw(logits, keys, temperature=rows.temperature)
         going = state.length < state.limit
         here = jnp.arange(S)[None] == jnp.where(going, state.length, S)[:, None]
-        length = state.length + going
+        length = state.length + going.astype(jnp.int32)
         stopped = jnp.any(drawn[:, None] == rows.stop_ids[None], axis=1)
         logp = state.logp
         if logp is not None:
@@ -175,7 +175,7 @@ def advance(
 
     def unfinished(carry):
         step, state = carry
-        done = jnp.sum(state.length >= state.limit)
+        done = jnp.sum(state.length >= state.limit, dtype=jnp.int32)
         return jnp.logical_and(step < steps, done <= idle)
 
     step, state = jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))

@@ -8,7 +8,6 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 HEAD_WIDTHS = (64, 128)
@@ -104,6 +103,8 @@ FLOAT32 = Tuned(_ANY, BlockSizes(256, 512, 256), BlockSizes(256, 512, 256))
 
 def generation() -> str:
     """ "v4", "v5e", "v5p" or "v6e" of the mesh in scope or the default device; "" elsewhere."""
+    from jax.experimental.pallas import tpu as pltpu  # 0.15 s, which only TPUs need to spend
+
     try:
         name = pltpu.get_tpu_info().chip_version.value
     except (ValueError, RuntimeError, NotImplementedError):

@@ -13,12 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from llama_jax.kernels.flash_attention_vjp import (
-    flash_attention_gradients,
-    flash_attention_with_lse,
-)
 from llama_jax.ops import attention_xla, capabilities
 from llama_jax.ops.attention_parts import Parts, attend, in_float32, sharded
+from llama_jax.ops.interpreted import interpreted
 from llama_jax.ops.ring_attention import ring_parts, xla_parts
 
 IMPLEMENTATIONS = ("xla", "pallas", "cudnn")
@@ -162,14 +159,26 @@ def _kernel_problem(device, q, k, masks, spec, axis) -> str:
 
 def _kernel(scale: float, **masks) -> Parts:
     """The Pallas kernels with what is known of the masks before any array."""
+    # A third of what it takes to import this package, and only TPUs need them.
+    from llama_jax.kernels.flash_attention_vjp import (
+        flash_attention_gradients,
+        flash_attention_with_lse,
+    )
+
     interpret = capabilities.device() == "cpu"
     statics = dict(scale=scale, interpret=interpret, **masks)
     parts = Parts(
         functools.partial(flash_attention_with_lse, **statics),
         functools.partial(flash_attention_gradients, **statics),
     )
+    if not interpret:
+        return parts
     # XLA's CPU backend lacks some of the bfloat16 products that the interpreted kernels make.
-    return in_float32(parts) if interpret else parts
+    return in_float32(Parts(*(_on_cpu(part) for part in parts)))
+
+
+def _on_cpu(part):
+    return lambda q, *others, **masks: part(interpreted(q), *others, **masks)
 
 
 def _cudnn_problem(device, q, masks, axis) -> str:

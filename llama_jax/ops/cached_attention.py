@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from llama_jax.kernels.decode_attention import decode_attention
 from llama_jax.ops import capabilities
 from llama_jax.ops.attention import dot_product_attention, say_once
+from llama_jax.ops.interpreted import interpreted
 
 Order = Literal["BSKH", "BKHS"]
 """The axes of the keys of a cache."""
@@ -108,7 +108,10 @@ def _by_row(q, k, v, start):
 
 
 def _decode(q, k, v, start):
+    from llama_jax.kernels.decode_attention import decode_attention  # for TPUs alone
+
     device = capabilities.device()
+    q = interpreted(q) if device == "cpu" else q
     # Two cores share a chip of these generations; one row keeps both busy when it is split.
     splits = 2 if device in ("v4", "v5p") and q.shape[0] == 1 else 1
     attend = functools.partial(decode_attention, splits=splits, interpret=device == "cpu")

@@ -52,12 +52,11 @@ def device() -> str:
     That of the mesh in scope, which may be one of a topology that this machine lacks, else of the
     default device. Pallas needs to know the TPU at this point too, so it cannot be left open.
     """
-    known = generation()
-    if known:
-        return known
     mesh_device = jax.sharding.get_abstract_mesh().abstract_device
     kind = jax.devices()[0].device_kind if mesh_device is None else mesh_device.device_kind
-    return kind if kind == "cpu" or kind.startswith("TPU") else "gpu"
+    if kind.startswith("TPU"):
+        return generation() or kind
+    return "cpu" if kind == "cpu" else "gpu"
 
 
 def problem(name: str, device: str, dtype: str, H: int, *, offset: bool, segments: bool) -> str:

@@ -48,7 +48,7 @@ def draw(
 
     def noisy():
         # The largest after adding Gumbel noise is a draw in proportion (Gumbel 1954).
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
         return jnp.where(temperature > 0, _first_largest(logits + noise), greedy)
 
     return jax.lax.cond(jnp.any(temperature > 0), noisy, lambda: greedy)

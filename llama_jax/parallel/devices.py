@@ -1,4 +1,6 @@
-"""What one device can do at most, as its maker publishes it, by the name that jax gives it."""
+"""What devices there are, and what one can do at most, as its maker publishes it."""
+
+import jax
 
 # Dense bfloat16 FLOP/s: Cloud TPU system architecture pages; NVIDIA A100, H100 and H200 data
 # sheets, SXM.
@@ -17,3 +19,9 @@ def peak_flops(device_kind: str) -> float | None:
     """Published dense bfloat16 FLOP/s of one `jax.Device.device_kind`, None if it is not known."""
     names = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+def on_cpus() -> bool:
+    """Whether the mesh in context consists of CPUs, or without one the default device is one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() == "cpu" if device is None else device.device_kind == "cpu"

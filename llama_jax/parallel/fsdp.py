@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from llama_jax.parallel.devices import on_cpus
 from llama_jax.parallel.rules import RULES, Axes, num_shards, partition_spec
 from llama_jax.parallel.torus import gather
 
@@ -57,13 +58,14 @@ def by_rows(
     w, first = dict(w), rows[0]
     if jnp.issubdtype(first.dtype, jnp.inexact):
         w, first = _settled(w, first)
+    summed, arrays = _summed_in_float32(local, (w, first, *rows[1:]), own)
     return jax.shard_map(
-        local,
+        summed,
         in_specs=(specs, *(split,) * len(rows)),
         out_specs=split,
         axis_names=own,
         check_vma=False,
-    )(w, first, *rows[1:])
+    )(*arrays)
 
 
 def by_positions(function: Callable[..., Any], w: Mapping[str, Array], *rows: Array) -> Any:
@@ -76,13 +78,39 @@ def by_positions(function: Callable[..., Any], w: Mapping[str, Array], *rows: Ar
     if n == 1 or rows[0].shape[1] % n:
         return function(w, *rows)
     (axis,), split = RULES["seq"], PartitionSpec(None, *RULES["seq"])
+    summed, arrays = _summed_in_float32(function, (dict(w), *rows), {axis})
     return jax.shard_map(
-        function,
+        summed,
         in_specs=(PartitionSpec(), *(split,) * len(rows)),
         out_specs=split,
         axis_names={axis},
         check_vma=False,
-    )(w, *rows)
+    )(*arrays)
+
+
+def _summed_in_float32(
+    function: Callable[..., Any], arrays: tuple[Any, ...], manual: set[str]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The same for a `jax.shard_map` over `manual`, where bfloat16 crosses its border as float32.
+
+    Gradients are summed at that border. Where other axes are left to the compiler, the sum that
+    jax asks for is one that XLA's CPU backend cannot widen from bfloat16 by itself: it ends the
+    process ("Invalid binary instruction opcode copy"). Elsewhere, nothing is changed.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = manual | set(mesh.manual_axes)
+    left = any(size > 1 and axis not in manual for axis, size in mesh.shape.items())
+    if not left or not on_cpus():
+        return function, arrays
+    types = jax.tree.map(lambda a: a.dtype, arrays)
+
+    def narrow(*wide):
+        return function(*jax.tree.map(lambda a, dtype: a.astype(dtype), wide, types))
+
+    def widen(a):
+        return a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a
+
+    return narrow, jax.tree.map(widen, arrays)
 
 
 @jax.custom_vjp

@@ -4,15 +4,27 @@ import contextlib
 import glob
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PATIENCE_SECONDS = 0.5
+"""What takes longer moves."""
+LOG_SECONDS = 10.0
+"""Between the lines of progress of a command that has no terminal."""
+_FRAMES = "|/-\\"
+_CLEAR = "\r\x1b[K"
+_waits: list["_Wait"] = []
 
 
 def quiet_start() -> None:
     """Logs to stderr, any text to stdout; jax is not asked for a TPU that is not there."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Handler()])
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What a terminal's encoding cannot say is written as its code, as stderr does.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -42,3 +54,89 @@ def stdout_for_results() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Callable[[], None]]:
+    """While the block runs, show on a terminal's stderr that something happens, after 0.5 s.
+
+    The block can call what it is given to end that: before it prints, or shows progress of its own.
+    """
+    wait = _Wait(what)
+    try:
+        yield wait.end
+    finally:
+        wait.end()
+
+
+class Progress:
+    """A bar on a terminal, else a log line every ten seconds; a context whose value is called with
+    what is done and how much there is in all.
+
+    begin: called before the first of it is shown.
+    """
+
+    def __init__(self, what: str, begin: Callable[[], None]):
+        self._what, self._begin, self._said = what, begin, time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        return self._take
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _take(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._begin()
+            self._bar = tqdm(total=total, desc=self._what, disable=None, leave=False)
+        self._bar.update(done - self._bar.n)
+        if self._bar.disable and time.monotonic() - self._said > LOG_SECONDS:
+            self._said = time.monotonic()
+            logging.getLogger(__name__).info("%s: %d of %d batches", self._what, done, total)
+
+
+class _Handler(logging.StreamHandler):
+    """Log lines to stderr, above what waits."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for wait in _waits:
+            wait.clear()
+        super().emit(record)
+
+
+class _Wait:
+    """A line on stderr that moves; nothing where stderr is no terminal."""
+
+    def __init__(self, what: str):
+        self._what, self._ended, self._shown = what, threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="waiting", daemon=True)
+        if sys.stderr.isatty():
+            _waits.append(self)
+            self._thread.start()
+
+    def _run(self) -> None:
+        pause = PATIENCE_SECONDS
+        for frame in itertools.cycle(_FRAMES):
+            if self._ended.wait(pause):
+                return
+            pause, self._shown = 0.15, True
+            sys.stderr.write(f"{_CLEAR}{frame} {self._what}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Free the line for something else; it comes back below."""
+        if self._shown:
+            sys.stderr.write(_CLEAR)
+
+    def end(self) -> None:
+        """Take the line away, for good."""
+        self._ended.set()
+        if self in _waits:
+            self._thread.join()
+            _waits.remove(self)
+            self.clear()
+            sys.stderr.flush()

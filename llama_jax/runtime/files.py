@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llama_jax.config import InputError, require
+from llama_jax.runtime.places import expand
 
 PathLike = str | os.PathLike[str]
 AnyPath = Any
@@ -45,9 +46,9 @@ _INSTEAD = (
 
 def as_path(path: PathLike) -> AnyPath:
     """A pathlib-like path: `~` expanded; URLs such as gs:// through etils.epath."""
-    text = os.fspath(path)
+    text = expand(path)
     if "://" not in text:
-        return Path(text).expanduser()
+        return Path(text)
     from etils import epath  # 0.1 s that a local path need not spend
 
     return epath.Path(text)

@@ -5,7 +5,6 @@ is compared first, through the key-value store of the coordination service, whic
 """
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ from typing import Any
 import jax
 
 from llama_jax.config import InputError, require
+from llama_jax.runtime import cluster
+from llama_jax.runtime.rendezvous import Place, announced
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 100
@@ -36,29 +37,23 @@ def initialize(
 
     In this order: the arguments, or the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID; GKE (TPU_WORKER_HOSTNAMES, MEGASCALE_*); a Cloud TPU VM (its metadata server);
-    Slurm; Open MPI. All but the first are detected by jax. Hosts other than 0 log warnings only.
+    Slurm; Open MPI. All but the first are detected by jax. One process is a machine by itself,
+    whatever else is said. Hosts other than 0 log warnings only.
 
     Raises:
       InputError: one of the three values is missing or impossible.
       ConnectionError: the hosts did not find each other.
     """
-    env = os.environ
-    given = (
-        coordinator_address or env.get("JAX_COORDINATOR_ADDRESS"),
-        _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
-        _number("JAX_PROCESS_ID") if process_id is None else process_id,
-    )
-    detected = _detected()
-    if not detected and given == (None,) * 3:
+    given = cluster.place(coordinator_address, num_processes, process_id)
+    if given is None:
         return
-    if not detected:
-        _check(*given)
     try:
-        jax.distributed.initialize(
-            *given,
-            heartbeat_timeout_seconds=heartbeat_seconds,
-            shutdown_timeout_seconds=heartbeat_seconds,
-        )
+        with announced(_place, num_processes):
+            jax.distributed.initialize(
+                *given,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+                shutdown_timeout_seconds=heartbeat_seconds,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         raise ConnectionError(
             f"the hosts did not find each other ({error}); for a TPU machine by itself set "
@@ -69,42 +64,12 @@ def initialize(
         logging.getLogger().setLevel(logging.WARNING)
 
 
-def _number(name: str) -> int | None:
-    text = os.environ.get(name)
-    require(text is None or text.isdigit(), f"{name}={text} must be a number")
-    return None if text is None else int(text)
+def _place() -> Place | None:
+    """Where the hosts meet, as soon as jax knows it."""
+    from jax._src.distributed import global_state  # there is no public door
 
-
-def _check(address: str | None, processes: int | None, process: int | None) -> None:
-    if address is None or processes is None or process is None:
-        raise InputError(
-            "several hosts need all of --coordinator-address HOST:PORT, --num-processes and "
-            f"--process-id (or JAX_COORDINATOR_ADDRESS, ...); given {address}, {processes} and "
-            f"{process}"
-        )
-    port = address.rpartition(":")[2]
-    require(port.isdigit(), f"--coordinator-address {address} must be HOST:PORT, of host 0")
-    require(
-        0 <= process < processes,
-        f"--process-id {process} must lie between 0 and {processes - 1} (--num-processes)",
-    )
-
-
-def _detected() -> bool:
-    """Whether jax will find out about several hosts by itself."""
-    env = os.environ
-    if env.get("JAX_PLATFORMS") != "cpu":
-        workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
-        if "," in workers or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1:
-            return True
-        # Importing jax sets the variable on every machine without TPU chips. A Cloud TPU VM that
-        # stands alone makes a program of one host.
-        if importlib.util.find_spec("libtpu") and "TPU_SKIP_MDS_QUERY" not in env:
-            return True
-    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
-    if all(name in env for name in slurm) and int(env.get("SLURM_NTASKS", 1)) > 1:
-        return True
-    return int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    address, count = global_state.coordinator_address, global_state.num_processes
+    return None if address is None or count == 1 else (address, global_state.process_id, count)
 
 
 def is_main() -> bool:

@@ -19,6 +19,7 @@ from llama_jax.config import (
 )
 from llama_jax.config_align import RewardConfig, SftConfig
 from llama_jax.model.presets import PRESETS
+from llama_jax.runtime.places import expand
 from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.decode_plan import decode_plan, decode_text
 from llama_jax.tpu.plan import Plan, as_json, plan
@@ -105,7 +106,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         f"{PROG} --save keeps one training step: not with --search or --decode",
     )
     if args.save and "://" not in args.save:
-        args.save = os.path.abspath(os.path.expanduser(args.save))
+        args.save = os.path.abspath(expand(args.save))
     if path:
         config = load_experiment([*path, *rest], PROG, EXPERIMENTS[args.stage])
     else:

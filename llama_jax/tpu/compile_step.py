@@ -133,7 +133,7 @@ def check_libtpu() -> None:
         metadata.version("libtpu")
     except metadata.PackageNotFoundError:
         raise InputError(
-            "planning for a TPU needs its compiler: pip install 'llama-jax[tpu]' (x86-64 Linux)"
+            "planning for a TPU needs its compiler: pip install libtpu (x86-64 Linux)"
         ) from None
 
 

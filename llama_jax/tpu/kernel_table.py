@@ -60,7 +60,7 @@ def report(topology: str) -> tuple[list[dict], list[str]]:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             "kernels are compiled with libtpu, which is not installed (x86-64 Linux has it): "
-            "pip install 'llama-jax[tpu]'"
+            "pip install libtpu"
         )
     return kernel_report(generation)
 

@@ -25,6 +25,8 @@ from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.models import Opened
 from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.runtime.compilation_cache import keep_programs
+from llama_jax.runtime.console import waiting
 from llama_jax.runtime.hosts import broadcast_from_main, fail_together, require_agreement
 from llama_jax.runtime.preemption import Preemption
 from llama_jax.train.hooks import Evaluator, Profiler
@@ -114,9 +116,7 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
     # ---- Folder
     with fail_together():
         workdir = check_run(config)
-    if config.compilation_cache:
-        cache = epath.Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    keep_programs(config.compilation_cache)
 
     with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
         with fail_together():
@@ -152,7 +152,7 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
                     state = dataclasses.replace(state, params=params)
 
         # ---- Compile
-        with clock("compile"), fail_together():
+        with clock("compile"), fail_together(), waiting("compiling the step"):
             step: Any = traced.lower().compile() if start < config.steps else None
 
         # ---- Steps

@@ -17,6 +17,7 @@ from llama_jax.config import InputError, ModelConfig
 from llama_jax.model.weights import parameter_count
 from llama_jax.parallel.devices import peak_flops
 from llama_jax.runtime.files import open_file, parse_json
+from llama_jax.runtime.places import naming
 from llama_jax.train.uploads import Mirror
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class MetricsWriter:
         if path.parent != workdir and (workdir / METRICS_FILE).exists():
             path.write_bytes((workdir / METRICS_FILE).read_bytes())
         _drop_after(path, step)
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
         folder = self._mirror.local / "tensorboard"
         self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -97,8 +98,9 @@ class MetricsWriter:
         """One line of JSON; the numbers go to TensorBoard too."""
         if not self._main:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         for name, value in values.items():
             if not isinstance(value, str):
                 self._board.add_scalar(name, value, step)
@@ -107,8 +109,9 @@ class MetricsWriter:
     def sync(self) -> None:
         """Make what was written durable, before a checkpoint that counts on it."""
         if self._main:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with naming(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
             self._board.flush()
             self._mirror.upload()
 

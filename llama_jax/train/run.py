@@ -19,6 +19,7 @@ from llama_jax.config import InputError, TrainConfig, require
 from llama_jax.config_file import read_config, to_json
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.runtime.files import reason, write_atomic
+from llama_jax.runtime.places import expand
 from llama_jax.train.report import TrainingError
 
 CONFIG_FILE = "config.json"
@@ -57,7 +58,7 @@ def host_facts(config: TrainConfig) -> dict[str, object]:
 
 def run_path(config: TrainConfig) -> epath.Path:
     """The run's folder, absolute."""
-    path = epath.Path(config.workdir).expanduser()
+    path = epath.Path(expand(config.workdir))
     return path if "://" in config.workdir else epath.Path(os.path.abspath(path))
 
 

@@ -1,21 +1,26 @@
+import fcntl
+import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from llama_jax.config import DataConfig, InputError
 from llama_jax.data import shards, sources, textfiles
 from llama_jax.data.corpora import tales
 from llama_jax.data.loader import Loader
-from llama_jax.data.packing import pack
-from llama_jax.data.prepare import prepare, resolve_tokenizer
-from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.data.packing import pack, target_bytes
+from llama_jax.data.prepare import _lock, prepare, resolve_tokenizer, train_tokenizer_on
+from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 from llama_jax.data.validation_split import in_validation
 
 
@@ -89,6 +94,90 @@ def test_mixture_keeps_weights_and_drops_parts_without_validation(tokenizer, cac
     assert [part.name for part in mixtures["train"].parts] == ["tales", "one"]
     assert [part.name for part in mixtures["validation"].parts] == ["tales"]
     assert mixtures["validation"].weights == (1.0,)
+
+
+def held_out(count):
+    texts = (f"The keeper wrote {i} lines of weather." for i in itertools.count())
+    return list(itertools.islice(filter(in_validation, texts), count))
+
+
+def test_a_corpus_that_would_all_be_held_out_trains(tokenizer, tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in held_out(2)))
+    config = DataConfig(dataset=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
+    with caplog.at_level("INFO"):
+        mixtures = prepare(config, tokenizer, seq_len=64)
+    assert set(mixtures) == {"train"}
+    assert "2 documents in 1 row of 64 tokens; nothing is held out" in caplog.messages[-1]
+    assert resolve_tokenizer(config, 280).vocab_size == 280
+    output = str(tmp_path / "t")
+    assert train_tokenizer_on([config.dataset], 280, output).vocab_size == 280
+
+
+def test_what_was_found_is_counted_each_time(tokenizer, tmp_path, caplog):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    jsonl(folder / "a.jsonl")
+    (folder / "README.txt").write_text("stories")
+    config = DataConfig(dataset=str(folder), cache_dir=str(tmp_path / "cache"), workers=1)
+    stories = [tales.story(i) for i in range(60)]
+    splits = [[text for text in stories if in_validation(text) == held] for held in (False, True)]
+    said = []
+    for name, texts in zip(("train", "validation"), splits, strict=True):
+        rows = len(list(pack(tokenizer.encode_batch(texts, bos=True, eos=True), 64)))
+        said.append(f"{name}: {len(texts)} documents in {rows} rows of 64 tokens")
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            mixture = prepare(config, tokenizer, seq_len=64)["train"]
+        assert caplog.messages[-1] == f"data corpus: {'; '.join(said)}"
+    left = f"data {folder}: 1 file read; left out: README.txt (licence or readme)"
+    assert caplog.messages.count(left) == 1
+    assert mixture.passes(3 * mixture.num_records) == "corpus 3 times"
+    (part,) = mixture.parts
+    assert part.text_bytes == part.piece_bytes == sum(len(text.encode()) for text in splits[0])
+
+
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer_makes_of_it(tmp_path):
+    """A ligature, runs of spaces and U+2581 do not survive; without a prefix no space comes."""
+    texts = [f"Of {i} \ufb01elds.   One \u2581 more" for i in range(90)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache"), workers=1)
+    sizes = {
+        split: sum(len(t.encode()) for t in texts if in_validation(t) == (split == "validation"))
+        for split in ("train", "validation")
+    }
+    for rules in (
+        {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+        {"add_dummy_prefix": False},
+        {},
+    ):
+        for split, mixture in prepare(config, trained(texts, **rules), seq_len=32).items():
+            loader = Loader(mixture, batch_size=1, seed=0, shuffle=False)
+            tokenizer = trained(texts, **rules)
+            spelled = sum(
+                target_bytes(loader.batch(i), tokenizer.byte_lengths, tokenizer.bos_id)
+                for i in range(len(loader))
+            )
+            assert spelled != sizes[split]
+            assert round(spelled * mixture.bytes_per_piece_byte) == sizes[split]
+
+
+def trained(texts, **rules):
+    model = io.BytesIO()
+    settings = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **rules}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=290, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, num_threads=1, minloglevel=2, **settings,
+    )  # fmt: skip
+    return Tokenizer.from_bytes(model.getvalue())
+
+
+def test_waiting_for_another_program_is_said(tmp_path, caplog):
+    other = (tmp_path / "a.lock").open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    threading.Timer(0.2, other.close).start()
+    with caplog.at_level("INFO"), _lock(tmp_path / "a"):
+        assert caplog.messages == [f"waiting for another program that prepares {tmp_path / 'a'}"]
 
 
 def test_nothing_to_train_on(tokenizer, cache, tmp_path):

@@ -1,3 +1,4 @@
+import codecs
 import gzip
 import json
 import os
@@ -39,6 +40,63 @@ def test_jsonl_is_split_by_hash(tmp_path, name):
     assert found["train"] == [text for text in TEXTS if not in_validation(text)]
     assert found["validation"] == [text for text in TEXTS if in_validation(text)]
     assert len(found["validation"]) > 3
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.ndjson", "a.json", "a.ndjson.gz"])
+def test_json_lines_under_other_names(tmp_path, name):
+    assert read_all(write_jsonl(tmp_path / name, TEXTS)) == read_all(
+        write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    )
+
+
+def test_packed_text(tmp_path):
+    text = "\n<|endoftext|>\n".join(TEXTS).encode()
+    (tmp_path / "a.txt").write_bytes(text)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text))
+    assert read_all(str(tmp_path / "a.txt.gz")) == read_all(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_byte_order_marks_go(tmp_path, name):
+    write = {"a.jsonl": write_jsonl, "a.txt": write_text}[name]
+    bare = Files(write(tmp_path / name, TEXTS), "text")
+    content = (tmp_path / name).read_bytes()
+    marked = tmp_path / f"marked-{name}"
+    marked.write_bytes(codecs.BOM_UTF8 + content)  # as Windows editors write it
+    found = Files(str(marked), "text")
+    assert read(found, "train") == read(bare, "train")
+    assert found.identity == bare.identity
+    marked.write_bytes((codecs.BOM_UTF8 + content + b"\n") * 2)  # two of them, put together
+    assert read(found := Files(str(marked), "text"), "train") == 2 * read(bare, "train")
+    assert "\ufeff" not in "".join(read(found, "validation"))
+
+
+def write_text(path, texts):
+    path.write_text("\n<|endoftext|>\n".join(texts) + "\n<|endoftext|>\n")
+    return str(path)
+
+
+def test_a_text_is_read_once_and_what_is_left_out_is_said(tmp_path, caplog):
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    write_jsonl(tmp_path / "copy of a.jsonl.gz", TEXTS)
+    write_jsonl(tmp_path / "b.json", ["another"])
+    (tmp_path / "dataset_info.json").write_text('{\n "license": "MIT"\n}\n')
+    (tmp_path / "part-7.jsonl").write_text("")
+    (tmp_path / "LICENSE.txt").write_text("as is")
+    with caplog.at_level("INFO"):
+        found = read_all(str(tmp_path))
+    assert sorted(found["train"] + found["validation"]) == sorted([*TEXTS, "another"])
+    assert caplog.messages == [
+        f"data {tmp_path}: 2 files read; left out: LICENSE.txt (licence or readme); copy of "
+        "a.jsonl.gz (copy of another); dataset_info.json (no lines of JSON with 'text'); "
+        "part-7.jsonl (empty)"
+    ]
+
+
+def test_a_folder_of_empty_files(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"holds no text; left out: a\.jsonl \(empty\)"):
+        read_all(str(tmp_path))
 
 
 def test_split_is_stable_when_a_file_grows(tmp_path):
@@ -114,7 +172,7 @@ def test_mixture(tmp_path):
 def test_text_field(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS, field="content")
     assert len(read_all(path, text_field="content")["train"]) > 200
-    with pytest.raises(InputError, match=r"line 1 has no text in field 'text'.*content"):
+    with pytest.raises(InputError, match=r"line 1 has no field 'text'; it has \['content', 'id'\]"):
         read_all(path)
 
 
@@ -130,7 +188,7 @@ def test_text_field(tmp_path):
         ("tales=x", "must be a positive number"),
         ("tales=nan", "must be a positive number"),
         ("tales=1,tales=2", "names the same data twice"),
-        ("hf:owner/name", r"pip install 'llama-jax\[hf\]'"),
+        ("hf:owner/name", "pip install datasets"),
     ],
 )
 def test_bad_specifications(spec, message):
@@ -159,7 +217,11 @@ def test_tfds_data_set_that_is_not_prepared(tmp_path, monkeypatch):
         (b"", "is empty"),
         (b'{"text": "a"}\nnot json\n', "line 2 is not JSON"),
         (b'{"text": "a"}\n[1]\n', "line 2 is not a JSON object"),
-        (b'{"text": "a"}\n{"text": 5}\n', "line 2 has no text"),
+        (b'{"text": "a"}\n{"text": 5}\n', "line 2 has the number 5 in its field 'text'"),
+        (b'{"text": null}\n', "line 1 has null in its field 'text'"),
+        (b'{"text": ["a", "b"]}\n', "line 1 has a list in its field 'text'"),
+        (b'[\n{"text": "a"}\n]\n', r"line 1 is not JSON.*jq -c '\.\[\]'"),
+        ('{"text": "a"}'.encode("utf-16"), "is UTF-16; convert it: iconv"),
         (b'{"text": "a"}\n\xff\xfe\n', "line 2, byte 0 is not UTF-8"),
         (b'{"text": "a"}\n\0\0\n', "line 2 holds a NUL byte"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "line 2 holds a lone surrogate"),

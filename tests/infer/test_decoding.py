@@ -148,3 +148,21 @@ def test_the_program_for_many_rows_is_not_longer():
 def test_bad_requests_are_refused_with_their_values(prompts, options, message):
     with pytest.raises(InputError, match=message):
         run(prompts, **options)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: jax.enable_x64(True),
+        lambda: jax.numpy_dtype_promotion("strict"),
+        lambda: jax.debug_nans(True),
+    ],
+    ids=["x64", "strict promotion", "debug nans"],
+)
+def test_settings_of_jax_that_change_defaults_change_nothing(setting):
+    """All types are named: what is drawn is the same."""
+    settings = {"temperature": 1.0, "top_k": 5, "top_p": 0.9}
+    prompts = [[1, 5, 9], [1]]
+    expected = run(prompts, **settings), run(prompts)
+    with setting():
+        assert (run(prompts, **settings), run(prompts)) == expected

@@ -39,6 +39,10 @@ def test_a_machine_by_itself_joins_nothing(env, joined):
     hosts.initialize()
     env(**SLURM, SLURM_LOCALID="0", SLURM_NTASKS="1")
     hosts.initialize()
+    env(SLURM_NTASKS="4")  # a shell inside an allocation
+    hosts.initialize(num_processes=1)
+    env(JAX_NUM_PROCESSES="1")
+    hosts.initialize()
     assert joined == []
 
 
@@ -84,6 +88,9 @@ def test_what_is_missing_or_impossible_is_named(env, joined, given, message):
 def test_a_variable_that_is_no_number_is_named(env):
     env(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="two")
     with pytest.raises(InputError, match="JAX_NUM_PROCESSES=two must be a number"):
+        hosts.initialize()
+    env(JAX_NUM_PROCESSES="2", OMPI_COMM_WORLD_SIZE="2(x2)")
+    with pytest.raises(InputError, match=r"OMPI_COMM_WORLD_SIZE=2\(x2\) must be a number"):
         hosts.initialize()
 
 

@@ -29,7 +29,7 @@ def test_a_few_batches_are_spread_over_the_split(tiny):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     observe = partial(text_bytes, tokenizer=tokenizer)
     found = evaluate(eval_step, {}, loader, mesh, observe=observe, max_batches=3)
-    result = evaluation(*found)
+    result = evaluation(*found, data=data["validation"])
     assert (result.loss, result.targets) == (1.5, 6)
     apart = len(loader) // 3
     assert apart > 1

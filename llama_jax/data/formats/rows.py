@@ -50,11 +50,7 @@ def _jsonl_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
 def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
     with textfiles.open_file(path) as file:
         for number, line in textfiles.raw_lines(path, file):
-            require(
-                number > 1 or not line.startswith(codecs.BOM_UTF8),
-                f"{path} begins with a byte order mark; save it as UTF-8 without one",
-            )
-            yield number, line.decode("utf-8")
+            yield number, line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
 
 def _unknown_constant(name: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """Files of every kind as numbered rows, and files that are broken or meant to harm."""
 
+import codecs
 import gzip
 import json
 import sys
@@ -43,6 +44,15 @@ def test_json_of_every_layout(tmp_path, name, content):
     assert [row for _, row in read] == ROWS
     if "\n\n{" not in str(content):
         assert [number for number, _ in read] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b'{"a": "1"}'), ("a.json", b'[{"a": "1"}]'), ("a.csv", b"a\n1\n")],
+)
+def test_a_byte_order_mark_goes(tmp_path, name, content):
+    content = codecs.BOM_UTF8 + content
+    assert list(rows.read(put(tmp_path / name, content))) == [(1, {"a": "1"})]
 
 
 def test_a_row_of_jsonl_is_its_line(tmp_path):
@@ -115,10 +125,7 @@ HUGE = "9" * 400
     ("name", "content", "problem"),
     [
         ("a.jsonl", b'{"prompt": "\xff"}', "line 1, byte 12 is not UTF-8"),
-        ("a.jsonl", "{}".encode("utf-16"), "line 1 holds a NUL byte"),
-        ("a.jsonl", b"\xef\xbb\xbf{}", "begins with a byte order mark; save it as UTF-8 without"),
-        ("a.json", b"\xef\xbb\xbf[{}]", "begins with a byte order mark"),
-        ("a.csv", b"\xef\xbb\xbfa,b\n1,2", "begins with a byte order mark"),
+        ("a.jsonl", "{}".encode("utf-16"), "is UTF-16; convert it"),
         ("a.jsonl", b'{"a": "\0"}', "line 1 holds a NUL byte"),
         ("a.jsonl", b'{"prompt": "a"', "row 1 is not JSON: Expecting ',' delimiter, at character"),
         ("a.jsonl", b'{"prompt": "a\n"}', "row 1 is not JSON"),

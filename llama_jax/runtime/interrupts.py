@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM end a command in one line, at any moment, while libraries load as well."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+_received: list[int] = []
+
+
+def listen() -> None:
+    """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt wherever the program is, so
+    that files are closed and halves removed; a second one ends it at once.
+
+    Signals that are ignored, as under nohup, stay so.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _interrupt)
+
+
+def received() -> int | None:
+    """The signal that came; None if none did."""
+    return _received[0] if _received else None
+
+
+def leave(status: int) -> None:
+    """End the process after a signal, without waiting for the threads of libraries."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _received.append(number)
+    if len(_received) > 1:
+        os.write(2, b"llama-jax: error: ended at once by a second signal\n")
+        os._exit(128 + number)
+    raise KeyboardInterrupt
