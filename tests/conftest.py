@@ -19,5 +19,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept_programs()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
+from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# How fast a machine is decides no test.
+settings.register_profile("llama_jax", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("llama_jax")

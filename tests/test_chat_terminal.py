@@ -292,6 +292,18 @@ class Terminal:
     def type(self, text):
         os.write(self.fd, text.encode())
 
+    def interrupt(self, said):
+        """Press Ctrl-C at a prompt, again if it came before the terminal waited for a key."""
+        for _ in range(4):
+            os.write(self.fd, b"\x03")
+            end = time.monotonic() + 20
+            while said not in self.seen and time.monotonic() < end:
+                if select.select([self.fd], [], [], 1)[0]:
+                    self.seen += os.read(self.fd, 4096).decode()
+            if said in self.seen:
+                break
+        self.wait_for(said)
+
     def wait_for(self, text, seconds=120):
         """Read until a text appears after all that was waited for before."""
         end = time.monotonic() + seconds
@@ -317,11 +329,9 @@ def test_keys_at_a_keyboard():
         terminal.type("three words\n")
         terminal.wait_for("three words [/INST] word0 word1 word2")
         terminal.wait_for("you> ")
-        terminal.type("\x03")
-        terminal.wait_for("(Ctrl-C again, or /quit, ends)")
+        terminal.interrupt("(Ctrl-C again, or /quit, ends)")
         terminal.wait_for("you> ")
-        terminal.type("\x03")
-        terminal.wait_for("ended")
+        terminal.interrupt("ended")
         assert terminal.process.wait(60) == 0
     finally:
         terminal.process.kill()

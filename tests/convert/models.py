@@ -12,8 +12,7 @@ import numpy as np
 from llama_jax.checkpoint import save_model
 from llama_jax.config_file import model_json
 from llama_jax.convert.source import Source, tensors
-from llama_jax.data.corpora import tales
-from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.presets import TINY
 from llama_jax.model.weights import layer_weights
 from tests.model.small import SMALL
@@ -42,8 +41,8 @@ CONFIGS = variants(BASE)
 
 @functools.cache
 def tokenizer():
-    """A tokenizer of V pieces."""
-    return train_tokenizer((tales.story(i) for i in range(100)), V)
+    """A tokenizer of V pieces: the one that llama.cpp's stored ids are of."""
+    return Tokenizer.load(Path(__file__).parents[1] / "golden" / "tokenizer.model")
 
 
 @functools.cache
