@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from llama_jax.align.losses import ScoreScale
@@ -17,9 +18,24 @@ from llama_jax.config_align import PpoConfig
 from llama_jax.model.heads import HEAD, rescale_head
 from llama_jax.models import Opened
 from llama_jax.train.initial import source_params
+from llama_jax.train.objective import Objective
 from llama_jax.train.optimizer import make_optimizer
 from llama_jax.train.state import TrainState, abstract_state, sharded_init, trained_table
 from llama_jax.train.step import jit_train_step
+
+
+def objectives(
+    config: PpoConfig, value: ModelConfig
+) -> tuple[dict[str, Objective], dict[str, optax.GradientTransformation]]:
+    """What `policy` and `value` learn, and their optimizers over all updates of the run."""
+    found: dict[str, Objective] = {
+        "policy": Policy(config.model, config.clip, config.temperature),
+        "value": Value(value, config.value_clip),
+    }
+    settings = {"policy": config.optimizer, "value": config.value_optimizer}
+    updates = config.steps * (config.batch_size // config.minibatch)
+    tx = {k: make_optimizer(settings[k], trained_table(found[k]), updates) for k in found}
+    return found, tx
 
 
 class Trainer:
@@ -28,21 +44,12 @@ class Trainer:
     def __init__(self, config: PpoConfig, reward_model: ModelConfig, mesh: Mesh):
         """`reward_model`: of the helpfulness model, which the value starts from."""
         self.config = config
-        updates = config.steps * (config.batch_size // config.minibatch)
         like = config.model
         value = dataclasses.replace(
             reward_model, dtype=like.dtype, param_dtype=like.param_dtype, remat=like.remat,
             attention=like.attention,
         )  # fmt: skip
-        self.objectives = {
-            "policy": Policy(config.model, config.clip, config.temperature),
-            "value": Value(value, config.value_clip),
-        }
-        optimizers = {"policy": config.optimizer, "value": config.value_optimizer}
-        self.tx = {
-            name: make_optimizer(optimizers[name], trained_table(objective), updates)
-            for name, objective in self.objectives.items()
-        }
+        self.objectives, self.tx = objectives(config, value)
         self.states: dict[str, TrainState] = {
             name: abstract_state(objective, self.tx[name], mesh)
             for name, objective in self.objectives.items()

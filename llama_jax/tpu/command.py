@@ -11,25 +11,30 @@ from dataclasses import replace
 from llama_jax.config import (
     DataConfig,
     InputError,
+    MeshConfig,
     OptimizerConfig,
     TrainConfig,
     load_experiment,
     override,
     require,
 )
-from llama_jax.config_align import RewardConfig, SftConfig
+from llama_jax.config_align import PpoConfig, RewardConfig, SftConfig
 from llama_jax.model.presets import PRESETS
+from llama_jax.model.weights import parameter_count
 from llama_jax.runtime.places import expand
 from llama_jax.tpu import topology as topology_of
+from llama_jax.tpu.arithmetic import BYTES
 from llama_jax.tpu.decode_plan import decode_plan, decode_text
 from llama_jax.tpu.plan import Plan, as_json, plan
+from llama_jax.tpu.ppo_plan import ppo_json, ppo_plan, ppo_text
 from llama_jax.tpu.report import front_text, text
 from llama_jax.tpu.search import front_json, search
 from llama_jax.tpu.topology import Topology
 
 PROG = "llama-jax plan"
-EXPERIMENTS = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig)}
-"""Of the stages whose step can be planned."""
+_ONE_STEP = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig)}
+EXPERIMENTS = {**_ONE_STEP, PpoConfig.stage: PpoConfig}
+"""Of the stages whose steps can be planned."""
 EPILOG = """\
 Every option of an experiment can follow, as for `llama-jax train`: --batch-size (global),
 --seq-len, --mesh.tensor, --mesh.fsdp, --mesh.sequence, --optimizer.moment-dtype, --accumulate ...
@@ -43,6 +48,7 @@ examples:
   llama-jax plan experiments/tpu/llama2_7b_32k.py --topology v5p-128
   llama-jax plan --model llama2-13b --topology v6e-64 --search
   llama-jax plan --model llama2-7b --topology v5e-64 --stage reward --batch-size 512
+  llama-jax plan --model llama2-7b --topology v5e-64 --stage ppo --batch-size 512
   llama-jax plan --model llama2-70b --topology v5e-16 --decode --batch-size 32
   llama-jax plan experiments/tpu/llama2_7b.py --topology v5e-256 --save gs://BUCKET/steps
 
@@ -74,7 +80,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         "--stage",
         choices=sorted(EXPERIMENTS),
         default="train",
-        help="the kind of experiment: pretraining, fine-tuning, or a reward model (train)",
+        help="the kind of experiment: pretraining, fine-tuning, a reward model, or PPO (train)",
     )
     parser.add_argument("--remat", metavar="POLICY", help="as --model.remat (full with --model)")
     parser.add_argument(
@@ -105,6 +111,10 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         not (args.save and (args.search or args.decode)),
         f"{PROG} --save keeps one training step: not with --search or --decode",
     )
+    require(
+        not ((args.save or args.search) and args.stage == "ppo"),
+        f"{PROG} --stage ppo compiles two steps: not with --save or --search",
+    )
     if args.save and "://" not in args.save:
         args.save = os.path.abspath(expand(args.save))
     if path:
@@ -122,6 +132,9 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         if not args.json:
             return front_text(front)
         return json.dumps([front_json(row) for row in front])
+    if isinstance(config, PpoConfig):
+        found = ppo_plan(config, topology)
+        return json.dumps(ppo_json(found)) if args.json else ppo_text(found)
     planned = plan(config, topology, args.save)
     if args.json:
         return json.dumps(as_json(planned))
@@ -151,12 +164,31 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
         raise InputError(f"model {name!r} is unknown; nearest are {', '.join(near)}")
     head = "score" if stage == "reward" else "language"
     model = replace(PRESETS[name], remat="full", head=head)
-    return EXPERIMENTS[stage](
-        workdir="unused",
-        steps=100_000,
-        batch_size=topology.chips,
-        seq_len=model.max_seq_len,
-        model=model,
-        optimizer=OptimizerConfig(learning_rate=3e-4),
-        data=DataConfig(dataset="unused"),
-    )
+    common = {
+        "workdir": "unused",
+        "batch_size": topology.chips,
+        "seq_len": model.max_seq_len,
+        "model": model,
+        "data": DataConfig(dataset="unused"),
+    }
+    if stage == "ppo":  # section 3.4.3 of the paper; answers of a quarter of the context
+        # Weights that are whole for generation shall take a quarter of a chip at most.
+        weights = parameter_count(model) * BYTES[model.dtype]
+        splits = [n for n in (1, 2, 4, 8) if model.num_kv_heads % n == topology.chips % n == 0]
+        enough = [n for n in splits if 4 * weights <= n * topology.chip.hbm_bytes]
+        tensor = min(enough, default=splits[-1])
+        constant = OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0)
+        return PpoConfig(
+            **{**common, "batch_size": 512},
+            steps=400,
+            minibatch=64,
+            max_new_tokens=model.max_seq_len // 4,
+            optimizer=constant,
+            value_optimizer=constant,
+            init_from="unused",
+            helpfulness="unused",
+            safety="unused",
+            mesh=MeshConfig(fsdp=-1, tensor=tensor),
+        )
+    optimizer = OptimizerConfig(learning_rate=3e-4)
+    return _ONE_STEP[stage](**common, steps=100_000, optimizer=optimizer)

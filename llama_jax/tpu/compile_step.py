@@ -25,8 +25,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from llama_jax import pretrain
-from llama_jax.align import reward, sft
+from llama_jax.align import ppo_trainer, reward, sft
 from llama_jax.config import InputError, TrainConfig
+from llama_jax.config_align import PpoConfig
 from llama_jax.config_file import STAGES, from_dict
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
@@ -53,13 +54,16 @@ OBJECTIVES: dict[str, Callable[[Any], Stage]] = {
     "sft": sft.stage,
     "reward": reward.stage,
 }
-"""The stages whose step can be planned."""
+"""The stages with one step; that of PPO has two, a part each of `policy` and `value`."""
 
 
-def facts_of(config: TrainConfig, topology: Topology, save: str | None = None) -> dict[str, Any]:
+def facts_of(
+    config: TrainConfig, topology: Topology, save: str | None = None, part: str = ""
+) -> dict[str, Any]:
     """What the training step of an experiment does on a slice; see `compile_facts`.
 
     Args:
+      part: of an experiment with several steps, the one that is meant.
       save: a folder, which may be behind a URL, that gets the compiled step as an entry of jax's
         compilation cache; the key `saved` has its path and size in bytes, unless it was refused.
 
@@ -75,6 +79,7 @@ def facts_of(config: TrainConfig, topology: Topology, save: str | None = None) -
         "stage": config.stage,
         "config": dataclasses.asdict(config),
         "topology": topology.name,
+        "part": part,
     }
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as cache:
@@ -149,15 +154,20 @@ def topology_mesh(config: TrainConfig, topology: Topology) -> Mesh:
     return make_mesh(config.mesh, described.devices)
 
 
-def lower_step(config: TrainConfig, mesh: Mesh):
+def lower_step(config: TrainConfig, mesh: Mesh, part: str = ""):
     """The step that `llama-jax train` runs, lowered for the mesh, and its abstract arguments.
 
     It is the same text as there, so that what was compiled here is found there; see `facts_of`.
     Raises InputError for what the mesh cannot split.
     """
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    objective = OBJECTIVES[config.stage](config).objective
-    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
+    if isinstance(config, PpoConfig):
+        value = dataclasses.replace(config.model, head="score")
+        objectives, optimizers = ppo_trainer.objectives(config, value)
+        objective, tx = objectives[part], optimizers[part]
+    else:
+        objective = OBJECTIVES[config.stage](config).objective
+        tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         state = abstract_state(objective, tx, mesh)
         batch = abstract_batch(config, objective, mesh)
@@ -165,7 +175,7 @@ def lower_step(config: TrainConfig, mesh: Mesh):
         return traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)), state, batch
 
 
-def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
+def compile_facts(config: TrainConfig, topology: Topology, part: str = "") -> dict[str, Any]:
     """Compile and analyse; sizes in bytes of one chip.
 
     Keys: arguments, mesh, versions; then either refused (bytes of temporaries that the compiler
@@ -175,7 +185,7 @@ def compile_facts(config: TrainConfig, topology: Topology) -> dict[str, Any]:
     """
     begin = time.monotonic()
     mesh = topology_mesh(config, topology)
-    lowered, state, batch = lower_step(config, mesh)
+    lowered, state, batch = lower_step(config, mesh, part)
     ready = time.monotonic()
     facts: dict[str, Any] = {
         "arguments": {
@@ -302,7 +312,7 @@ def main() -> None:
     facts: dict[str, Any]
     try:
         config = from_dict(STAGES[request["stage"]], request["config"])
-        facts = compile_facts(config, topology_of.parse(request["topology"]))
+        facts = compile_facts(config, topology_of.parse(request["topology"]), request["part"])
     except InputError as error:
         facts = {"bad_input": str(error)}
     facts["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

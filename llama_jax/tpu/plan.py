@@ -86,11 +86,12 @@ class Plan:
         return tokens / self.step_seconds / self.topology.chips
 
 
-def plan(config: TrainConfig, topology: Topology, save: str | None = None) -> Plan:
+def plan(config: TrainConfig, topology: Topology, save: str | None = None, part: str = "") -> Plan:
     """Compile the step of an experiment for a slice and account for it.
 
     Args:
       save: a folder for the compiled step, as jax's compilation cache; see `facts_of`.
+      part: of an experiment with several steps, the one that is meant.
 
     Raises:
       InputError: the experiment does not fit the slice's devices, libtpu is missing, or the folder
@@ -103,7 +104,7 @@ def plan(config: TrainConfig, topology: Topology, save: str | None = None) -> Pl
             f"slice={mesh['slice']}: use --mesh.slice {topology.slices}"
         )
     check_divides(config, topology)
-    return of_facts(config, topology, facts_of(config, topology, save))
+    return of_facts(config, topology, facts_of(config, topology, save, part))
 
 
 def of_facts(config: TrainConfig, topology: Topology, facts: dict[str, Any]) -> Plan:
