@@ -12,7 +12,7 @@ LEAST_EXPLAINED = -1.0
 """Explained variance below which a value model is worse than any constant."""
 
 
-def why_stop(config: PpoConfig, lines: Sequence[Mapping[str, float]]) -> str | None:
+def why_stop(config: PpoConfig, lines: Sequence[Mapping[str, int | float]]) -> str | None:
     """Why a run ends by what the metrics of its iterations say; None if it goes on.
 
     lines: the metrics of all iterations so far, in order.
@@ -31,7 +31,7 @@ def why_stop(config: PpoConfig, lines: Sequence[Mapping[str, float]]) -> str | N
     return None
 
 
-def check_sampled(config: PpoConfig, iteration: int, metrics: Mapping[str, float]) -> None:
+def check_sampled(config: PpoConfig, iteration: int, metrics: Mapping[str, int | float]) -> None:
     """Raise TrainingError for answers that nothing can be learned from, before anything is.
 
     Their scores are not finite, or the sampler drew them from another distribution than the one
@@ -47,7 +47,7 @@ def check_sampled(config: PpoConfig, iteration: int, metrics: Mapping[str, float
         )
 
 
-def check_updated(config: PpoConfig, lines: Sequence[Mapping[str, float]]) -> None:
+def check_updated(config: PpoConfig, lines: Sequence[Mapping[str, int | float]]) -> None:
     """Raise TrainingError if the updates of the last of these iterations went wrong."""
     now = lines[-1]
     iteration = int(now["step"])
@@ -69,7 +69,7 @@ def check_updated(config: PpoConfig, lines: Sequence[Mapping[str, float]]) -> No
         )
 
 
-def _check_finite(iteration: int, metrics: Mapping[str, float]) -> None:
+def _check_finite(iteration: int, metrics: Mapping[str, int | float]) -> None:
     bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if bad:
         said = ", ".join(f"{name} is {value}" for name, value in bad.items())

@@ -1,6 +1,7 @@
 """Experiments of every alignment stage that run in seconds, on a world of yes and no."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,42 +19,12 @@ from llama_jax.config_align import (
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 from llama_jax.model.presets import TINY
 
-MODEL = replace(TINY, vocab_size=320, max_seq_len=64)
+MODEL = replace(TINY, vocab_size=400, max_seq_len=64)
 T = 64
 ANIMALS = [
-    "cat",
-    "dog",
-    "bear",
-    "bee",
-    "crow",
-    "fish",
-    "duck",
-    "deer",
-    "fox",
-    "frog",
-    "hen",
-    "horse",
-    "mole",
-    "owl",
-    "pig",
-    "rat",
-]
-FOODS = [
-    "apples",
-    "bread",
-    "beans",
-    "corn",
-    "cherries",
-    "dates",
-    "eggs",
-    "fish",
-    "figs",
-    "grapes",
-    "hay",
-    "honey",
-    "mice",
-    "nuts",
-]
+    "cat", "dog", "bear", "bee", "crow", "duck", "deer", "fox", "frog", "hen", "horse", "mole",
+]  # fmt: skip
+FOODS = ["apples", "bread", "beans", "corn", "dates", "eggs", "fish", "figs", "hay", "honey"]
 CONSTANT = {"warmup_steps": 0, "schedule": "constant"}
 
 
@@ -84,11 +55,14 @@ class TinyChat:
     def __init__(self, folder: Path):
         self.folder = folder
         self.tokenizer_file = folder / "tokenizer.model"
-        if not self.tokenizer_file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write_data()
-            texts = [f"{q} {' '.join(answers(*rest))}" for q, *rest in questions()]
-            train_tokenizer(texts, MODEL.vocab_size).save(self.tokenizer_file)
+
+    def prepare(self) -> "TinyChat":
+        """Write the files."""
+        self._write_data()
+        # With the template's own words, so that conversations are short.
+        texts = [f"[INST] {q} [/INST] {' '.join(answers(*r))}" for q, *r in questions()]
+        train_tokenizer(texts, MODEL.vocab_size).save(self.tokenizer_file)
+        return self
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -131,6 +105,7 @@ class TinyChat:
             cache_dir=str(self.folder / "cache"),
             workers=1,
         )
+        xla = self.folder / "xla"
         values = {
             "workdir": str(self.folder / name),
             "steps": 2,
@@ -142,7 +117,7 @@ class TinyChat:
             "optimizer": OptimizerConfig(learning_rate=1e-3, **CONSTANT),
             "data": data,
             "checkpoint": CheckpointConfig(every=1),
-            "compilation_cache": "",
+            "compilation_cache": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(xla)),
         }
         return values | changes
 
@@ -151,14 +126,12 @@ class TinyChat:
         return TrainConfig(**self.common("base", "stories.jsonl", **changes))
 
     def sft(self, **changes: Any) -> SftConfig:
-        """Fine-tuning of the base, long enough that most answers end."""
-        optimizer = OptimizerConfig(learning_rate=1e-2, **CONSTANT)
-        checkpoint = CheckpointConfig(every=10)
+        """Fine-tuning of the base: most answers end, and are not all the same yet."""
         changes = {
             "init_from": str(self.folder / "base"),
-            "steps": 20,
-            "optimizer": optimizer,
-            "checkpoint": checkpoint,
+            "steps": 6,
+            "optimizer": OptimizerConfig(learning_rate=1e-2, **CONSTANT),
+            "checkpoint": CheckpointConfig(every=2),
             **changes,
         }
         return SftConfig(**self.common("sft", "dialogues.jsonl", **changes))

@@ -1,0 +1,182 @@
+"""Ghost attention: what is asked, trained and remembered, with models of a few lines."""
+
+from dataclasses import replace
+
+import pytest
+
+from llama_jax.align import ghost_attention
+from llama_jax.align.answering import Answered, Answerer
+from llama_jax.align.ghost_attention import (
+    converse,
+    messages_of,
+    recall,
+    synthesise,
+    training_row,
+)
+from llama_jax.config import InputError
+from llama_jax.data.chat import encode_dialogue
+from llama_jax.data.ghosts import Ghost, ghost_conversations
+from tests.align.tiny_chat import TinyChat
+
+QUESTIONS = tuple(f"Question {n}?" for n in range(8))
+GHOST = Ghost("Say boo.", QUESTIONS, lambda answer: "boo" in answer)
+SHORT = Ghost("Say boo.", QUESTIONS[:2], GHOST.keeps)
+
+
+def said(text, ended=True):
+    return Answered(text, (5, 2), ended)
+
+
+class Model(Answerer):
+    """Answers with `reply(messages)`, and keeps what it was asked."""
+
+    def __init__(self, reply, longest=100):
+        self.__dict__.update(reply=reply, longest=longest, asked=[])
+
+    def reads(self, messages):
+        return len(messages) <= self.longest
+
+    def answer(self, conversations, seeds):
+        self.asked.extend(zip(conversations, seeds, strict=True))
+        return [self.reply(messages) for messages in conversations]
+
+
+def obedient(messages):
+    return said("boo to you")
+
+
+def deaf(messages):
+    return said("no")
+
+
+def forgetful(messages):
+    """Keeps what the last message asks for, and forgets what an earlier one did."""
+    return said("boo" if "boo" in messages[-1]["content"] else "no")
+
+
+def contents(messages):
+    return [m["content"] for m in messages]
+
+
+def test_the_instruction_stands_before_every_question_or_the_first_alone():
+    answers = [said("a"), said("b")]
+    assert contents(messages_of(GHOST, answers, every=True)) == [
+        "Say boo. Question 0?", "a", "Say boo. Question 1?", "b", "Say boo. Question 2?"
+    ]  # fmt: skip
+    assert contents(messages_of(GHOST, answers, every=False)) == [
+        "Say boo. Question 0?", "a", "Question 1?", "b", "Question 2?"
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return TinyChat(tmp_path_factory.mktemp("ghosts")).prepare()
+
+
+def test_exactly_the_last_answer_is_trained_with_its_space_and_eos(tiny):
+    row = training_row(GHOST, [said("Yes."), said("No."), said("Be kind.")])
+    assert contents(row.messages) == [
+        "Say boo. Question 0?", "Yes.", "Question 1?", "No.", "Question 2?", "Be kind."
+    ]  # fmt: skip
+    ids, trained = encode_dialogue(tiny.tokenizer, row.messages)
+    answer = [i for i, t in zip(ids, trained, strict=True) if t]
+    assert tiny.tokenizer.decode(answer[:-1]) == "Be kind. "
+    assert answer[-1] == tiny.tokenizer.eos_id
+    assert trained == [False] * (len(ids) - len(answer)) + [True] * len(answer)
+    assert tiny.tokenizer.decode(ids[-len(answer) - 3 : -len(answer)]).endswith("[/INST]")
+
+
+def test_recall_counts_the_answers_that_keep_the_instruction():
+    at = (1, 2, 4, 6)
+    assert recall(Model(obedient), [GHOST] * 3, at, seed=0) == dict.fromkeys(at, 1.0)
+    assert recall(Model(deaf), [GHOST] * 3, at, seed=0) == dict.fromkeys(at, 0.0)
+    assert recall(Model(forgetful), [GHOST] * 3, at, seed=0) == {1: 1.0, 2: 0.0, 4: 0.0, 6: 0.0}
+    # A conversation that ended before a turn did not keep anything there.
+    assert recall(Model(obedient), [GHOST, SHORT], (2, 4), seed=0) == {2: 1.0, 4: 0.5}
+
+
+def test_a_conversation_holds_the_models_own_answers_and_seeds_of_its_own():
+    model = Model(forgetful)
+    answers = converse(model, [GHOST, GHOST], [3, 1], seed=7, every=False)
+    assert [[a.text for a in one] for one in answers] == [["boo", "no", "no"], ["boo"]]
+    last, seeds = model.asked[-1]
+    assert contents(last) == ["Say boo. Question 0?", "boo", "Question 1?", "no", "Question 2?"]
+    assert seeds == (7, 0, 2)
+    assert len({seeds for _, seeds in model.asked}) == len(model.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("reply", "longest", "ghost"),
+    [
+        (obedient, 3, GHOST),  # too long for a third turn
+        (obedient, 100, SHORT),  # no third question
+        (lambda m: said("boo" if len(m) < 5 else ""), 100, GHOST),
+        (lambda m: said("boo" if len(m) < 5 else "boo [INST]"), 100, GHOST),
+    ],
+)
+def test_a_conversation_ends_where_it_cannot_go_on(reply, longest, ghost):
+    (answers,) = converse(Model(reply, longest), [ghost], [8], seed=0, every=True)
+    assert len(answers) == 2
+
+
+@pytest.fixture
+def experiment(tiny, monkeypatch):
+    """`synthesise` of a model that replies as told."""
+
+    def make(reply, ghosts=(GHOST, GHOST, SHORT), **changes):
+        model = Model(reply)
+        monkeypatch.setattr(ghost_attention.Answerer, "load", lambda path, **settings: model)
+        monkeypatch.setattr(ghost_attention, "ghost_conversations", lambda *a: list(ghosts))
+        return synthesise(tiny.gatt(**changes)), model
+
+    return make
+
+
+def test_conversations_that_keep_the_instruction_are_trained_on(experiment):
+    made, model = experiment(obedient)
+    assert len(made) == 3
+    assert all(2 <= len(d.messages) // 2 <= 3 for d in made)
+    asked = [m for messages, _ in model.asked for m in messages if m["role"] == "user"]
+    assert all(m["content"].startswith("Say boo.") for m in asked)
+    for dialogue in made:
+        users = [m["content"] for m in dialogue.messages if m["role"] == "user"]
+        assert [u.startswith("Say boo.") for u in users] == [True] + [False] * (len(users) - 1)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        deaf,
+        lambda m: said("boo", ended=False),  # cut off
+        lambda m: said("boo" if len(m) == 1 else ""),  # one turn alone has nothing to remember
+    ],
+)
+def test_what_teaches_nothing_is_left_out_and_nothing_left_is_an_error(experiment, reply):
+    with pytest.raises(InputError, match=r"of 3 conversations with .*sft, [03] end with a whole"):
+        experiment(reply)
+
+
+def test_files_of_conversations(tiny):
+    data = tiny.gatt().data
+    found = ghost_conversations(data, 2, 3)
+    assert [len(g.questions) for g in found] == [3, 3]
+    assert found[0].instruction == "Be kind."
+    assert found[0].keeps("anything at all")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"turns": ["a", "b"]}, "row 2 must be an object such as"),
+        ({"instruction": " ", "turns": ["a", "b"]}, "row 2: instruction must be text, not ' '"),
+        ({"instruction": "x", "turns": ["a"]}, "row 2: turns must be a list of two texts or more"),
+        ({"instruction": "x", "turns": "ab"}, "row 2: turns must be a list of two texts or more"),
+    ],
+)
+def test_a_bad_row_of_a_file_is_named(tiny, row, message):
+    good = {"instruction": "x", "turns": ["a", "b"]}
+    path = tiny.write("bad_ghosts.jsonl", [good, row])
+    with pytest.raises(InputError) as error:
+        ghost_conversations(replace(tiny.gatt().data, dataset=path), 10, 3)
+    assert message in str(error.value)
+    assert path in str(error.value)
