@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -98,7 +97,7 @@ def print_summary(summary: Any, command: str) -> None:
         print(f"  samples          {os.path.join(run, 'samples', os.path.basename(samples))}")
     if picture:
         print(f"  loss curve       {os.path.join(run, 'loss.svg')} (open it in a browser)")
-    program = "llama-jax" if shutil.which("llama-jax") else os.path.relpath(sys.argv[0])
+    program = "llama-jax" if shutil.which("llama-jax") else "python -m llama_jax"
     print("next:")
     for line in NEXT.get(command, CHAT):
         print(f"  {program} {line.format(run=run)}")

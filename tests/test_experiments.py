@@ -11,26 +11,44 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.config import MeshConfig, TrainConfig, load_experiment
+from llama_jax.config import MeshConfig, TrainConfig, load_experiment, override
+from llama_jax.config_align import PpoConfig
 from llama_jax.model.presets import TINY
 from llama_jax.parallel.arrays import check_batch, shard_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.tpu import topology
 from llama_jax.tpu.chips import GiB
-from llama_jax.tpu.plan import as_json, plan
+from llama_jax.tpu.command import EXPERIMENTS
+from llama_jax.tpu.compile_step import lower_step
+from llama_jax.tpu.plan import as_json, check_divides, plan
+from llama_jax.tpu.ppo_plan import ppo_plan
 from llama_jax.train.next_token import NextToken
 from llama_jax.train.optimizer import make_optimizer
 from llama_jax.train.state import abstract_state, sharded_init, trained_table
 from llama_jax.train.step import abstract_batch, jit_train_step
 
 ROOT = Path(__file__).parents[1]
-PODS = sorted((ROOT / "experiments" / "tpu").glob("*.py"))
+FILES = sorted((ROOT / "experiments" / "tpu").glob("*.py"))
+STAGE = re.compile(r"_(sft|reward|ppo)$")
+STAGES = [path for path in FILES if STAGE.search(path.stem)]
+"""Experiments of alignment, by the ends of their names."""
+PODS = [path for path in FILES if path not in STAGES]
+"""Pretraining."""
 PREDICTED = re.compile(
-    r"Predicted (\S+ of \S+) GiB a chip and (\S+) s a step or more:\n"
-    r" +llama-jax plan experiments/tpu/(\S+) --topology (\S+)"
+    r"Predicted (\S+ of \S+) GiB a chip and (\S+) s an? (?:step|iteration) or more:\n"
+    r" +llama-jax plan experiments/tpu/(\S+)(?: --stage \S+)? --topology (\S+)"
 )
 FAST = {"llama2_7b_32k"}  # the ring, too
 SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+
+
+def stage_of(path: Path) -> str:
+    found = STAGE.search(path.stem)
+    return found[1] if found else "train"
+
+
+def load(path: Path) -> TrainConfig:
+    return load_experiment([str(path)], kind=EXPERIMENTS[stage_of(path)])
 
 
 def shrink(config: TrainConfig) -> TrainConfig:
@@ -42,10 +60,13 @@ def shrink(config: TrainConfig) -> TrainConfig:
         dtype="float32",
     )
     axes = {a: size if size in (1, -1) else 2 for a, size in asdict(config.mesh).items()}
+    few: dict[str, int] = {"batch_size": 8 * config.accumulate}
+    if isinstance(config, PpoConfig):
+        few |= {"minibatch": 8, "max_new_tokens": 8}
     return replace(
         config,
+        **few,
         steps=2,
-        batch_size=8 * config.accumulate,
         seq_len=model.max_seq_len,
         model=model,
         mesh=MeshConfig(**axes),
@@ -87,23 +108,60 @@ def test_what_a_file_says_is_what_its_chips_can_split(path):
         assert config.steps * (1 << 22) == pytest.approx(2e12, rel=1e-5)
 
 
-@pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_a_file_says_how_to_run_it(path):
     text = path.read_text()
-    assert f"llama-jax train experiments/tpu/{path.name} " in text
-    assert PREDICTED.search(text)[3] == path.name
+    assert f"llama-jax {stage_of(path)} experiments/tpu/{path.name} " in text
+    _, _, name, slice_name = PREDICTED.search(text).groups()
+    assert name == path.name
+    assert ("--stage" in PREDICTED.search(text)[0]) == (path in STAGES)
+    check_divides(load(path), topology.parse(slice_name))
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_the_options_of_a_stages_command_are_settings(path):
+    """What the command of a docstring says, the stage takes; nothing else has to be given."""
+    command = re.search(r"Command   llama-jax \S+ (.*?)\nHardware", path.read_text(), re.DOTALL)[1]
+    _, *options = command.replace("\\", " ").split()
+    config = override(load(path), options, "llama-jax")
+    assert config.workdir.startswith("gs://")
+    assert config.init_from.startswith("gs://")
+    assert config.seq_len == config.model.max_seq_len == 4096
+    assert config.batch_size == {"sft": 64, "reward": 512, "ppo": 512}[stage_of(path)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama2_7b", "llama2_70b_v5p"])
+@pytest.mark.parametrize("name", ["llama2_7b", "llama2_70b_v5p", "llama2_7b_reward"])
 def test_a_file_predicts_what_the_planner_does(name):
     pytest.importorskip("libtpu")
     path = ROOT / "experiments" / "tpu" / f"{name}.py"
     memory, seconds, _, slice_name = PREDICTED.search(path.read_text()).groups()
-    planned = as_json(plan(load_experiment([str(path)]), topology.parse(slice_name)))
+    planned = as_json(plan(load(path), topology.parse(slice_name)))
     used, limit = planned["hbm_bytes_per_chip"]["total"], planned["hbm_limit_bytes"]
     assert f"{used / GiB:.1f} of {limit / GiB:.1f}" == memory
     assert f"{planned['predicted_step_seconds']:.2f}" == seconds
+
+
+@pytest.mark.slow
+def test_the_ppo_of_a_7b_is_as_its_file_predicts():
+    pytest.importorskip("libtpu")
+    path = ROOT / "experiments" / "tpu" / "llama2_7b_ppo.py"
+    memory, seconds, _, slice_name = PREDICTED.search(path.read_text()).groups()
+    config = load(path)
+    p = ppo_plan(config, topology.parse(slice_name))
+    assert f"{max(p.moments.values()) / GiB:.1f} of {p.limit / GiB:.1f}" == memory
+    assert f"{sum(p.seconds.values()):.2f}" == seconds
+    assert config.wave_rows <= p.wave_rows
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_the_steps_of_a_stage_lower_for_eight_devices(path):
+    config = shrink(load(path))
+    mesh = make_mesh(config.mesh)
+    for part in ("policy", "value") if stage_of(path) == "ppo" else ("",):
+        lowered, _, _ = lower_step(config, mesh, part)
+        assert "sharding" in lowered.as_text()
+    assert math.prod(mesh.shape.values()) == 8
 
 
 @pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)

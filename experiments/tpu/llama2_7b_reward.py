@@ -1,0 +1,34 @@
+"""A reward model of Llama 2 7B as the paper trains it, on 512 pairs of answers a step.
+
+Touvron et al. 2023b, section 3.2.2: one epoch over the pairs, peak 1e-5, cosine to a tenth, 3 %
+warm-up, a margin by rating. Two rows of 4096 tokens a pair, 8 micro-batches. `steps` is
+one epoch of the paper's 1,418,091 pairs of its own.
+
+Command   llama-jax reward experiments/tpu/llama2_7b_reward.py \\
+              --workdir gs://my-runs/llama2-7b-reward --init-from gs://my-runs/llama2-7b-sft \\
+              --data.dataset gs://my-data/pairs.jsonl
+Hardware  v5e-64, which is 64 chips; not run on it yet
+Predicted MEMORY GiB a chip and SECONDS s a step or more:
+              llama-jax plan experiments/tpu/llama2_7b_reward.py --stage reward --topology v5e-64
+"""
+
+from dataclasses import replace
+
+from llama_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig
+from llama_jax.config_align import RewardConfig
+from llama_jax.model.presets import LLAMA2_7B
+
+CONFIG = RewardConfig(
+    workdir="runs/llama2_7b_reward",
+    init_from="runs/llama2_7b_sft",
+    steps=2769,
+    batch_size=512,
+    accumulate=8,
+    seq_len=4096,
+    eval_every=200,
+    model=replace(LLAMA2_7B, head="score", remat="full"),
+    optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=83),
+    data=DataConfig(dataset="pairs.jsonl"),
+    mesh=MeshConfig(fsdp=-1),
+    checkpoint=CheckpointConfig(every=200, keep=1),
+)
