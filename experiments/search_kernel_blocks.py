@@ -10,8 +10,7 @@ import argparse
 import dataclasses
 import itertools
 
-from llama_jax.kernels.block_sizes import HEAD_WIDTHS
-from llama_jax.tpu.chips import CHIPS
+from llama_jax.kernels.block_sizes import HEAD_WIDTHS, VMEM
 from llama_jax.tpu.kernel_cases import Case
 from llama_jax.tpu.kernel_report import kernel_report
 
@@ -29,7 +28,7 @@ def candidates(direction: str) -> list[tuple[int, int, int]]:
 def main() -> None:
     """Compiles every candidate; those that the compiler or VMEM refuses are said so."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("generation", choices=CHIPS)
+    parser.add_argument("generation", choices=VMEM)
     parser.add_argument("--pass", dest="direction", choices=("forward", "backward"), required=True)
     parser.add_argument("--masks", choices=("causal", "packed"), default="causal")
     parser.add_argument("--head-dim", type=int, choices=HEAD_WIDTHS, default=128)

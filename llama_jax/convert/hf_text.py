@@ -70,7 +70,7 @@ class _Folder:
                 if name.endswith(".json"):
                     text = read_json(file, limit=_SIDE_BYTES).get("chat_template")
                     return text if isinstance(text, str) else None
-                return read_bytes(file, limit=_SIDE_BYTES).decode()
+                return read_bytes(file, limit=_SIDE_BYTES).decode("utf-8-sig")
             except (InputError, UnicodeDecodeError) as error:
                 self.notes.append(f"Left out: {name} ({error!s:.200}).")
         given = self.settings.get("chat_template")

@@ -1,14 +1,14 @@
 """Conversations for ghost attention: an instruction, and questions that a user asks under it."""
 
-import json
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from llama_jax.config import DataConfig, require
 from llama_jax.data.corpora.tales import ghost, instructions
-from llama_jax.runtime.files import as_path
+from llama_jax.data.formats import rows
+from llama_jax.runtime.files import as_path, shown
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,21 @@ def ghost_conversations(
     path = as_path(config.dataset)
     require(path.is_file(), f"data {path} is no file: give JSON lines of instruction and turns")
     found = []
-    for row, line in enumerate(path.read_text().splitlines()[:count], 1):
-        where = f"data {path}, row {row}"
-        try:
-            values: Any = json.loads(line)
-        except ValueError:
-            values = {}
+    for number, values in itertools.islice(rows.read(path), count):
+        where = f"data {path}, row {number}"
         require(
-            isinstance(values, dict) and values.keys() >= {"instruction", "turns"},
+            values.keys() >= {"instruction", "turns"},
             f'{where} must be an object such as {{"instruction": "...", "turns": ["...", "..."]}}, '
-            f"not {line:.60}",
+            f"not {shown(values)}",
         )
         said, asked = values["instruction"], values["turns"]
         require(
             isinstance(said, str) and said.strip(),
-            f"{where}: instruction must be text, not {said!r:.60}",
+            f"{where}: instruction must be text, not {shown(said)}",
         )
         require(
             isinstance(asked, list) and len(asked) > 1 and all(isinstance(q, str) for q in asked),
-            f"{where}: turns must be a list of two texts or more, not {asked!r:.60}",
+            f"{where}: turns must be a list of two texts or more, not {shown(asked)}",
         )
         found.append(Ghost(said, tuple(asked[:turns]), lambda answer: True))
     require(found, f"data {path} holds no conversation")

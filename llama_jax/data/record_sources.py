@@ -18,7 +18,7 @@ from llama_jax.data import formats, sources
 from llama_jax.data.corpora import tales
 from llama_jax.data.records import Record
 from llama_jax.data.sources import TRAIN, VALIDATION
-from llama_jax.data.validation_split import VALIDATION_SHARE, in_validation
+from llama_jax.data.split import VALIDATION_SHARE, in_validation
 from llama_jax.runtime.files import reason
 
 VERSION = 1

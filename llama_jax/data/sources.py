@@ -20,7 +20,7 @@ from llama_jax.config import InputError, require
 from llama_jax.data import folders, scan_cache, textfiles
 from llama_jax.data.corpora import tales
 from llama_jax.data.corpora.tales import instructions
-from llama_jax.data.validation_split import VALIDATION_SHARE, in_validation
+from llama_jax.data.split import VALIDATION_SHARE, in_validation
 from llama_jax.runtime.files import AnyPath, as_path
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")

@@ -13,9 +13,9 @@ LANES = 128
 HEAD_WIDTHS = (64, 128)
 DTYPES = ("bfloat16", "float32")
 MiB = 1 << 20
-# VMEM that a kernel may plan with, bytes. Physical: 16 MiB on v4, 64 on v5p, 128 on v5e and v6e
-# (jax/_src/tpu_info.py); the rest is left to what XLA prefetches for its neighbours.
-VMEM = {"v4": 16 * MiB, "v5e": 64 * MiB, "v5p": 40 * MiB, "v6e": 64 * MiB}
+# VMEM that a kernel may plan with, bytes. Physical: 16 MiB on v4, 64 on v5p and tpu7x, 128 on v5e
+# and v6e (jax/_src/tpu_info.py); the rest is left to what XLA prefetches for its neighbours.
+VMEM = {"v4": 16 * MiB, "v5e": 64 * MiB, "v5p": 40 * MiB, "v6e": 64 * MiB, "tpu7x": 40 * MiB}
 # Register spills and compiler temporaries, as a share of what a kernel asks for itself.
 HEADROOM = 1.15
 # Queries that a step of the grid takes at most; more would only delay the first one.
@@ -91,6 +91,7 @@ TUNED = {
     "v5e": {64: _V5E_NARROW, 128: _V5},
     "v5p": {64: _V5P_NARROW, 128: _V5},
     "v6e": {64: _V6E_NARROW, 128: _V6E},
+    "tpu7x": {64: _V6E_NARROW, 128: _V6E},
 }
 # Fits the smallest VMEM at any length and width, in either dtype.
 SAFE = _tuned(_ANY, (512, 256), (512, 256, 256))
@@ -102,14 +103,14 @@ FLOAT32 = Tuned(_ANY, BlockSizes(256, 512, 256), BlockSizes(256, 512, 256))
 
 
 def generation() -> str:
-    """ "v4", "v5e", "v5p" or "v6e" of the mesh in scope or the default device; "" elsewhere."""
+    """A key of VMEM: that of the mesh in scope or the default device; "" where there is none."""
     from jax.experimental.pallas import tpu as pltpu  # 0.15 s, which only TPUs need to spend
 
     try:
         name = pltpu.get_tpu_info().chip_version.value
     except (ValueError, RuntimeError, NotImplementedError):
         return ""
-    return name if name in VMEM else ""
+    return next((known for known in (name, f"tpu{name}") if known in VMEM), "")
 
 
 class Held(NamedTuple):

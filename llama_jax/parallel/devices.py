@@ -2,13 +2,16 @@
 
 import jax
 
-# Dense bfloat16 FLOP/s: Cloud TPU system architecture pages; NVIDIA A100, H100 and H200 data
-# sheets, SXM.
+# Dense bfloat16 FLOP/s of what jax calls a device: Cloud TPU system architecture pages, where v2,
+# v3 and TPU7x have two devices a chip; NVIDIA A100, H100 and H200 data sheets, SXM.
 PEAK_FLOPS = {
+    "TPU v2": 45e12 / 2,
+    "TPU v3": 123e12 / 2,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12 / 2,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,

@@ -17,7 +17,7 @@ import jax
 
 from llama_jax.config import InputError, require
 from llama_jax.runtime import cluster
-from llama_jax.runtime.rendezvous import Place, announced
+from llama_jax.runtime.rendezvous import MEETING_SECONDS, Place, announced
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 100
@@ -51,6 +51,8 @@ def initialize(
         with announced(_place, num_processes):
             jax.distributed.initialize(
                 *given,
+                # The watch ends first, and in one line.
+                initialization_timeout=round(MEETING_SECONDS) + 60,
                 heartbeat_timeout_seconds=heartbeat_seconds,
                 shutdown_timeout_seconds=heartbeat_seconds,
             )

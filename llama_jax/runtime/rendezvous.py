@@ -7,14 +7,19 @@ number to host 0, to the port that the service has for TCP, until all have met.
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+from llama_jax.runtime import interrupts
+
 logger = logging.getLogger(__name__)
 PATIENCE_SECONDS = 30.0
 """After so long the missing hosts are named."""
+MEETING_SECONDS = 300.0
+"""After so long the hosts that have come give up."""
 _PULSE_SECONDS = 0.5
 _MARK = b"llama_jax host "
 # Who says how many hosts there are: the first of these that is set.
@@ -28,22 +33,67 @@ Place = tuple[str, int, int]
 def announced(place: Callable[[], Place | None], given: int | None) -> Iterator[None]:
     """While the block waits, log for whom, at once and, if it lasts, once more with who is missing.
 
+    The block is a library's, which hears no signal and ends the process, with its stack, when the
+    hosts do not meet. So a signal, and that, end it here: in one line.
+
     place: None until it is known. given: the number of hosts if an option says it.
     """
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(place, given, ended), daemon=True)
-    thread.start()
+    with _signals() as signals:
+        watch = (place, given, ended, signals)
+        thread = threading.Thread(target=_watch, args=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """What gets a byte, its number, for each signal, whatever the main thread does."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        if threading.current_thread() is not threading.main_thread():
+            yield ours  # only the main thread may ask for it
+            return
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        try:
+            yield ours
+        finally:
+            signal.set_wakeup_fd(before)
+
+
+def _end_if_asked(signals: socket.socket, ended: threading.Event) -> None:
+    """End the process in a line if a signal came that the main thread has no ear for."""
     try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+        numbers = set(signals.recv(64)) & {signal.SIGINT, signal.SIGTERM}
+    except BlockingIOError:
+        return
+    if numbers and not ended.wait(_PULSE_SECONDS):
+        number = min(numbers)
+        said = "terminated" if number == signal.SIGTERM else "interrupted"
+        _end(f"{said} while the hosts find each other", 128 + number)
 
 
-def _watch(place: Callable[[], Place | None], given: int | None, ended: threading.Event) -> None:
+def _end(line: str, status: int) -> None:
+    os.write(2, f"llama-jax: error: {line}\n".encode())
+    interrupts.leave(status)
+
+
+def _watch(
+    place: Callable[[], Place | None],
+    given: int | None,
+    ended: threading.Event,
+    signals: socket.socket,
+) -> None:
     while (found := place()) is None:
         if ended.wait(0.05):
             return
+        _end_if_asked(signals, ended)
     address, number, count = found
     if count < 2:
         return
@@ -51,14 +101,21 @@ def _watch(place: Callable[[], Place | None], given: int | None, ended: threadin
     text = "host %d of %d (%s) waits for %s at %s; to run alone, add --num-processes 1"
     logger.warning(text, number, count, _said(given, count), others, address)
     host, _, port = address.rpartition(":")
+    roll: _Roll | None = None
     with contextlib.suppress(OSError):  # without datagrams nobody is missed by name
         roll = _Roll(host.strip("[]"), int(port), number)
-        start = time.monotonic()
-        while not ended.wait(_PULSE_SECONDS):
+    start, said = time.monotonic(), False
+    while not ended.wait(_PULSE_SECONDS):
+        _end_if_asked(signals, ended)
+        waited = time.monotonic() - start
+        if roll:
             roll.pulse()
-            if time.monotonic() - start > PATIENCE_SECONDS:
-                logger.warning("after %.0f s %s", PATIENCE_SECONDS, roll.missing(count))
-                start = float("inf")
+        if waited > PATIENCE_SECONDS and not said:
+            logger.warning("after %.0f s %s", PATIENCE_SECONDS, _missing(roll, count))
+            said = True
+        if waited > MEETING_SECONDS:
+            _end(f"the hosts did not meet in {waited:.0f} s: {_missing(roll, count)}", 1)
+    if roll:
         roll.pulse()
         roll.close()
 
@@ -68,6 +125,10 @@ def _said(given: int | None, count: int) -> str:
         return "--num-processes"
     name = next((name for name in _COUNTS if os.environ.get(name) == str(count)), None)
     return f"{name}={count}" if name else "as the machine says"
+
+
+def _missing(roll: "_Roll | None", count: int) -> str:
+    return roll.missing(count) if roll else "which are missing cannot be told on this machine"
 
 
 class _Roll:

@@ -87,7 +87,7 @@ class Estimate:
     """What a step needs of each chip, by the arithmetic alone."""
 
     hbm: dict[str, float]
-    """Bytes by category."""
+    """Bytes of one chip by category."""
     seconds: dict[str, float]
     """What each resource needs by itself: compute, hbm, links by mesh axis."""
 
@@ -103,16 +103,20 @@ class Estimate:
 
 
 def axis_rates(mesh: dict[str, int], topology: Topology) -> dict[str, float]:
-    """Bytes a second that one chip can send along each mesh axis, if it is laid out well.
+    """Bytes a second that one device can send along each mesh axis, if it is laid out well.
 
-    `tensor` and `sequence` get a ring of the torus each, what is left goes to `fsdp` and `data`.
+    `tensor` and `sequence` get a ring of the torus each, what is left goes to `fsdp` and `data`;
+    the devices of a chip share its links, and `tensor` stays within a chip where that is enough.
     """
     chip = topology.chip
     links = sum(
         2 if topology.wraps(k) else 1 for k, chips in enumerate(topology.shape) if chips > 1
     )
     rates = {"slice": chip.network_bytes_per_second}
-    for axis in ("tensor", "sequence"):
+    within = mesh["tensor"] == chip.devices > 1
+    if within:
+        rates["tensor"] = chip.between_devices
+    for axis in ("sequence",) if within else ("tensor", "sequence"):
         rates[axis] = min(2, links) * chip.link_bytes_per_second
         links = max(links - 2, 1) if mesh[axis] > 1 else links
     return rates | dict.fromkeys(("fsdp", "data"), max(links, 1) * chip.link_bytes_per_second)
@@ -124,7 +128,7 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     Raises InputError if the mesh does not multiply out.
     """
     c, chip = config.model, topology.chip
-    mesh = axis_sizes(config.mesh, topology.chips)
+    mesh = axis_sizes(config.mesh, topology.devices)
     width = BYTES[c.dtype]
     replicas = mesh["slice"] * mesh["data"] * mesh["fsdp"]
     tokens = tokens_of(config) / config.accumulate / replicas / mesh["sequence"]
@@ -164,7 +168,7 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     )
     seconds = {
         "compute": per_chip / chip.bf16_flops,
-        "hbm": (2 * moved + updates + width * stream) / chip.hbm_bytes_per_second,
+        "hbm": chip.devices * (2 * moved + updates + width * stream) / chip.hbm_bytes_per_second,
     }
     sent = {
         # Gathered forward and backward, scattered once.
@@ -181,4 +185,4 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     for axis, size in mesh.items():
         if size > 1:
             seconds[f"links {axis}"] = sent[axis] * (size - 1) / size / rates[axis]
-    return Estimate(hbm, seconds)
+    return Estimate({name: chip.devices * size for name, size in hbm.items()}, seconds)

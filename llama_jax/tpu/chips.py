@@ -1,13 +1,19 @@
 """The TPU generations: one table of published figures for the planner and the kernel schedules.
 
-Sources, all pages under cloud.google.com/tpu/docs: v4, v5e, v5p and v6e (peak, HBM, links).
-A page gives the chip-to-chip bandwidth of all links of a chip together, one way in Gbit/s (v4 2400,
-v5e 1600, v5p 4800) or both ways in GB/s (v6e 800); a link is one direction of one torus axis, of
-which a chip has four (v5e, v6e) or six (v4, v5p). The data-centre network: v5e 6.4 Tbit/s for a pod
-of 256 chips, v6e four times that, v4 and v5p 200 Gbit/s for a host of four chips. Matrix units:
-four of 128 x 128 a core up to v5p, on v6e two of 256 x 256 that take two rows a cycle
+Sources, all pages under cloud.google.com/tpu/docs: v2, v3, v4, v5e, v5p, v6e and tpu7x (peak, HBM,
+links). A page gives the chip-to-chip bandwidth of all links of a chip together, one way in Gbit/s
+(v4 2400, v5e 1600, v5p 4800) or both ways in GB/s (v6e 800, tpu7x 1200); a link is one direction of
+one torus axis, of which a chip has four (v2, v3, v5e, v6e) or six (v4, v5p, tpu7x). Those of v2 and
+v3 are 496 and 656 Gbit/s each (Norrie et al. 2021, "The Design Process for Google's Training
+Chips"). The data-centre network: v5e 6.4 Tbit/s for a pod of 256 chips, v6e four times that, v4 and
+v5p 200 Gbit/s for a host of four chips, tpu7x 100 Gbit/s a chip. Matrix units of 128 x 128: one a
+core on v2, two on v3, four up to v5p; on v6e and tpu7x two of 256 x 256 that take two rows a cycle
 (jax/_src/tpu_info.py, and the busy slots of the schedules). HBM is what the compiler says is
-available when a program asks for more.
+available when a program asks for more. Between the two dies of a tpu7x chip lie six times the bytes
+of a link.
+
+Estimates, for which no public figure was found: the network of v2 and v3, and what passes between
+the two cores of one of their chips.
 """
 
 import dataclasses
@@ -22,9 +28,9 @@ class Chip:
     """One TPU generation; figures are per chip unless said otherwise."""
 
     topology: str
-    """Smallest slice that libtpu knows."""
+    """A slice of four chips, to compile for."""
     cores: int
-    """TensorCores; a kernel's parallel grid axes are split over them."""
+    """TensorCores."""
     macs_per_cycle: int
     """Multiply-adds of all matrix units of one core."""
     bf16_flops: float
@@ -40,6 +46,10 @@ class Chip:
     """Chips along each torus axis of the largest slice."""
     rows_per_cycle: int = 1
     """Rows of an operand that one matrix unit takes."""
+    devices: int = 1
+    """What jax sees of a chip. One device of two cores splits a kernel's parallel grid axes."""
+    between_devices: float = 0.0
+    """Bytes a second from one device of a chip to the other."""
 
     @property
     def clock(self) -> float:
@@ -54,6 +64,32 @@ class Chip:
 
 MXU = 128 * 128
 CHIPS = {
+    "v2": Chip(
+        topology="v2:2x2",
+        cores=2,
+        macs_per_cycle=MXU,
+        bf16_flops=2 * PEAK_FLOPS["TPU v2"],
+        hbm_bytes=2 * int(7.48 * GiB),
+        hbm_bytes_per_second=700e9,
+        link_bytes_per_second=62e9,
+        network_bytes_per_second=3.125e9,
+        largest=(16, 16),
+        devices=2,
+        between_devices=350e9,
+    ),
+    "v3": Chip(
+        topology="v3:2x2",
+        cores=2,
+        macs_per_cycle=2 * MXU,
+        bf16_flops=2 * PEAK_FLOPS["TPU v3"],
+        hbm_bytes=2 * int(15.48 * GiB),
+        hbm_bytes_per_second=900e9,
+        link_bytes_per_second=82e9,
+        network_bytes_per_second=3.125e9,
+        largest=(32, 32),
+        devices=2,
+        between_devices=450e9,
+    ),
     "v4": Chip(
         topology="v4:2x2x1",
         cores=2,
@@ -98,5 +134,19 @@ CHIPS = {
         network_bytes_per_second=12.5e9,
         largest=(16, 16),
         rows_per_cycle=2,
+    ),
+    "tpu7x": Chip(
+        topology="tpu7x:2x2x1",
+        cores=2,
+        macs_per_cycle=16 * MXU,
+        bf16_flops=2 * PEAK_FLOPS["TPU7x"],
+        hbm_bytes=2 * int(94.74 * GiB),
+        hbm_bytes_per_second=7380e9,
+        link_bytes_per_second=100e9,
+        network_bytes_per_second=12.5e9,
+        largest=(16, 16, 36),
+        rows_per_cycle=2,
+        devices=2,
+        between_devices=600e9,
     ),
 }

@@ -39,8 +39,9 @@ EPILOG = """\
 Every option of an experiment can follow, as for `llama-jax train`: --batch-size (global),
 --seq-len, --mesh.tensor, --mesh.fsdp, --mesh.sequence, --optimizer.moment-dtype, --accumulate ...
 
-topologies: v4-N and v5p-N count TensorCores, two a chip; v5e-N (v5litepod-N) and v6e-N count chips;
-v5e:16x16 and v5p:4x4x8 give the shape; x2 behind any of them means two slices.
+topologies: v2-N, v3-N, v4-N, v5p-N and tpu7x-N count TensorCores, two a chip; v5e-N (v5litepod-N)
+and v6e-N count chips; v5e:16x16 and tpu7x:4x4x8 give the shape; x2 behind any of them means two
+slices. Each core of v2, v3 and tpu7x is a device of its own.
 
 examples:
   llama-jax plan --model llama2-70b --topology v5p-128
@@ -154,7 +155,7 @@ def saved_text(p: Plan, folder: str, path: Sequence[str], options: Sequence[str]
 
 
 def preset_experiment(name: str, topology: Topology, stage: str = "train") -> TrainConfig:
-    """One row a chip at the model's own context, recomputing whole layers; one pair for a reward
+    """One row a device at the model's own context, recomputing whole layers; one pair for a reward
     model.
 
     Raises InputError for an unknown model, with the nearest.
@@ -166,16 +167,16 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
     model = replace(PRESETS[name], remat="full", head=head)
     common = {
         "workdir": "unused",
-        "batch_size": topology.chips,
+        "batch_size": topology.devices,
         "seq_len": model.max_seq_len,
         "model": model,
         "data": DataConfig(dataset="unused"),
     }
     if stage == "ppo":  # section 3.4.3 of the paper; answers of a quarter of the context
-        # Weights that are whole for generation shall take a quarter of a chip at most.
+        # Weights that are whole for generation shall take a quarter of a device at most.
         weights = parameter_count(model) * BYTES[model.dtype]
-        splits = [n for n in (1, 2, 4, 8) if model.num_kv_heads % n == topology.chips % n == 0]
-        enough = [n for n in splits if 4 * weights <= n * topology.chip.hbm_bytes]
+        splits = [n for n in (1, 2, 4, 8) if model.num_kv_heads % n == topology.devices % n == 0]
+        enough = [n for n in splits if 4 * weights <= n * topology.chip.hbm_bytes / topology.chip.devices]
         tensor = min(enough, default=splits[-1])
         constant = OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0)
         return PpoConfig(

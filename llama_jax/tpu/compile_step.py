@@ -176,7 +176,7 @@ def lower_step(config: TrainConfig, mesh: Mesh, part: str = ""):
 
 
 def compile_facts(config: TrainConfig, topology: Topology, part: str = "") -> dict[str, Any]:
-    """Compile and analyse; sizes in bytes of one chip.
+    """Compile and analyse; sizes in bytes of one device.
 
     Keys: arguments, mesh, versions; then either refused (bytes of temporaries that the compiler
     would not place), or memory (its plan), live (at the peak, by category), hbm_traffic,
@@ -265,7 +265,7 @@ def categories(live: Liveness, params: Any, layers: int) -> dict[str, int]:
 def by_axis(
     found: list[Collective], mesh: Mesh, rate: Callable[[list[Any]], float]
 ) -> list[dict[str, Any]]:
-    """Bytes that one chip sends and times it does, by kind and by the mesh axes that are joined.
+    """Bytes that one device sends and times it does, by kind and by the mesh axes that are joined.
 
     Joined in stages along the torus, an axis has an entry for each rate of its stages.
     """
@@ -289,21 +289,26 @@ def by_axis(
 
 
 def group_bandwidth(devices: Sequence[Any], topology: Topology) -> float:
-    """Bytes a second that one chip can send to a group, by all the links that lie along it.
+    """Bytes a second that one device can send to a group, by all the links that lie along it.
 
     A group that covers a whole ring of the torus uses both its directions. A part of one, or a
-    torus axis without a wrap-around, counts once: its ends would be idle else.
+    torus axis without a wrap-around, counts once: its ends would be idle else. What goes to a
+    chip's devices goes there once; those of a chip that are in different groups share its links.
     """
     chip = topology.chip
-    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
-        return chip.network_bytes_per_second
+    places = {(getattr(device, "slice_index", 0), *device.coords) for device in devices}
+    if len(places) == 1:
+        return chip.between_devices
+    share = len(devices) / len(places) / chip.devices
+    if len({place[0] for place in places}) > 1:
+        return share * chip.network_bytes_per_second
     coordinates = list(zip(*(device.coords for device in devices), strict=True))
     links = 0
     for k in range(len(topology.shape)):
         extent = len(set(coordinates[k]))
         if extent > 1:
             links += 2 if extent == topology.shape[k] and topology.wraps(k) else 1
-    return links * chip.link_bytes_per_second
+    return share * links * chip.link_bytes_per_second
 
 
 def main() -> None:

@@ -13,21 +13,21 @@ from llama_jax.tpu.topology import Topology
 def decode_plan(config: TrainConfig, topology: Topology) -> dict[str, Any]:
     """Memory and time of one token for each of `batch_size` rows at a context of `seq_len`.
 
-    The weights, in the compute type, are split over all chips of one slice, as is the cache: by
+    The weights, in the compute type, are split over all devices of one slice, as is the cache: by
     heads over as many as the key/value heads allow, by rows over the rest. What a step costs at
     least: reading both once, the products, and two sums over the chips in each layer.
 
-    Raises InputError where the rows do not divide over the chips that remain.
+    Raises InputError where the rows do not divide over the devices that remain.
     """
     c, chip = config.model, topology.chip
-    chips = topology.chips // topology.slices
+    chips, devices = (n // topology.slices for n in (topology.chips, topology.devices))
     width = BYTES[c.dtype]
-    split = math.gcd(c.num_kv_heads, chips)
-    rows = chips // split
+    split = math.gcd(c.num_kv_heads, devices)
+    rows = devices // split
     require(
         config.batch_size % rows == 0,
-        f"batch_size={config.batch_size} is not divisible by {rows}, the chips that the "
-        f"{c.num_kv_heads} key/value heads leave of {chips}; use a multiple of {rows}",
+        f"batch_size={config.batch_size} is not divisible by {rows}, the devices that the "
+        f"{c.num_kv_heads} key/value heads leave of {devices}; use a multiple of {rows}",
     )
     B, S, T = config.batch_size, config.seq_len, 1
     weights = parameter_count(c) * width / chips

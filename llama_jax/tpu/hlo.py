@@ -3,6 +3,9 @@
 The text lists each computation once, in the order of its schedule, and a loop's body is a
 computation, so whatever is counted in it is multiplied by the loop's trip count. A layout says
 where an array lies: `S(1)` is VMEM, other `S(n)` are small memories, none is HBM.
+
+On tpu7x the SparseCores do the collectives, in three instructions: `custom-call-start` names the
+computation, `custom-call-update` takes the arguments, `custom-call-done` gives the results.
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ _NO_TRAFFIC = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
     "call", "partition-id", "replica-id", "after-all", "copy-done", "slice-done", "async-done",
     "all-gather-done", "all-reduce-done", "collective-permute-done", "iota", "opt-barrier",
+    "custom-call-start", "custom-call-done",
 }  # fmt: skip
 _NO_TRAFFIC_CALLS = ("ConcatBitcast", "AllocateBuffer", "AsyncCollectiveStart")
 
@@ -67,6 +71,12 @@ class Instruction:
         """The word after `name=`, "" if there is none; a computation without its %."""
         match = re.search(rf"\b{name}=%?([^,\s]+)", self.rest)
         return match[1] if match else ""
+
+    @property
+    def called(self) -> str:
+        """The computation of a fusion or of an asynchronous operation, "" for all others."""
+        match = re.search(r"called_computations=\{%([^,\s}]+)", self.rest)
+        return match[1] if match else self.attribute("calls")
 
     @property
     def op_name(self) -> str:
@@ -128,7 +138,7 @@ class Program:
                 if head:
                     name, lines = head[2], []
                     entry = name if head[1] else entry
-                elif line == "}":
+                elif line.startswith("}"):  # with the thread that runs it, if it is another
                     self.computations[name] = Computation(name, tuple(lines))
                 continue
             match = _LINE.match(line)
@@ -206,7 +216,7 @@ class Program:
         if i.opcode in ("copy-start", "slice-start"):
             moved = min(a.size for a in i.arrays[:2])
             return moved * sum(a.in_hbm for a in i.arrays[:2])
-        if i.opcode.endswith("-start"):
+        if i.opcode.endswith(("-start", "-update")):
             return sum(a.size for a in i.arrays if a.in_hbm)
         fused = self.computations.get(i.attribute("calls"))
         total = 0
@@ -267,10 +277,10 @@ class Program:
         return sizes
 
     def inside(self, computation: Computation, instruction: Instruction) -> Iterator[Instruction]:
-        """An instruction, and if it is a fusion all that is fused in it."""
+        """An instruction, and all that is in it: in a fusion, or in what it begins."""
         yield instruction
-        if instruction.opcode in ("fusion", "async-start"):
-            called = self.computations.get(instruction.attribute("calls"))
+        if instruction.opcode in ("fusion", "async-start", "custom-call-start"):
+            called = self.computations.get(instruction.called)
             if called is not None:
                 for inner in called.instructions:
                     yield from self.inside(called, inner)

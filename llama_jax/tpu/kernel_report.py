@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+from llama_jax.kernels.block_sizes import VMEM
 from llama_jax.tpu.bundles import Schedule, compile_in_subprocess
 from llama_jax.tpu.chips import CHIPS
 from llama_jax.tpu.kernel_cases import MODELS, Case, best_cases, spans_of
@@ -19,7 +20,7 @@ def kernel_report(
 
     Beside the rows, a line for each kernel that did not compile: which one, and why.
 
-    All figures are those of one chip and one layer, for one row of 4096 tokens, or, in decoding,
+    All figures are those of one device and one layer, for one row of 4096 tokens, or, in decoding,
     for one token of each of eight rows.
 
     - `cycles`: regions of the schedule times their visits. A region lasts for its bundles or for
@@ -37,8 +38,8 @@ def kernel_report(
 
     Raises ValueError for an unknown generation.
     """
-    if generation not in CHIPS:
-        raise ValueError(f"topology {generation!r} must be one of {', '.join(CHIPS)}")
+    if generation not in VMEM:
+        raise ValueError(f"topology {generation!r} must be one of {', '.join(VMEM)}")
     rows, failures = [], []
     for case in best_cases(generation) if cases is None else cases:
         # Decoding, and ours backward, is compiled for each model; else only the visits differ.
@@ -76,7 +77,8 @@ def _row(case: Case, schedules: list[Schedule], generation: str) -> dict:
         return sum(s.busy(slot, counts, n) * cycles for s, counts, n, cycles in parts) / executed
 
     needed = macs(case) / chip.macs_per_cycle
-    cycles = max(executed, needed) / chip.cores
+    # The cores of one device share a kernel's grid.
+    cycles = max(executed, needed) * chip.devices / chip.cores
     return {
         "kernel": case.kernel,
         "direction": case.direction,
@@ -85,7 +87,9 @@ def _row(case: Case, schedules: list[Schedule], generation: str) -> dict:
         "blocks": case.blocks,
         "cycles": round(cycles),
         "microseconds": round(1e6 * cycles / chip.clock, 1),
-        "memory_microseconds": round(1e6 * hbm_bytes(case) / chip.hbm_bytes_per_second, 1),
+        "memory_microseconds": round(
+            1e6 * hbm_bytes(case) * chip.devices / chip.hbm_bytes_per_second, 1
+        ),
         "share_of_peak": round(needed / max(executed, needed), 3),
         **{
             slot: round(busy(slot), 3)

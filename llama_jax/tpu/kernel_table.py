@@ -50,12 +50,14 @@ def report(topology: str) -> tuple[list[dict], list[str]]:
     Raises:
       InputError: the generation is unknown, or libtpu is not installed.
     """
-    from llama_jax.tpu.chips import CHIPS
+    from llama_jax.kernels.block_sizes import VMEM
     from llama_jax.tpu.kernel_report import kernel_report
+    from llama_jax.tpu.topology import ALIASES
 
-    generation = topology.replace(":", "-").split("-")[0]
+    name = topology.replace(":", "-").split("-")[0]
+    generation = ALIASES.get(name, name)
     require(
-        generation in CHIPS, f"--topology {topology} must be one of {', '.join(CHIPS)} or a slice"
+        generation in VMEM, f"--topology {topology} must be one of {', '.join(VMEM)} or a slice"
     )
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(

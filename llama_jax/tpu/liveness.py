@@ -74,10 +74,13 @@ class Liveness:
         if i.opcode in _VIEWS or 'custom_call_target="ConcatBitcast"' in i.rest:
             return operands if len(operands) >= len(i.arrays) else operands[:1] * len(i.arrays)
         if i.opcode.endswith("-done"):
-            started = [b for b in operands if b is not None]
-            wanted = i.arrays[0]
-            same = [b for b in started if b.dims == wanted.dims and b.dtype == wanted.dtype]
-            return [(same or [self._new(i, wanted, at_entry)])[0] if wanted.in_hbm else None]
+            return self._done(i, [b for b in operands if b is not None], at_entry)
+        if i.opcode == "custom-call-update":
+            # (arguments, results, scratch memory), of what its first operand began.
+            begun = computation.by_name[i.operands[0]]
+            given = [b for name in i.operands[1:] for b in holds.get(name, [])]
+            made = [self._new(begun, a, at_entry) if a.in_hbm else None for a in i.arrays]
+            return [*given, *made[len(given) :]]
         if i.opcode == "while":
             body = self.program.computations[i.attribute("body")]
             live = [b for b in alive if b not in operands]
@@ -103,8 +106,22 @@ class Liveness:
                 made.append(self._new(i, array, at_entry))
         return made
 
+    def _done(self, i: Instruction, started: list[Buffer], at_entry: bool) -> list[Buffer | None]:
+        """The arrays of a finished operation, among those that it was given or had made."""
+        found = []
+        for wanted in i.arrays:
+            same = [b for b in started if (b.dims, b.dtype) == (wanted.dims, wanted.dtype)]
+            # Arguments come first, but for those of a copy.
+            buffer = same[0 if i.opcode == "copy-done" else -1] if same else None
+            if buffer is None:
+                buffer = self._new(i, wanted, at_entry)
+            else:
+                started.remove(buffer)
+            found.append(buffer if wanted.in_hbm else None)
+        return found
+
     def _new(self, i: Instruction, array, at_entry: bool) -> Buffer:
-        inner = self.program.computations.get(i.attribute("calls"))
+        inner = self.program.computations.get(i.called)
         names = {i.opcode} | ({j.opcode for j in inner.instructions} if inner else set())
         kind = "carried" if at_entry else "other"
         if i.opcode == "parameter":
@@ -123,7 +140,9 @@ def _last_uses(computation: Computation) -> dict[str, int]:
         if i.root:
             last[i.name] = len(computation.instructions)
     for i in reversed(computation.instructions):
-        if i.opcode in ("tuple", "bitcast", "opt-barrier") or i.opcode.endswith("-start"):
+        if i.opcode in ("tuple", "bitcast", "opt-barrier") or i.opcode.endswith(
+            ("-start", "-update")
+        ):
             for name in i.operands:
                 last[name] = max(last.get(name, 0), last.get(i.name, 0))
     return last

@@ -97,7 +97,7 @@ def plan(config: TrainConfig, topology: Topology, save: str | None = None, part:
       InputError: the experiment does not fit the slice's devices, libtpu is missing, or the folder
         cannot be written.
     """
-    mesh = axis_sizes(config.mesh, topology.chips)
+    mesh = axis_sizes(config.mesh, topology.devices)
     if mesh["slice"] != topology.slices:
         raise InputError(
             f"topology {topology.name} is {topology.slices} slices, not mesh "
@@ -107,9 +107,22 @@ def plan(config: TrainConfig, topology: Topology, save: str | None = None, part:
     return of_facts(config, topology, facts_of(config, topology, save, part))
 
 
+def of_chip(facts: dict[str, Any], devices: int) -> dict[str, Any]:
+    """Facts of a chip from those of one device: all of its devices do the same.
+
+    Collectives stay as they are: a device's bytes, at the rate that it has of the chip's links.
+    """
+    sizes = ("arguments", "memory", "live")
+    return {
+        **facts,
+        **{k: {n: devices * v for n, v in facts[k].items()} for k in sizes if k in facts},
+        **{k: devices * facts[k] for k in ("refused", "hbm_traffic") if k in facts},
+    }
+
+
 def of_facts(config: TrainConfig, topology: Topology, facts: dict[str, Any]) -> Plan:
     """The plan that the facts of a compilation make."""
-    work, chip = flops(config), topology.chip
+    work, chip, facts = flops(config), topology.chip, of_chip(facts, topology.chip.devices)
     hbm = dict.fromkeys(CATEGORIES, 0) | facts["arguments"]
     seconds = {}
     if "refused" in facts:
@@ -200,7 +213,7 @@ def advice(p: Plan) -> str:
 
 def check_divides(config: TrainConfig, topology: Topology) -> None:
     """Raise InputError where heads, vocabulary or batch do not divide by their axes."""
-    mesh = axis_sizes(config.mesh, topology.chips)
+    mesh = axis_sizes(config.mesh, topology.devices)
     rows = mesh["slice"] * mesh["data"] * mesh["fsdp"]
     c = config.model
     for name, value, parts in (
@@ -225,6 +238,7 @@ def as_json(p: Plan) -> dict[str, Any]:
         "topology": p.topology.name,
         "stage": p.config.stage,
         "chips": p.topology.chips,
+        "devices": p.topology.devices,
         "mesh": p.mesh,
         "batch_size": p.config.batch_size,
         "seq_len": p.config.seq_len,

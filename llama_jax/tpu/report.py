@@ -4,6 +4,7 @@ from typing import Any
 
 from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.plan import CATEGORIES, Plan, advice
+from llama_jax.tpu.topology import Topology
 
 _SAID = {
     "parameters": "parameters",
@@ -18,15 +19,21 @@ _SAID = {
 
 
 def mesh_words(mesh: dict[str, int]) -> str:
-    """`fsdp=64 tensor=4`: the axes that have devices."""
-    return " ".join(f"{k}={v}" for k, v in mesh.items() if v > 1) or "one chip"
+    """`fsdp=64 tensor=4`: the axes that have more than one device."""
+    return " ".join(f"{k}={v}" for k, v in mesh.items() if v > 1) or "one device"
+
+
+def chips_of(topology: Topology) -> str:
+    """`64 chips`, and `of 2 devices` where jax sees more than one."""
+    each = topology.chip.devices
+    return f"{topology.chips} chips" + (f" of {each} devices" if each > 1 else "")
 
 
 def text(p: Plan) -> str:
     """The whole plan on a page."""
     c, lines = p.config, []
     lines.append(
-        f"{p.topology.name}: {p.topology.chips} chips, mesh {mesh_words(p.mesh)}, batch "
+        f"{p.topology.name}: {chips_of(p.topology)}, mesh {mesh_words(p.mesh)}, batch "
         f"{c.batch_size} x {c.seq_len} tokens, remat {c.model.remat}, {c.model.dtype}"
     )
     lines += ["", "HBM of one chip, GiB, as the compiler allocates it"]
@@ -49,9 +56,10 @@ def text(p: Plan) -> str:
     )
     if p.seconds:
         lines.append(f"  HBM traffic           {p.hbm_traffic / 1e9:.2f} GB a chip")
+    unit = "chip" if p.topology.chip.devices == 1 else "device"
     for entry in p.collectives:
         lines.append(
-            f"  {entry['kind']:20s}  {entry['bytes'] / 1e9:.3f} GB a chip over {entry['axis']}, "
+            f"  {entry['kind']:20s}  {entry['bytes'] / 1e9:.3f} GB a {unit} over {entry['axis']}, "
             f"{entry['times']} times"
         )
     step = p.step_seconds

@@ -15,7 +15,7 @@ from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.plan import Plan, as_json, check_divides, plan
 from llama_jax.tpu.topology import Topology
 
-ROWS_PER_CHIP = (1, 2, 4, 8, 16)
+ROWS_PER_DEVICE = (1, 2, 4, 8, 16)
 REMAT = ("none", "dots", "qkvo", "full")
 # The arithmetic does not see fragmentation and what the compiler prefetches.
 MARGIN = 0.9
@@ -33,8 +33,8 @@ def search(
     Raises InputError if no candidate divides.
     """
     found: list[tuple[TrainConfig, Estimate]] = []
-    for tensor, remat, rows in itertools.product((1, 2, 4, 8), REMAT, ROWS_PER_CHIP):
-        batch = rows * topology.chips // config.mesh.sequence
+    for tensor, remat, rows in itertools.product((1, 2, 4, 8), REMAT, ROWS_PER_DEVICE):
+        batch = rows * topology.devices // config.mesh.sequence
         changed = replace(
             config,
             batch_size=batch,

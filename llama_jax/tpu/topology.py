@@ -1,8 +1,8 @@
 """Slices of TPU chips by the names Google gives them, and how fast their mesh axes are.
 
-`v4-128` and `v5p-128` count TensorCores, two a chip; `v5e-256` (also `v5litepod-256`) and `v6e-256`
-count chips; `v5e:16x16` or `v5p:4x4x8` gives the chips along each axis of the torus. `x2` behind
-any of them means two such slices, joined by the data-centre network.
+`v2-8`, `v3-8`, `v4-128`, `v5p-128` and `tpu7x-128` count TensorCores, two a chip; `v5e-256` (also
+`v5litepod-256`) and `v6e-256` count chips; `v5e:16x16` or `tpu7x:4x4x8` gives the chips along each
+axis of the torus. `x2` behind any of them means two such slices, joined by the data-centre network.
 """
 
 import dataclasses
@@ -14,9 +14,11 @@ import re
 from llama_jax.config import InputError
 from llama_jax.tpu.chips import CHIPS, Chip
 
-ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
-FLAT_SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x"}
+FLAT_SHAPES = (
+    (1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32),
+)  # fmt: skip
+SMALL_CUBES = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Topology:
         return self.slices * math.prod(self.shape)
 
     @property
+    def devices(self) -> int:
+        """What jax sees of all slices."""
+        return self.chips * self.chip.devices
+
+    @property
     def grid(self) -> str:
         """`v5e:16x16`: one slice as libtpu names it."""
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"
@@ -50,9 +57,9 @@ class Topology:
         return f"{self.generation}-{count}" + (f"x{self.slices}" if self.slices > 1 else "")
 
     def wraps(self, axis: int) -> bool:
-        """Whether a torus axis is a ring: whole cubes of 4 on v4 and v5p, 16 chips on v5e, v6e."""
+        """Whether a torus axis is a ring: whole cubes of 4, or on a plane all that there can be."""
         extent = self.shape[axis]
-        return extent % 4 == 0 if len(self.shape) == 3 else extent == 16
+        return extent % 4 == 0 if len(self.shape) == 3 else extent == self.chip.largest[axis]
 
 
 def parse(text: str) -> Topology:
@@ -71,9 +78,11 @@ def parse(text: str) -> Topology:
         fitting = [s for s in shapes if math.prod(s) * cores == int(match[2])]
         shape, slices = (fitting or [()])[0], int(match[3] or 1)
     else:
-        # One number more than the torus has axes is that of the slices: v5e:16x16x2.
+        # One number more than the torus has axes is that of the slices: v5e:16x16x2. Axes that are
+        # not named have one chip, as libtpu reads it.
         rank = len(CHIPS[generation].largest)
         numbers = [int(n) for n in match[4].split("x")]
+        numbers += [1] * (rank - len(numbers))
         shape, slices = tuple(numbers[:rank]), math.prod(numbers[rank:])
         if len(numbers) > rank + 1 or sorted(shape) not in [sorted(s) for s in shapes]:
             shape = ()
@@ -86,7 +95,7 @@ def shapes_of(generation: str) -> list[tuple[int, ...]]:
     """Every shape that Google offers, smallest first; of one size, the one nearest to a cube."""
     largest = CHIPS[generation].largest
     if len(largest) == 2:
-        return list(FLAT_SHAPES)
+        return [shape for shape in FLAT_SHAPES if max(shape) <= max(largest)]
     sides = range(4, max(largest) + 1, 4)
     cubes = [
         shape

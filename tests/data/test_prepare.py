@@ -20,8 +20,8 @@ from llama_jax.data.corpora import tales
 from llama_jax.data.loader import Loader
 from llama_jax.data.packing import pack, target_bytes
 from llama_jax.data.prepare import _lock, prepare, resolve_tokenizer, train_tokenizer_on
+from llama_jax.data.split import in_validation
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
-from llama_jax.data.validation_split import in_validation
 
 
 def records(mixture):

@@ -1,7 +1,8 @@
 """The loss and its gradients are the same on eight devices, however they are arranged."""
 
 import math
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from itertools import combinations
 
 import jax
@@ -112,3 +113,15 @@ def test_no_device_holds_the_whole(sizes):
         if "norm" not in axes:
             here = named_sharding(axes, mesh, leaf.shape).shard_shape(leaf.shape)
             assert leaf.size == parts * math.prod(here), axes
+
+
+@pytest.mark.parametrize("sizes", [row(sizes) for sizes in TRIPLES])
+def test_bfloat16_is_summed_over_whatever_the_mesh_leaves_to_the_compiler(sizes):
+    """XLA's CPU backend ends the process at a sum of bfloat16 that it was to widen itself."""
+    narrow = quick_jit(partial(loss_and_gradient, cfg=replace(TINY, dtype="bfloat16"), z_loss=0.01))
+    with jax.set_mesh(mesh_of(sizes)):
+        loss, gradients = narrow(PARAMS, batch())
+    expected, expected_gradients = on_one_device()
+    # Eight bits of a significand, and a dozen products one after another.
+    assert_close(loss, expected, 4 * epsilon(jnp.bfloat16), "loss")
+    assert_trees_close(gradients, expected_gradients, 16 * epsilon(jnp.bfloat16))

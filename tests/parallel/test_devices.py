@@ -11,6 +11,8 @@ from llama_jax.parallel.devices import peak_flops
         ("TPU v5", 459e12),
         ("TPU v5p", 459e12),
         ("TPU v6 lite", 918e12),
+        ("TPU7x", 1153.5e12),  # half a chip
+        ("TPU v3", 61.5e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("cpu", None),
         ("TPU v9", None),

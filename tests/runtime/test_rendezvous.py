@@ -1,6 +1,10 @@
 """What a host says while it waits for others."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -53,3 +57,37 @@ def test_hosts_that_meet_at_once_say_nothing_more(port, caplog):
     with rendezvous.announced(lambda: (f"localhost:{port}", 0, 2), None):
         wait(caplog, "waits")
     assert len(caplog.messages) == 1
+
+
+ALONE = """
+import ctypes, sys
+from llama_jax.runtime import interrupts, rendezvous
+interrupts.listen()
+rendezvous._PULSE_SECONDS = 0.02
+rendezvous.MEETING_SECONDS = float(sys.argv[2])
+with rendezvous.announced(lambda: ("localhost:" + sys.argv[1], 0, 2), None):
+    print("waiting", flush=True)
+    # A library that hears nothing: a lock that it holds already.
+    lock = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "line", "status"),
+    [
+        (signal.SIGTERM, 60, "terminated while the hosts find each other", 143),
+        (signal.SIGINT, 60, "interrupted while the hosts find each other", 130),
+        (0, 0.1, "the hosts did not meet in 0 s: host 0 has not heard of: 1", 1),
+    ],
+)
+def test_a_program_that_waits_ends_in_a_line(port, number, seconds, line, status):
+    command = [sys.executable, "-c", ALONE, str(port), str(seconds)]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "waiting\n"
+        os.kill(process.pid, number)
+        said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == status
+    assert said[-1] == f"llama-jax: error: {line}"
+    assert not any("Traceback" in line for line in said)

@@ -104,6 +104,36 @@ def test_what_is_live_at_the_peak():
     assert kinds["carried"] == pytest.approx(STACK, abs=64)
 
 
+OFFLOADED = """\
+  %start = ((), (), (s32[64]{0:T(1024)}, s32[8]{0:T(1)S(11)})) custom-call-start(), \
+async_execution_thread="sparsecore", called_computations={%gathering}
+  %during = ((bf16[16,64]{1,0}, f32[8,64]{1,0}), (bf16[64,64]{1,0}, f32[8,64]{1,0}), \
+(s32[64]{0:T(1024)}, s32[8]{0:T(1)S(11)})) custom-call-update(%start, %weight, %rows)
+  %both = (bf16[64,64]{1,0}, f32[8,64]{1,0}) custom-call-done(%during)
+  %others = f32[8,64]{1,0} get-tuple-element(%both), index=1
+  %gathered = bf16[64,64]{1,0} get-tuple-element(%both), index=0
+"""
+
+
+def test_what_sparse_cores_do_is_counted_as_if_the_others_did():
+    """As on tpu7x: begun, given its arguments and finished apart; with two results here."""
+    line = next(line for line in TEXT.splitlines(keepends=True) if "%gathered = " in line)
+    end = "dimensions={0}\n}"
+    assert end in TEXT
+    text = TEXT.replace(line, OFFLOADED).replace(end, end + ', execution_thread="sparsecore"')
+    program = Program(text)
+    (gather,) = (c for c in collectives(program, 8) if c.kind == "all-gather")
+    assert (gather.group, gather.payload, gather.times) == ((0, 1, 2, 3), WHOLE, 5)
+    # Both arguments are read, of which one lay in VMEM before; two results and scratch written.
+    more = SHARD + ROWS + ROWS + 64 * 4
+    assert program.hbm_bytes() == Program(TEXT).hbm_bytes() + 5 * more
+    live, before = Liveness(program), Liveness(Program(TEXT))
+    gathered = sum(b.size for b in live.buffers if b.kind == "collective")
+    assert gathered == pytest.approx(WHOLE + ROWS, abs=600)
+    # Before the product there is as much as with it: its rows are what the second result was.
+    assert live.peak == pytest.approx(before.peak, abs=600)
+
+
 def test_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         Program(TEXT.replace("ENTRY ", ""))

@@ -94,7 +94,7 @@ def test_help_explains_every_column_and_what_is_not_seen(capsys):
 
 def test_what_cannot_be_reported_is_one_line(capsys, monkeypatch):
     assert cli.main(["kernels", "--topology", "v3-8"]) == 2
-    assert "--topology v3-8 must be one of v4, v5e, v5p, v6e" in capsys.readouterr().err
+    assert "--topology v3-8 must be one of v4, v5e, v5p, v6e, tpu7x" in capsys.readouterr().err
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -84,6 +85,39 @@ def test_categories_add_up_to_what_is_allocated():
     assert p.hbm["activations"] == 5 * GiB
     assert p.fits
     assert not planned(memory=memory | {"temporaries": 13 * GiB}).fits
+
+
+def test_the_devices_of_a_chip_add_up_and_share_its_rates():
+    """Ironwood: what the compiler says of one of two devices, for the chip that is bought."""
+    topology = parse("tpu7x-128")
+    p = of_facts(preset_experiment("llama2-70b", topology), topology, FACTS)
+    memory = FACTS["memory"]
+    one = sum(memory[k] for k in ("arguments", "temporaries", "new_outputs", "program"))
+    assert p.total == 2 * one
+    assert p.limit == 2 * int(94.74 * GiB)
+    assert p.config.batch_size == 128, "a row a device"
+    assert p.seconds["hbm"] == pytest.approx(2 * FACTS["hbm_traffic"] / 7380e9)
+    assert p.seconds["compute"] == pytest.approx(p.flops.executed / 64 / 2307e12)
+    assert p.tokens_per_second_per_chip == pytest.approx(128 * 4096 / p.step_seconds / 64)
+    answer = as_json(p)
+    assert (answer["chips"], answer["devices"]) == (64, 128)
+    assert answer["hbm_peak_by_schedule_bytes"] == 2 * FACTS["live"]["peak"]
+    assert "64 chips of 2 devices" in text(p)
+
+
+@pytest.mark.parametrize(
+    ("cores", "rate"),
+    [
+        ([(0, 0, 0, 0), (0, 0, 0, 1)], 600e9),  # from die to die
+        ([(x, 0, 0, 0) for x in range(4)], 2 * 100e9 / 2),  # the other core's group has the rest
+        ([(x, 0, 0, c) for x in range(4) for c in (0, 1)], 2 * 100e9),
+        ([(x, y, 0, 0) for x in range(4) for y in range(2)], (2 + 1) * 100e9 / 2),
+    ],
+    ids=["chip", "ring of one core", "ring of both", "half a plane"],
+)
+def test_devices_of_a_chip_share_its_links(cores, rate):
+    group = [SimpleNamespace(coords=coords, core_on_chip=core) for *coords, core in cores]
+    assert compile_step.group_bandwidth(group, parse("tpu7x-128")) == pytest.approx(rate)
 
 
 def test_each_resource_takes_what_it_moves_over_its_rate():
@@ -226,12 +260,12 @@ def test_links_along_a_mesh_axis(topology, tensor, links):
         assert rate == links.get(axis, 0) * place.chip.link_bytes_per_second
 
 
-def test_a_machine_without_libtpu_is_told_the_extra(monkeypatch):
+def test_a_machine_without_libtpu_is_told_the_package(monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    with pytest.raises(InputError, match=r"llama-jax\[tpu\]"):
+    with pytest.raises(InputError, match="pip install libtpu"):
         compile_step.check_libtpu()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from llama_jax.data.validation_split import in_validation
+from llama_jax.data.split import in_validation
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
 """Of the Python that the text comes from."""

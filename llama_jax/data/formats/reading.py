@@ -9,7 +9,7 @@ from llama_jax.data.chat import check_text
 from llama_jax.data.formats import chitchat, rows
 from llama_jax.data.formats.items import Drop, Note, Row, shown
 from llama_jax.data.formats.judge import judge
-from llama_jax.data.formats.table import FORMATS, KINDS, lacking, lookup, matching
+from llama_jax.data.formats.table import FORMATS, KINDS, Numbered, lacking, lookup, matching
 from llama_jax.data.records import Preference, Record
 from llama_jax.runtime.files import AnyPath, PathLike, as_path
 
@@ -70,11 +70,10 @@ class Reading:
         report = Report(self.report.path, self.report.kind, self.report.format)
         self.report = report
         form = FORMATS[report.format]
-        for path, number, row in _rows(self.files):
+        found = self._checked(report)
+        for path, number, row in form.assemble(found) if form.assemble else found:
             where = f"{path}, row {number}"
             first = f"row {number}" if len(self.files) == 1 else f"{path.name}, row {number}"
-            report.rows += 1
-            self._check_format(row, where)
             with _located(where):
                 items = list(form.reads[report.kind](row))
             source = _source(row, where) or ("" if report.format in _OWN else report.format)
@@ -88,6 +87,13 @@ class Reading:
                     report.records += 1
                     yield replace(found, source=found.source or source)
         require(report.records, f"{report.path} holds no {report.kind}: " + _why(report))
+
+    def _checked(self, report: Report) -> Iterator[Numbered]:
+        """The rows, which are counted, each of the format."""
+        for path, number, row in _rows(self.files):
+            report.rows += 1
+            self._check_format(row, f"{path}, row {number}")
+            yield path, number, row
 
     def _check_format(self, row: Row, where: str) -> None:
         name = self.report.format
@@ -126,7 +132,7 @@ def open_records(path: PathLike, kind: str, format: str | None = None) -> Readin
     return Reading(files, Report(str(target), kind, name), named=format is not None)
 
 
-def _rows(files: Sequence[AnyPath]) -> Iterator[tuple[AnyPath, int, Row]]:
+def _rows(files: Sequence[AnyPath]) -> Iterator[Numbered]:
     for path in files:
         for number, row in rows.read(path):
             yield path, number, row

@@ -16,6 +16,7 @@ What is harmless is dropped and counted:
 - of ShareGPT, answers that are HTML (drop the row); answers before the first question (removed and
   noted) and messages of one speaker in a row (joined and noted), as in hh-rlhf;
 - of OpenAssistant, messages that are deleted, failed their review or are synthetic, with all below;
+  where a row is one message, those whose parent is missing;
 - where `lenient`, rows in which an answer is empty: these were collected, not written by hand.
 
 What speaks of a wrong file or a dangerous row is refused, with the value: unknown roles, an
@@ -31,9 +32,12 @@ from typing import NamedTuple
 from llama_jax.config import InputError
 from llama_jax.data.formats import chats, chitchat, hh, llama2_text, openassistant, preferences
 from llama_jax.data.formats.items import Item, Row
+from llama_jax.runtime.files import AnyPath
 
 KINDS = ("dialogue", "preference", "prompt")
 Reader = Callable[[Row], Iterable[Item]]
+Numbered = tuple[AnyPath, int, Row]
+"""A file, and a row of it."""
 
 
 class Format(NamedTuple):
@@ -48,6 +52,8 @@ class Format(NamedTuple):
     """Tells formats of the same keys apart by their values."""
     lenient: bool = False
     """Whether a row with an empty answer is dropped, and not refused."""
+    assemble: Callable[[Iterable[Numbered]], Iterable[Numbered]] | None = None
+    """Makes what the readers take of the rows of all files, where that is more than one row."""
 
 
 def _conversations(reader: Reader) -> Mapping[str, Reader]:
@@ -135,6 +141,18 @@ FORMATS: dict[str, Format] = {
             "prompt": openassistant.prompts,
         },
         lenient=True,
+    ),
+    "openassistant-messages": Format(
+        "OpenAssistant messages",
+        _keys("message_id message_tree_id role text"),
+        {
+            "dialogue": openassistant.of_trees(openassistant.dialogues),
+            "preference": openassistant.of_trees(openassistant.preferences),
+            "prompt": openassistant.of_trees(openassistant.prompts),
+        },
+        fits=openassistant.is_message,
+        lenient=True,
+        assemble=openassistant.trees,
     ),
     "alpaca": Format(
         "Alpaca",

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,25 @@ def test_openassistant():
     asked = [prompt.messages[-1]["content"] for prompt in formats.open_records(path, "prompt")]
     assert sorted(asked) == sorted(message["text"] for message in questions)
     assert len(asked) == 475
+
+
+def test_openassistant_messages_are_their_trees(tmp_path):
+    """The trees taken apart, one message a row, and put together again."""
+    path = real("oasst/en_100_tree.jsonl")
+    rows, waiting = [], [
+        (None, json.loads(line)["prompt"]) for line in path.read_text().splitlines()
+    ]  # fmt: skip
+    while waiting:
+        parent, message = waiting.pop(0)
+        replies = message.pop("replies")
+        rows.append({"message_tree_id": "t", "parent_id": parent, **message})
+        waiting += [(message["message_id"], reply) for reply in replies]
+    flat = tmp_path / "flat.jsonl"
+    flat.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind in ("dialogue", "preference", "prompt"):
+        whole = Counter(repr(replace(r, source="")) for r in formats.open_records(path, kind))
+        found = Counter(repr(replace(r, source="")) for r in formats.open_records(flat, kind))
+        assert found == whole
 
 
 def test_xstest():
