@@ -39,7 +39,15 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (of_orbax and (record.exc_info or "Skipping merge of OCDBT" in str(record.msg)))
 
 
-logging.getLogger("absl").addFilter(_is_news)
+def _orbax() -> Any:
+    """The module: a third of a second, which reading plain arrays spares."""
+    import orbax.checkpoint
+
+    # Not before: records of the logger that absl makes then name the files of their callers.
+    logging.getLogger("absl").addFilter(_is_news)
+    return orbax.checkpoint
+
+
 _meetings = itertools.count()
 
 
@@ -51,8 +59,7 @@ class Writer:
     """Orbax, told to write one folder at a time in the background."""
 
     def __init__(self):
-        import orbax.checkpoint as ocp  # a third of a second, which reading plain arrays spares
-
+        ocp = _orbax()
         # Directories made in the background would leave threads behind when making them fails,
         # and compressing float32 weights costs more than the tenth of the bytes that it saves.
         self._orbax = ocp.AsyncCheckpointer(
@@ -218,8 +225,7 @@ def read(
     leaves = _read_plain(folder, wanted, there)
     stored = {name: a for name, a in wanted.items() if a.size and name not in leaves}
     if stored:
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         args = _nest({name: _restore_args(a) for name, a in stored.items()})
         request = ocp.args.PyTreeRestore(args, restore_args=args, partial_restore=True)
         _hush_abandoned_reads()
@@ -293,8 +299,7 @@ def _hush_abandoned_reads() -> None:
 
 
 def _restore_args(a: Any) -> Any:
-    import orbax.checkpoint as ocp
-
+    ocp = _orbax()
     if a.sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=a.dtype)
     return ocp.ArrayRestoreArgs(

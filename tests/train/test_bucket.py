@@ -68,7 +68,7 @@ def test_a_run_in_a_bucket_killed_and_resumed_is_that_on_a_disk(tiny, bucket, tm
     ("argv", "message"),
     [
         (("generate", "gs://b/m", "--prompt", "x"), "gs:// needs gcsfs: pip install gcsfs"),
-        (("convert", "x", "gs://b/m"), "gs://b/m: other formats are read and written on this mach"),
+        (("convert", ".", "gs://b/m"), "gs://b/m: other formats are read and written on this mach"),
         (("eval", "gs://b/m", "--data", "gs://b/text"), "gs:// needs gcsfs"),
     ],
 )
