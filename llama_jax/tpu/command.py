@@ -176,7 +176,9 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
         # Weights that are whole for generation shall take a quarter of a device at most.
         weights = parameter_count(model) * BYTES[model.dtype]
         splits = [n for n in (1, 2, 4, 8) if model.num_kv_heads % n == topology.devices % n == 0]
-        enough = [n for n in splits if 4 * weights <= n * topology.chip.hbm_bytes / topology.chip.devices]
+        enough = [
+            n for n in splits if 4 * weights <= n * topology.chip.hbm_bytes / topology.chip.devices
+        ]
         tensor = min(enough, default=splits[-1])
         constant = OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0)
         return PpoConfig(
