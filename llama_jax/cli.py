@@ -260,6 +260,11 @@ def _run(arguments: list[str]) -> int:
 
 
 def _plan(arguments: Sequence[str]) -> int:
+    from llama_jax.tpu import topology
+
+    for option, name in itertools.pairwise(arguments):
+        if option == "--topology":
+            topology.parse(name)  # before jax is imported
     from llama_jax.tpu.command import run
 
     print(run(arguments, _Parser))

@@ -176,6 +176,7 @@ def test_what_is_wrong_is_said_before_libraries_load(tmp_path):
         ["eval", "nowhere"],
         ["verify", "nowhere"],
         ["convert", "nowhere", "x"],
+        ["plan", "--model", "llama2-7b", "--topology", "v5e-3"],
         ["train", str(tmp_path / "bad.py")],
         ["train", "experiments/quickstart.py", "--stepz", "3"],
     ]

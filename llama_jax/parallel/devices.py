@@ -1,7 +1,5 @@
 """What devices there are, and what one can do at most, as its maker publishes it."""
 
-import jax
-
 # Dense bfloat16 FLOP/s of what jax calls a device: Cloud TPU system architecture pages, where v2,
 # v3 and TPU7x have two devices a chip; NVIDIA A100, H100 and H200 data sheets, SXM.
 PEAK_FLOPS = {
@@ -26,5 +24,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 def on_cpus() -> bool:
     """Whether the mesh in context consists of CPUs, or without one the default device is one."""
+    import jax  # the planner reads the table above before it needs jax
+
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() == "cpu" if device is None else device.device_kind == "cpu"

@@ -23,7 +23,7 @@ from llama_jax.tpu.arithmetic import (
 )
 from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.plan import Plan, plan
-from llama_jax.tpu.report import mesh_words
+from llama_jax.tpu.report import chips_of, mesh_words
 from llama_jax.tpu.topology import Topology
 
 
@@ -40,7 +40,7 @@ class PpoPlan:
     gathered: int
     """Weights to generate with, in the compute type: whole but for what `tensor` splits."""
     row: int
-    """Keys and values of one answer with its prompt."""
+    """Keys and values of one answer with its prompt, on one device."""
     wave_rows: int
     """Answers, on all chips together, whose keys and values fit beside everything else at once;
     no more than an iteration draws."""
@@ -55,14 +55,15 @@ class PpoPlan:
     @property
     def moments(self) -> dict[str, int]:
         """What is allocated while answers are drawn, and in either update."""
-        found = {"generate": self.resident + self.gathered + self.row * self.rows_of_a_chip}
+        rows = self.rows_of_a_device * self.topology.chip.devices
+        found = {"generate": self.resident + self.gathered + self.row * rows}
         for name, update in self.updates.items():
             found[f"{name} update"] = self.resident - sum(self.models[name].values()) + update.total
         return found
 
     @property
-    def rows_of_a_chip(self) -> int:
-        """Answers that a chip, or the chips that share one by `tensor`, draws at once."""
+    def rows_of_a_device(self) -> int:
+        """Answers that a device, or the devices that share one by `tensor`, draws at once."""
         return self.wave_rows // _row_shards(self.config, self.topology)
 
     @property
@@ -80,7 +81,7 @@ class PpoPlan:
 def ppo_plan(config: PpoConfig, topology: Topology) -> PpoPlan:
     """Compile both updates for a slice, and account for an iteration.
 
-    Raises InputError as `plan`, and if the answers of an iteration do not divide over the chips.
+    Raises InputError as `plan`, and if the answers of an iteration do not divide over the devices.
     """
     shards = _row_shards(config, topology)
     require(
@@ -94,23 +95,23 @@ def ppo_plan(config: PpoConfig, topology: Topology) -> PpoPlan:
         "policy": plan(step, topology, part="policy"),
         "value": plan(_value(step), topology, part="value"),
     }
-    mesh = axis_sizes(config.mesh, topology.chips)
+    mesh = axis_sizes(config.mesh, topology.devices)
     model, score = config.model, replace(config.model, head="score")
     models = {
         name: {kind: update.hbm[kind] for kind in ("parameters", "optimizer")}
         for name, update in updates.items()
     }
-    held = mesh["fsdp"] * mesh["tensor"]
+    held, each = mesh["fsdp"] * mesh["tensor"], topology.chip.devices
     frozen = {"reference": model, "helpfulness": score}
     if config.safety is not None:
         frozen["safety"] = score
     for name, of in frozen.items():
-        models[name] = {"parameters": parameter_count(of) * BYTES[of.param_dtype] // held}
-    gathered = parameter_count(model) * BYTES[model.dtype] // mesh["tensor"]
+        models[name] = {"parameters": each * parameter_count(of) * BYTES[of.param_dtype] // held}
+    gathered = each * parameter_count(model) * BYTES[model.dtype] // mesh["tensor"]
     row = config.seq_len * _cache_bytes(model) // mesh["tensor"]
     resident = sum(sum(parts.values()) for parts in models.values())
     free = topology.chip.hbm_bytes - resident - gathered
-    rows = min(max(0, free // row), config.batch_size // shards)
+    rows = min(max(0, free // (each * row)), config.batch_size // shards)
     seconds = {
         "generate": _generate_seconds(config, topology, gathered, row, max(rows, 1)),
         # Policy and value read the answers too.
@@ -127,7 +128,7 @@ def _value(config: PpoConfig) -> PpoConfig:
 
 
 def _row_shards(config: PpoConfig, topology: Topology) -> int:
-    mesh = axis_sizes(config.mesh, topology.chips)
+    mesh = axis_sizes(config.mesh, topology.devices)
     return mesh["slice"] * mesh["data"] * mesh["fsdp"]
 
 
@@ -145,16 +146,17 @@ def _generate_seconds(
 ) -> float:
     """Gather the weights, read the prompts, and draw `max_new_tokens` for each wave of rows."""
     c, chip = config.model, topology.chip
-    mesh = axis_sizes(config.mesh, topology.chips)
+    mesh = axis_sizes(config.mesh, topology.devices)
     shards = _row_shards(config, topology)
     rates = axis_rates(mesh, topology)
-    gather = gathered * (mesh["fsdp"] - 1) / mesh["fsdp"] / rates["fsdp"]
+    gather = gathered / chip.devices * (mesh["fsdp"] - 1) / mesh["fsdp"] / rates["fsdp"]
     prompt = config.seq_len - config.max_new_tokens
     prompts = _forward_flops(c, config.batch_size * prompt, prompt / 2)
     mean = config.seq_len - config.max_new_tokens / 2  # positions in the cache, on average
-    work = _forward_flops(c, rows, mean) / mesh["tensor"]
+    drawn = chip.devices * rows
+    work = _forward_flops(c, drawn, mean) / mesh["tensor"]
     step = max(
-        (gathered + rows * row * mean / config.seq_len) / chip.hbm_bytes_per_second,
+        (gathered + drawn * row * mean / config.seq_len) / chip.hbm_bytes_per_second,
         work / chip.bf16_flops,
     )
     if mesh["tensor"] > 1:  # two sums over the chips in each layer
@@ -169,7 +171,7 @@ def _generate_seconds(
 
 def _score_seconds(config: PpoConfig, topology: Topology, models: tuple[ModelConfig, ...]) -> float:
     """Read all answers once with each model, a minibatch at a time."""
-    mesh = axis_sizes(config.mesh, topology.chips)
+    mesh = axis_sizes(config.mesh, topology.devices)
     rates = axis_rates(mesh, topology)
     blocks = config.batch_size * config.accumulate // config.minibatch
     total = 0.0
@@ -187,6 +189,7 @@ def ppo_json(p: PpoPlan) -> dict[str, Any]:
         "topology": p.topology.name,
         "stage": p.config.stage,
         "chips": p.topology.chips,
+        "devices": p.topology.devices,
         "batch_size": p.config.batch_size,
         "minibatch": p.config.minibatch,
         "seq_len": p.config.seq_len,
@@ -217,7 +220,7 @@ def ppo_text(p: PpoPlan) -> str:
     c = p.config
     policy = p.updates["policy"]
     lines = [
-        f"{p.topology.name}: {p.topology.chips} chips, mesh {mesh_words(policy.mesh)}, PPO with "
+        f"{p.topology.name}: {chips_of(p.topology)}, mesh {mesh_words(policy.mesh)}, PPO with "
         f"{c.batch_size} answers an iteration, minibatches of {c.minibatch} x {c.seq_len} tokens, "
         f"{c.max_new_tokens} of them drawn",
         "",

@@ -71,7 +71,7 @@ def test_more_answers_than_fit_take_more_waves(compiled, monkeypatch):
     row = (one.limit - one.resident - one.gathered) // config.seq_len
     monkeypatch.setattr(planner, "_cache_bytes", lambda c: row * config.mesh.tensor)
     few = ppo_plan(config, V5E)
-    assert few.rows_of_a_chip == 1 < one.rows_of_a_chip
+    assert few.rows_of_a_device == 1 < one.rows_of_a_device
     assert few.seconds["generate"] > one.seconds["generate"]
 
 
@@ -86,10 +86,10 @@ def test_a_chip_reads_weights_and_cache_once_a_token(compiled):
     config = experiment(max_new_tokens=1000, seq_len=3000)
     longer = replace(config, max_new_tokens=1004, seq_len=3004)  # as long prompts
     p, q = ppo_plan(config, V5E), ppo_plan(longer, V5E)
-    rows, more = p.rows_of_a_chip, q.seconds["generate"] - p.seconds["generate"]
+    rows, more = p.rows_of_a_device, q.seconds["generate"] - p.seconds["generate"]
     mean = p.row / 3000 * 2500  # bytes of a row that is drawn by half
     least = 4 * (p.gathered + rows * mean) / V5E.chip.hbm_bytes_per_second
-    assert rows == q.rows_of_a_chip
+    assert rows == q.rows_of_a_device
     # The others read 2 more positions each.
     others = 1000 * rows * p.row / 3000 * 2 / V5E.chip.hbm_bytes_per_second
     waves = -(-config.batch_size // p.wave_rows)
