@@ -3,14 +3,13 @@
 import argparse
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
 from llama_jax.config import require
 from llama_jax.runtime.console import Progress
 from llama_jax.runtime.files import json_text, write_atomic
-from llama_jax.runtime.places import naming
+from llama_jax.runtime.places import cache_folder, naming
 
 TASKS_HELP = """\
 benchmark tasks:
@@ -18,6 +17,12 @@ benchmark tasks:
   --tasks mine.toml                        your own; llama_jax/evals/task.py describes the fields
 Questions that do not fit the model's context are counted, said and left out. Answers are kept by
 question: the same command goes on where it was cut off.
+
+win rate of two models:
+  llama-jax eval A B --judge rules --prompts tales:200         the rules of the embedded tales
+  llama-jax eval A B --judge REWARD_MODEL --prompts my.jsonl   a reward model that trained neither
+  llama-jax eval A B --judge https://HOST/v1 --judge-model NAME --prompts my.jsonl
+The key of an endpoint comes from OPENAI_API_KEY, or from the file of --judge-key.
 """
 _ANSWERS = "~/.cache/llama_jax/evals"
 
@@ -45,6 +50,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="run the programs that a model writes: in processes with limits, which are no sandbox",
     )
     parser.add_argument(
+        "--judge", metavar="JUDGE", help="win rate of two models: rules, a reward model or a URL"
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="what they answer: a file, tales, tales:N"
+    )
+    parser.add_argument("--judge-model", metavar="NAME", help="the model at the URL")
+    parser.add_argument("--judge-key", metavar="FILE", help="a file with the key for the URL")
+    parser.add_argument(
         "--answers", metavar="DIR", default=_ANSWERS, help=f"keeps answers ({_ANSWERS})"
     )
     parser.add_argument(
@@ -64,19 +77,42 @@ def check(args: argparse.Namespace) -> None:
         if args.json not in (None, "-")
         else "the following arguments are required: MODEL (see llama-jax eval --help)",
     )
-    if args.tasks is None:
-        for name in ("task_data", "limit", "run_code"):
-            option = "--" + name.replace("_", "-")
-            require(not getattr(args, name), f"{option} belongs to --tasks, which is not given")
-        require(len(args.models) == 1, "several models are compared by --tasks, which is not given")
-    else:
-        for name in ("data", "seq_len", "text_field"):
-            option = "--" + name.replace("_", "-")
-            require(getattr(args, name) is None, f"{option} does not go with --tasks")
+    mode = "--judge" if args.judge else "--tasks" if args.tasks is not None else ""
+    for name, modes in _BELONGS.items():
+        value = getattr(args, name)
+        given = value is not None and value is not False
+        wanted = " or ".join(filter(None, modes)) or "a loss"
+        require(
+            not given or mode in modes,
+            f"--{name.replace('_', '-')} belongs to {wanted}, "
+            + (f"not to {mode}" if mode else "which is not given"),
+        )
+    if not mode:
+        require(
+            len(args.models) == 1,
+            "several models are compared by --tasks or --judge, and neither is given",
+        )
+    if mode == "--judge":
+        require(
+            len(args.models) == 2 and args.models[0] != args.models[1],
+            f"--judge compares two models, not {' '.join(args.models)}",
+        )
+        require(args.prompts, "--judge needs prompts to answer: --prompts FILE or tales")
+
+
+_BELONGS = {
+    "data": ("",), "seq_len": ("",), "text_field": ("",),
+    "tasks": ("--tasks",), "task_data": ("--tasks",), "run_code": ("--tasks",),
+    "limit": ("--tasks", "--judge"),
+    "prompts": ("--judge",), "judge_model": ("--judge",), "judge_key": ("--judge",),
+}  # fmt: skip
+"""Options, and what they go with; empty for the loss."""
 
 
 def run(args: argparse.Namespace, end: Callable[[], None]) -> tuple[dict[str, Any], str]:
     """What --json holds, and what people read. `end` is called before progress is shown."""
+    if args.judge:
+        return _versus(args, end)
     return _tasks(args, end) if args.tasks is not None else _loss(args, end)
 
 
@@ -129,9 +165,7 @@ def _tasks(args: argparse.Namespace, end: Callable[[], None]) -> tuple[dict[str,
 
         def begin(model: str, task: str) -> Callable[[int, int], None]:
             bars.close()
-            return bars.enter_context(
-                Progress(f"{task}, {os.path.basename(model)}", end, "questions")
-            )
+            return bars.enter_context(Progress(f"{task}, {model}", end, "questions"))
 
         found = evaluate_tasks(
             args.models, args.tasks, data=args.task_data or "", limit=args.limit,
@@ -142,3 +176,25 @@ def _tasks(args: argparse.Namespace, end: Callable[[], None]) -> tuple[dict[str,
         for of in found
     ]
     return {"models": values}, table(found)
+
+
+def _versus(args: argparse.Namespace, end: Callable[[], None]) -> tuple[dict[str, Any], str]:
+    from llama_jax.evals.endpoint import Endpoint, read_key
+    from llama_jax.evals.versus import read_prompts, versus
+
+    require(args.limit is None or args.limit > 0, f"--limit {args.limit} must be positive")
+    judge = args.judge
+    if "://" in judge and not judge.startswith("gs://"):
+        judge = Endpoint(judge, args.judge_model or "", read_key(args.judge_key))
+    else:
+        for name in ("judge_model", "judge_key"):
+            option = "--" + name.replace("_", "-")
+            require(not getattr(args, name), f"{option} belongs to a --judge that is a URL")
+    prompts = read_prompts(args.prompts, args.limit)
+    folder = cache_folder(args.answers, "--answers")
+    with Progress("verdicts", end, "verdicts") as beat:
+        found = versus(
+            (args.models[0], args.models[1]), prompts, judge, folder=folder, rows=args.batch_size,
+            beat=beat,
+        )  # fmt: skip
+    return found.to_json(), found.describe()

@@ -8,7 +8,7 @@ from llama_jax.config import MeshConfig, require
 from llama_jax.evals.kept_answers import KeptAnswers
 from llama_jax.evals.model_under_test import ModelUnderTest
 from llama_jax.evals.questions import ask
-from llama_jax.evals.run_task import Beat, run_task
+from llama_jax.evals.run_task import Beat, check_allowed, run_task
 from llama_jax.evals.table import ModelResults
 from llama_jax.evals.task import find
 from llama_jax.evals.task_rows import TaskData
@@ -16,30 +16,27 @@ from llama_jax.models import load
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.runtime.places import cache_folder
 
-ANSWERS = "~/.cache/llama_jax/evals"
-"""Where answers are kept unless another folder is named."""
-
 
 def evaluate_tasks(
     models: Sequence[str],
     tasks: str,
     *,
+    answers: str,
     data: str = "",
     limit: int | None = None,
     rows: int = 8,
     run_programs: bool = False,
-    answers: str = ANSWERS,
     begin: Callable[[str, str], Beat] = lambda model, task: lambda done, total: None,
 ) -> list[ModelResults]:
     """What each model gives on each task.
 
     Args:
       tasks: names of ours and files, see `task.find`.
+      answers: the folder in which answers are kept, so that the same call goes on.
       data: the folder of the tasks' data; empty for that of a task's own file.
       limit: the first so many questions of each task, or of each of its groups.
       rows: contexts or answers that are computed together.
       run_programs: whether programs that a model writes may run, see `run_code`.
-      answers: the folder in which answers are kept, so that the same call goes on.
       begin: gives what is called with the progress of a model on a task.
 
     Raises:
@@ -51,7 +48,7 @@ def evaluate_tasks(
     require(len(set(models)) == len(models), "a model is named twice")
     found = find(tasks)
     for task in found:
-        require(task.kind != "code" or run_programs, _NO_CODE.format(task.name))
+        check_allowed(task, run_programs)
     asked = [(task, ask(task, TaskData(data), limit)) for task in found]
     folder = cache_folder(answers, "--answers")
     results = []
@@ -68,9 +65,3 @@ def evaluate_tasks(
                     )
             results.append(ModelResults(path, model.digest, of_tasks))
     return results
-
-
-_NO_CODE = (
-    "task {} runs the programs that the model writes; allow that with --run-code (each gets a "
-    "process with limits, which is no sandbox)"
-)

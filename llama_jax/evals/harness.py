@@ -114,7 +114,7 @@ def _writing(settings: dict) -> Writing:
         max_new_tokens=int(settings.get("max_gen_toks", _MAX_GEN_TOKS)),
         temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
         top_p=float(settings.get("top_p", 1.0)),
-        until=(until,) if isinstance(until, str) else tuple(until),
+        until=tuple(filter(None, [until] if isinstance(until, str) else until)),
     )
 
 

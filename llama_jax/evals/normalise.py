@@ -59,9 +59,9 @@ NORMALISE: dict[str, Callable[[str], str]] = {"exact": exact, "answer": answer, 
 
 
 def matches(text: str, right: tuple[str, ...], *, pattern: str, normalise: str) -> bool:
-    """Whether a text gives one of the right answers; an empty one never does."""
-    said = NORMALISE[normalise](extract(text, pattern))
-    return bool(said) and said in {NORMALISE[normalise](one) for one in right}
+    """Whether a text gives one of the right answers; one that says nothing never does."""
+    said, normal = extract(text, pattern), NORMALISE[normalise]
+    return bool(said.strip()) and normal(said) in {normal(one) for one in right}
 
 
 def refuses(text: str) -> bool:

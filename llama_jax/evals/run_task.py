@@ -59,11 +59,7 @@ def run_task(
 
     Raises InputError for a task of code without `run_programs`, or if no question fits the context.
     """
-    require(
-        task.kind != "code" or run_programs,
-        f"task {task.name} runs the programs that the model writes; allow that with --run-code "
-        "(each gets a process with limits, which is no sandbox)",
-    )
+    check_allowed(task, run_programs)
     keys = [key(task, question) for question in questions]
     waiting = [q for q, k in zip(questions, keys, strict=True) if kept.get(k) is None]
     done = len(questions) - len(waiting)
@@ -92,6 +88,15 @@ def run_task(
         groups=groups,
         scores=scores,
         numbers=[q.number for q, _ in fits],
+    )
+
+
+def check_allowed(task: Task, run_programs: bool) -> None:
+    """Raise InputError for a task of code unless programs may run."""
+    require(
+        task.kind != "code" or run_programs,
+        f"task {task.name} runs the programs that the model writes; allow that with --run-code "
+        "(each gets a process with limits, which is no sandbox)",
     )
 
 

@@ -7,6 +7,7 @@ it takes a template, see `templates`.
 
 import difflib
 import hashlib
+import re
 import tomllib
 import types
 import typing
@@ -28,7 +29,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     "perplexity": ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
 """What each kind of task can measure; `aggregate` says how."""
-NORMALISATIONS = ("exact", "answer", "number")
 Kind = Literal["choice", "generate", "code", "perplexity"]
 
 
@@ -148,6 +148,11 @@ class Task:
         ):  # fmt: skip
             value = getattr(self, name)
             require(value >= low, f"{where}: {name}={value} must be at least {low}")
+        require(all(self.until), f"{where}: until holds an empty text, which would end all answers")
+        try:
+            re.compile(self.extract)
+        except re.error as error:
+            raise InputError(f"{where}: extract is no regular expression: {error}") from error
         for name in _NEEDED[self.kind]:
             require(getattr(self, name), f"{where}: kind {self.kind} needs the key {name}")
         require(

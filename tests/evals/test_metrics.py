@@ -108,7 +108,8 @@ def test_answers_are_compared_as_squad_does():
     assert matches(
         " 14 december 1972 UTC.", ("14 December 1972 UTC",), pattern="", normalise="answer"
     )
-    assert not matches("", ("the",), pattern="", normalise="answer")
+    assert not matches(" ", ("the",), pattern="", normalise="answer")
+    assert matches("The ---!", ("---",), pattern="", normalise="answer")  # as their programs do
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def right(task, question):
         return f" She makes 1 + 1 things. The answer is ${question.answers[0]}."
     if task.name == "humaneval":
         return question.row.values["canonical_solution"]
-    return f" {question.answers[-1].upper()}."
+    return f" The {question.answers[-1]}!"
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "nq_open", "bbh"])

@@ -47,6 +47,8 @@ def test_every_shipped_task_is_read():
         ({"prompt": "{q|trim}"}, "filter 'trim', which is unknown; known are strip"),
         ({"prompt": "{}"}, "has {}, which names no field"),
         ({"filter": "wiki"}, "filter 'wiki' is unknown"),
+        ({"until": ["\n", ""]}, "until holds an empty text"),
+        ({"extract": "(a"}, "extract is no regular expression: missing )"),
         ({"choices": 5}, "choices"),
         ({"answer": ""}, "kind choice needs the key answer"),
         ({"source": {}}, "a source needs file or hf"),
