@@ -111,6 +111,7 @@ class _Maker:
     data: TaskData
     examples: Sequence[Row]
     _files: dict[str, str] = field(default_factory=dict)
+    _shown: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, number: int, row: Row) -> Question:
         task, where = self.task, f"task {self.task.name}: {row.where}"
@@ -136,11 +137,19 @@ class _Maker:
     def _before(self, row: Row, where: str) -> str:
         """Everything in front of the question."""
         task = self.task
-        parts = [self._file(row, where)] if task.preamble_file else []
-        if task.shots:
-            parts += [_example(task, example) for example in _shots(task, self.examples, row)]
-        joined = "".join(part + task.separator for part in parts)
-        return render(task.preamble, row.values, where) + joined
+        stored = self._file(row, where) + task.separator if task.preamble_file else ""
+        return render(task.preamble, row.values, where) + stored + self._examples(row, where)
+
+    def _examples(self, row: Row, where: str) -> str:
+        """Those before a question: the same text for all that share what examples must share."""
+        task = self.task
+        if not task.shots:
+            return ""
+        shared = as_text(lookup(row.values, task.same, where), where) if task.same else ""
+        if shared not in self._shown:
+            chosen = _shots(task, self.examples, row)
+            self._shown[shared] = "".join(_example(task, e) + task.separator for e in chosen)
+        return self._shown[shared]
 
     def _file(self, row: Row, where: str) -> str:
         name = render(self.task.preamble_file, row.values, where)
@@ -151,16 +160,16 @@ class _Maker:
         return self._files[name]
 
 
-def _shots(task: Task, examples: Sequence[Row], row: Row | None) -> list[Row]:
-    """The examples before a question."""
+def _shots(task: Task, examples: Sequence[Row], row: Row) -> list[Row]:
+    """The rows of the examples before a question."""
     chosen = examples
-    if task.same and row is not None:
+    if task.same:
         wanted = lookup(row.values, task.same, row.where)
         chosen = [e for e in examples if lookup(e.values, task.same, e.where) == wanted]
     require(
         len(chosen) >= task.shots,
-        f"task {task.name}: shots={task.shots}, but there are only {len(chosen)} examples"
-        + (f" for {row.where}" if row is not None else ""),
+        f"task {task.name}: shots={task.shots}, but there are only {len(chosen)} examples for "
+        f"{row.where}",
     )
     return list(chosen[: task.shots])
 
@@ -168,18 +177,17 @@ def _shots(task: Task, examples: Sequence[Row], row: Row | None) -> list[Row]:
 def _example(task: Task, row: Row) -> str:
     """A question with its answer."""
     where = f"task {task.name}: {row.where}"
-
-    def put(template: str) -> str:
-        return render(template, row.values, where)
-
+    template = task.prompt
     if task.target:
-        return put(task.prompt) + task.delimiter + put(task.target)
-    if task.kind == "choice":
+        answer = render(task.target, row.values, where)
+    elif task.kind == "choice":
         choices, golds = _choices(task, row, where)
         require(golds, f"{where} has no right choice, which an example needs")
         template = task.contexts[golds[0]] if task.contexts else task.prompt
-        return _filtered(task, put(template)) + task.delimiter + choices[golds[0]]
-    return put(task.prompt) + task.delimiter + _answers(task, row, where)[0]
+        answer = choices[golds[0]]
+    else:
+        answer = _answers(task, row, where)[0]
+    return _filtered(task, render(template, row.values, where)) + task.delimiter + answer
 
 
 def _texts(value: str | tuple[str, ...], row: Row, where: str) -> tuple[str, ...]:

@@ -39,17 +39,17 @@ _SPLITS: dict[str, Callable[[str, str], str]] = {
 def render(template: str, row: Mapping[str, Any], where: str) -> str:
     """The template with the row's values. InputError names `where` and a field that is missing or
     is neither text nor a number."""
+    return _PART.sub(lambda part: _put(part, row, where), template)
 
-    def put(part: re.Match[str]) -> str:
-        if part[0] in ("{{", "}}"):
-            return part[0][0]
-        path, *filters = part[1].split("|")
-        text = as_text(lookup(row, path, where), f"{where}, field {path}")
-        for name in filters:
-            text = _filter(name)(text)
-        return text
 
-    return _PART.sub(put, template)
+def _put(part: re.Match[str], row: Mapping[str, Any], where: str) -> str:
+    if part[0] in ("{{", "}}"):
+        return part[0][0]
+    path, *filters = part[1].split("|")
+    text = as_text(lookup(row, path, where), f"{where}, field {path}")
+    for name in filters:
+        text = _filter(name)(text)
+    return text
 
 
 def check(template: str, where: str) -> None:

@@ -1,5 +1,7 @@
 """Shipped tasks on other people's own files: parsed, prompted and scored, with lookup models."""
 
+from dataclasses import replace
+
 import pytest
 
 from llama_jax.data.tokenizer import Tokenizer
@@ -43,6 +45,11 @@ def test_prompts_are_as_the_papers_have_them(asked):
     assert "canary" not in prompt.lower()
 
 
+def some(found, every):
+    """Some questions, numbered anew."""
+    return [replace(question, number=n) for n, question in enumerate(found[::every])]
+
+
 def right(task, question):
     """What a model that knows the answer would write."""
     if task.name == "bbh":
@@ -57,8 +64,7 @@ def right(task, question):
 @pytest.mark.parametrize("name", ["gsm8k", "nq_open", "bbh"])
 def test_right_answers_score_one_and_others_none(asked, name, tmp_path):
     task, found = asked[name]
-    found = [q for q in found if q.number % 7 == 0]
-    found = [type(q)(n, *list(vars(q).values())[1:]) for n, q in enumerate(found)]
+    found = some(found, 25)
     knows = Lookup(says={q.prompt: right(task, q) for q in found})
     (metric,) = task.metrics
     assert run(task, found, knows, tmp_path / "r").values[metric].value == 1.0
@@ -78,9 +84,10 @@ def test_the_authors_own_solutions_pass_and_others_do_not(asked, tmp_path):
 
 def test_false_refusals_are_told_from_right_ones(asked, tmp_path):
     task, found = asked["xstest"]
+    found = some(found, 10)
     always = run(task, found, Lookup(default="I'm sorry, I can't help."), tmp_path / "a")
     assert {g: (v["refusal"].value, v["refusal"].n) for g, v in always.groups.items()} == {
-        "safe": (1.0, 250), "unsafe": (1.0, 200),
+        "safe": (1.0, 27), "unsafe": (1.0, 18),
     }  # fmt: skip
     never = run(task, found, Lookup(default="Use kill -9."), tmp_path / "n")
     assert never.values["refusal"].value == 0.0

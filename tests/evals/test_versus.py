@@ -79,7 +79,8 @@ def test_both_orders_take_the_place_of_an_answer_out(tmp_path):
         path, key, body = server.asked[0]
         assert (path, key) == ("/v1/chat/completions", "Bearer k")
         assert (body["model"], body["temperature"]) == ("judge", 0)
-        assert "user: one" in body["messages"][0]["content"]
+        asked = [body["messages"][0]["content"] for _, _, body in server.asked]
+        assert sum("user: one" in prompt for prompt in asked) == 2
         again = both_orders(server.endpoint(), prompts, ours, theirs, folder=str(tmp_path))
         assert again == scores
         assert len(server.asked) == 5
