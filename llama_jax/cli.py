@@ -16,10 +16,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from llama_jax import __version__, cli_train
+from llama_jax import __version__, cli_eval, cli_train
 from llama_jax.config import InputError, require
 from llama_jax.runtime import environment, failures, interrupts
-from llama_jax.runtime.console import Progress, quiet_start, waiting
+from llama_jax.runtime.console import quiet_start, waiting
 from llama_jax.runtime.files import json_text
 from llama_jax.runtime.malloc import keep_freed_memory
 from llama_jax.runtime.places import expand, naming
@@ -93,17 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(sub, max_new_tokens=256, temperature=0.7, top_p=0.95)
     _add_json(sub)
 
-    sub = command("eval", _eval, "loss, perplexity and bits per byte on the validation split")
-    _add_model(sub)
-    sub.add_argument(
-        "--data",
-        metavar="DATASET",
-        help="tales, python_docs, a file, a folder, tfds:NAME, hf:NAME (the run's own)",
+    sub = command(
+        "eval",
+        _eval,
+        "loss, perplexity and bits per byte on the validation split; or benchmark tasks",
+        epilog=cli_eval.TASKS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows at a time (8)")
-    sub.add_argument("--seq-len", type=int, metavar="T", help="tokens in a row (the run's own)")
+    cli_eval.add_options(sub)
     _add_text_field(sub)
-    _add_json(sub)
 
     sub = command("verify", _verify, "check every digest; repeat the proof of a converted model")
     sub.add_argument("path", metavar="PATH")
@@ -309,27 +307,10 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    with _at_work(f"loading {args.model}", args.model) as end, Progress("eval", end) as beat:
-        from llama_jax.pretrain import evaluate_model
-
-        result = evaluate_model(
-            args.model, dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len,
-            text_field=args.text_field, beat=beat,
-        )  # fmt: skip
-    values = {
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte,
-        "targets": result.targets,
-        "bytes": result.bytes,
-    }
-    if args.json:
-        print(json_text(values))
-        return
-    print(f"loss           {result.loss:.4f} nats per token")
-    print(f"perplexity     {result.perplexity:.3f}")
-    print(f"bits per byte  {result.bits_per_byte:.4f}")
-    print(f"on             {result.targets:,} tokens, {result.bytes:,} bytes of text")
+    cli_eval.check(args)
+    with _at_work(f"loading {args.models[0]}", *args.models) as end:
+        values, text = cli_eval.run(args, end)
+    cli_eval.show(args, values, text)
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -48,7 +48,9 @@ ARROWS = {
         "ops", "parallel", "checkpoint", "runtime",
     },
     **{name: {"ops"} for name in LOSSES},
-    "evals": {"config", "align", "models", "infer", "data", "model", "ops", "parallel"},
+    "evals": {
+        "config", "align", "models", "infer", "data", "model", "ops", "parallel", "runtime",
+    },
     "serve": {"config", "models", "infer", "data"},
     "tpu": {
         "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
@@ -56,8 +58,10 @@ ARROWS = {
     },
     "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "runtime"},
+    "cli_eval": {"config", "evals", "pretrain", "runtime"},
     "cli": {
-        "config", "chat_terminal", "cli_train", "serve", "evals", "align", "pretrain", "tpu",
+        "config", "chat_terminal", "cli_eval", "cli_train", "serve", "evals", "align", "pretrain",
+        "tpu",
         "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},

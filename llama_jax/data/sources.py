@@ -390,6 +390,10 @@ class HfData(_Records):
             reason = str(error).splitlines()[0] if str(error) else repr(error)
             raise InputError(f"data hf:{self.dataset} cannot be loaded: {reason}") from error
 
+    def split(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """The records of a split. InputError if there is none, or no such data set."""
+        return self._open(name)
+
     def _has(self, split: str) -> bool:
         return split in self._splits
 

@@ -74,10 +74,11 @@ class Progress:
     what is done and how much there is in all.
 
     begin: called before the first of it is shown.
+    unit: what is counted.
     """
 
-    def __init__(self, what: str, begin: Callable[[], None]):
-        self._what, self._begin, self._said = what, begin, time.monotonic()
+    def __init__(self, what: str, begin: Callable[[], None], unit: str = "batches"):
+        self._what, self._begin, self._unit, self._said = what, begin, unit, time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Callable[[int, int], None]:
@@ -93,10 +94,25 @@ class Progress:
 
             self._begin()
             self._bar = tqdm(total=total, desc=self._what, disable=None, leave=False)
+            self._first, self._began = done, time.monotonic()
         self._bar.update(done - self._bar.n)
         if self._bar.disable and time.monotonic() - self._said > LOG_SECONDS:
             self._said = time.monotonic()
-            logging.getLogger(__name__).info("%s: %d of %d batches", self._what, done, total)
+            line = f"{self._what}: {done} of {total} {self._unit}"
+            logging.getLogger(__name__).info("%s%s", line, self._left(done, total))
+
+    def _left(self, done: int, total: int) -> str:
+        """How long the rest will take, if it is like what was done since the beginning."""
+        if done == self._first:
+            return ""
+        rate = (time.monotonic() - self._began) / (done - self._first)
+        return f", {_duration(rate * (total - done))} left"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class _Handler(logging.StreamHandler):

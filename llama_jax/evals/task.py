@@ -1,0 +1,278 @@
+"""Benchmark tasks as data: one small TOML file a task, read strictly.
+
+`tasks/` holds those of the Llama 2 paper; anybody's own file works the same. README of the fields:
+the dataclasses below. Where a key takes "a path", it names a field of a row (`choices.text`); where
+it takes a template, see `templates`.
+"""
+
+import difflib
+import hashlib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from llama_jax.config import InputError, require
+from llama_jax.evals import templates
+from llama_jax.runtime.files import as_path, read_bytes, shown
+
+FOLDER = Path(__file__).parent / "tasks"
+MAX_BYTES = 1 << 20
+METRICS: dict[str, tuple[str, ...]] = {
+    "choice": ("acc", "acc_norm", "acc_bytes", "acc_token", "acc_pmi", "mc2"),
+    "generate": ("exact_match", "refusal"),
+    "code": ("pass@1", "pass@10", "pass@100"),
+    "perplexity": ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
+}
+"""What each kind of task can measure; `aggregate` says how."""
+Kind = Literal["choice", "generate", "code", "perplexity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where rows come from: a file below the folder of data, or a Hugging Face data set."""
+
+    file: str = ""
+    """Below the folder of data; `*` for several, whose names become the field `_file` of a row."""
+    rows: str = ""
+    """Path of the list of rows inside each object of the file, where they are not its objects."""
+    hf: str = ""
+    """NAME, OWNER/NAME or OWNER/NAME/CONFIG, where there is no such file."""
+    split: str = "test"
+    """Of the Hugging Face data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One benchmark: what is asked, how, and what is counted."""
+
+    name: str
+    """The name of the file without its ending."""
+    folder: str
+    """Where a file of `source` is looked for if no other folder is named; empty for none."""
+    title: str
+    version: int
+    """Raised whenever the same model can get another score."""
+    kind: Kind
+    metrics: tuple[str, ...]
+    """The first is the one that comparisons go by."""
+    source: Source
+    prompt: str
+    """Template of a question, without the answer; the text itself for perplexity."""
+    delimiter: str = " "
+    """Between a question and its answer."""
+    preamble: str = ""
+    """Template of what stands before everything."""
+    preamble_file: str = ""
+    """Template of a file's name, whose text stands before everything, as BBH's prompts do."""
+    preamble_after: str = ""
+    """What comes up to and with this text is left out of the file."""
+    stored_shots: int = 0
+    """Examples that the preamble's file holds already; only reported."""
+    separator: str = "\n\n"
+    """Between the preamble's file, the examples and the question."""
+    shots: int = 0
+    """Examples before the question: the first so many."""
+    examples: Source | None = None
+    """Where they come from, if not from `example` or from the questions, which are then not asked
+    about."""
+    example: tuple[dict, ...] = ()
+    """The rows of examples themselves."""
+    same: str = ""
+    """Path of a field that an example must share with the question, as MMLU's subject."""
+    target: str = ""
+    """Template of an example's answer; without it, its right choice or first right answer."""
+    group: str = ""
+    """Path of a field by which results are told apart too."""
+    aggregate: Literal["mean", "mean_of_groups"] = "mean"
+    chat: bool = False
+    """Whether the question is put as a user's message, with the model's chat template."""
+
+    choices: str | tuple[str, ...] = ()
+    """Path of the list of choices, or a template of each."""
+    labels: str | tuple[str, ...] = ()
+    """Path of the names of the choices, or the names, if the answer is one of them."""
+    answer: str = ""
+    """Path of the right choice: its number from 0, its label, or a list of 0 and 1."""
+    contexts: tuple[str, ...] = ()
+    """Template of a question for each choice, if the choice stands inside it (WinoGrande)."""
+    filter: str = ""
+    """Filter of the question and of each choice, see `templates.FILTERS`."""
+    unconditional: str = "Answer:"
+    """The context by whose likelihoods `acc_pmi` divides."""
+
+    answers: str = ""
+    """Path of a right answer or a list of them, or a template of one."""
+    until: tuple[str, ...] = ()
+    """Texts that end an answer."""
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    """Answers to each question."""
+    extract: str = ""
+    """Regular expression whose last match is the answer: its first group, if it has one."""
+    normalise: Literal["exact", "answer", "number"] = "exact"
+    """How answers are compared, see `normalise.NORMALISE`."""
+    program: str = ""
+    """Template of the program that passes if an answer, its field `completion`, is right."""
+    seconds: float = 5.0
+    """A program may run so long."""
+
+    stride: int = 0
+    """Tokens by which the window moves on over a text that is longer than the context; 0 for all of
+    it. Fewer give later tokens more context, for more work."""
+    digest: str = field(default="", compare=False)
+    """SHA-256 of the file."""
+
+    def __post_init__(self):
+        where = f"task {self.name}"
+        known = METRICS[self.kind]
+        for metric in self.metrics:
+            require(
+                metric in known,
+                f"{where}: metric {shown(metric)} is none of kind {self.kind}; known are "
+                f"{', '.join(known)}",
+            )
+        require(self.metrics, f"{where}: metrics names none of {', '.join(known)}")
+        for name in _TEMPLATES:
+            value = getattr(self, name)
+            for template in (value,) if isinstance(value, str) else value:
+                templates.check(template, f"{where}: {name}")
+        for name, low in (
+            ("shots", 0), ("max_new_tokens", 1), ("samples", 1), ("stride", 0), ("version", 1)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            require(value >= low, f"{where}: {name}={value} must be at least {low}")
+        require(all(self.until), f"{where}: until holds an empty text, which would end all answers")
+        try:
+            re.compile(self.extract)
+        except re.error as error:
+            raise InputError(f"{where}: extract is no regular expression: {error}") from error
+        for name in _NEEDED[self.kind]:
+            require(getattr(self, name), f"{where}: kind {self.kind} needs the key {name}")
+        require(
+            not self.filter or self.filter in templates.FILTERS,
+            f"{where}: filter {shown(self.filter)} is unknown; known are "
+            f"{', '.join(templates.FILTERS)}",
+        )
+        for source in (self.source, self.examples):
+            require(
+                source is None or source.file or source.hf,
+                f"{where}: a source needs file or hf",
+            )
+        require(
+            self.aggregate == "mean" or self.group,
+            f"{where}: aggregate mean_of_groups needs the key group",
+        )
+        require(
+            self.kind != "code" or max(map(_k, self.metrics)) <= self.samples,
+            f"{where}: samples={self.samples} answers are too few for {', '.join(self.metrics)}",
+        )
+
+
+_TEMPLATES = ("prompt", "preamble", "preamble_file", "target", "contexts", "program")
+_NEEDED = {
+    "choice": ("choices", "answer"),
+    "generate": (),
+    "code": ("program",),
+    "perplexity": (),
+}
+
+
+def _k(metric: str) -> int:
+    return int(metric.partition("@")[2] or 1)
+
+
+def shipped() -> list[str]:
+    """The names of the tasks that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def find(spec: str) -> list[Task]:
+    """The tasks of a list such as `arc_easy,mine.toml`: names of ours, and files.
+
+    Raises InputError for a name that is neither, with the nearest one, and as `read`.
+    """
+    names = [name.strip() for name in spec.split(",") if name.strip()]
+    require(names, "--tasks names no task; ours are " + ", ".join(shipped()))
+    tasks = [_find(name) for name in names]
+    twice = sorted({task.name for task in tasks if [t.name for t in tasks].count(task.name) > 1})
+    require(not twice, f"--tasks names {', '.join(twice)} twice")
+    return tasks
+
+
+def _find(name: str) -> Task:
+    if name.endswith(".toml") or "/" in name:
+        return read(name, folder=str(as_path(name).parent))
+    file = FOLDER / f"{name}.toml"
+    if not file.exists():
+        near = difflib.get_close_matches(name, shipped(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "ours are " + ", ".join(shipped())
+        raise InputError(f"task {shown(name)} is unknown; {hint} A file of your own ends in .toml")
+    return read(file, folder="")
+
+
+def read(path: Any, folder: str) -> Task:
+    """A task from its file. InputError names the key that is unknown, missing or of another type.
+
+    folder: where its data lie if no other folder is named.
+    """
+    content = read_bytes(path, "task", MAX_BYTES)
+    where = f"task {path}"
+    try:
+        values = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is no sound TOML: {error!s:.120}") from error
+    given = {
+        "name": as_path(path).name.removesuffix(".toml"),
+        "folder": folder,
+        "digest": hashlib.sha256(content).hexdigest(),
+    }
+    for name in given:
+        require(name not in values, f"{where}: the key {name} is unknown: it follows from the file")
+    return _build(Task, values | given, where)
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"{where}: the key {shown(name)} is unknown; {hint}")
+    for name, f in known.items():
+        needed = f.default is MISSING and f.default_factory is MISSING
+        require(name in values or not needed, f"{where} lacks the key {name}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{k: _value(hints[k], v, f"{where}: {k}") for k, v in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """One value as the type of its field; InputError if it is of another."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        near = difflib.get_close_matches(str(value), args, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use {' or '.join(args)}"
+        raise InputError(f"{where} is {shown(value)}; {hint}")
+    if origin in (types.UnionType, typing.Union):
+        kinds = {str: str, list: tuple, dict: Source}
+        wanted = kinds.get(type(value))
+        hint = next((a for a in args if (typing.get_origin(a) or a) is wanted), args[0])
+        return _value(hint, value, where)
+    if hint is Source:
+        require(isinstance(value, dict), f"{where} must be a table, not {shown(value)}")
+        return _build(Source, value, where)
+    if origin is tuple:
+        require(isinstance(value, list), f"{where} must be a list, not {shown(value)}")
+        return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    require(type(value) is hint, f"{where} is {shown(value)}, not of type {hint.__name__}")
+    return value
