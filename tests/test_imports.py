@@ -49,15 +49,16 @@ ARROWS = {
     },
     **{name: {"ops"} for name in LOSSES},
     "evals": {"config", "align", "models", "infer", "data", "model", "ops", "parallel"},
-    "serve": {"config", "models", "infer", "data"},
+    "serve": {"config", "models", "infer", "data", "runtime.files"},
     "tpu": {
         "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
         "parallel", "kernels", "runtime.files", "runtime.places",
     },
     "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "runtime"},
+    "cli_serve": {"config", "serve", "runtime"},
     "cli": {
-        "config", "chat_terminal", "cli_train", "serve", "evals", "align", "pretrain", "tpu",
+        "config", "chat_terminal", "cli_serve", "cli_train", "serve", "evals", "align", "pretrain", "tpu",
         "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
