@@ -28,9 +28,14 @@ class Device:
     def clear(self) -> None:
         """Empty pages; no row wants anything."""
         B, layout = self.layout.rows, self.layout
-        self.state = programs.new_state(
+        state = programs.new_state(
             self.config, rows=B, num_pages=layout.num_pages, page=layout.page
         )
+        # Committed to a device from the beginning, as what programs make of loaded weights is: each
+        # program would be compiled for both.
+        place = jax.tree.leaves(self.w)[0].sharding
+        alone = len(place.device_set) == 1
+        self.state = jax.device_put(state, place) if alone else state
         self.rows = Rows(
             token=np.zeros(B, np.int32),
             length=np.ones(B, np.int32),

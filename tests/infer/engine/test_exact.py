@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,8 +24,14 @@ LAYOUT = Layout(rows=3, num_pages=16, page=4, chunks=(4, 8), budget=8, max_len=4
 
 @pytest.fixture(scope="module")
 def engine():
-    engine = Engine(prepare(params_of(SMALL), SMALL), config=SMALL, layout=LAYOUT, queue=100)
+    # Committed to a device, as weights are that come from a file.
+    params = jax.device_put(params_of(SMALL), jax.devices()[0])
+    engine = Engine(prepare(params, SMALL), config=SMALL, layout=LAYOUT, queue=100)
     engine.warm_up()
+    # The first requests after the warm-up, before any other test compiles something.
+    alone(engine, request(range(1, 22), scored=True, prompt_scored=True, bias={5: 1.0}))
+    alone(engine, request([1, 2], temperature=1.0, top_k=3))
+    assert engine.compiled.count == 0
     return engine
 
 
