@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--api-key-file", str, None, "FILE", "keys that are let in, one a line (everybody)")
     option("--rows", int, 8, "N", "answers that are drawn together (8)")
     option("--queue", int, 64, "N", "answers that may wait for a row (64)")
+    option("--speculate", int, 0, "N", "tokens guessed from the text while rows idle (0)")
     option("--context", int, None, "T", "tokens of a prompt and its answer (the model's own)")
     option("--cache-gib", float, None, "G", "memory of keys and values (a quarter of what is free)")
     option("--deadline", float, 600.0, "S", "seconds that a request may take (600)")
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             keys=() if args.api_key_file is None else read_keys(args.api_key_file),
             rows=args.rows,
             queue=args.queue,
+            drafts=args.speculate,
             context=args.context,
             cache_gib=args.cache_gib,
             deadline_seconds=args.deadline,

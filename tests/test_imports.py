@@ -58,8 +58,8 @@ ARROWS = {
     "cli_train": {"config", "config_align", "runtime"},
     "cli_serve": {"config", "serve", "runtime"},
     "cli": {
-        "config", "chat_terminal", "cli_serve", "cli_train", "serve", "evals", "align", "pretrain", "tpu",
-        "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
+        "config", "chat_terminal", "cli_serve", "cli_train", "serve", "evals", "align",
+        "pretrain", "tpu", "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
     "__main__": {"cli"},

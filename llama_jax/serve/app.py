@@ -44,9 +44,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Api:
     """The handlers of one service."""
 
-    def __init__(self, service: Service, port: int):
+    def __init__(self, service: Service):
         self.service, self.settings, self.served = service, service.settings, service.served
-        self.hosts = self.settings.hosts(port)
         self.created = int(time.time())
 
     def app(self) -> web.Application:
@@ -95,7 +94,7 @@ class Api:
         return response
 
     def _admit(self, request: web.Request) -> None:
-        if self.settings.local and request.host not in self.hosts:
+        if not self.settings.is_called(request.host):
             raise ApiError(
                 403, f"This server is not called {shown(request.host)}.", kind="permission_error"
             )

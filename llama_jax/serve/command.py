@@ -41,11 +41,15 @@ def serve(path: str, settings: Settings) -> int:
         opened.config.head == "language",
         "the model is a reward model: it scores answers and writes none; name a language model",
     )
-    context = settings.context or opened.config.max_seq_len
+    context, most = settings.context, opened.config.max_seq_len
+    require(
+        context is None or 0 < context <= most,
+        f"context={context} is out of range: the model's own is {most} tokens",
+    )
     served = Served(
         name=settings.name,
         tokenizer=tokenizer,
-        context=context,
+        context=context or most,
         vocab_size=tokenizer.vocab_size,
         end_ids=tuple(dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids))),
         add_bos=opened.usage.add_bos,
@@ -86,6 +90,7 @@ def make_engine(opened: Opened, settings: Settings) -> Engine:
         layout=layout,
         vocab_limit=opened.tokenizer.vocab_size,
         queue=settings.queue,
+        drafts=settings.drafts,
     )
 
     def tell(number: int, total: int, what: str) -> None:
@@ -94,8 +99,8 @@ def make_engine(opened: Opened, settings: Settings) -> Engine:
     begun = time.monotonic()
     engine.warm_up(tell)
     logger.info(
-        "%d programs ready after %.1f s; %d rows, %d pages of %d tokens, context %d",
-        2 * len(layout.chunks) + 2, time.monotonic() - begun, layout.rows,
+        "ready after %.1f s; %d rows, %d pages of %d tokens, context %d",
+        time.monotonic() - begun, layout.rows,
         engine.scheduler.pool.size, layout.page, layout.max_len,
     )  # fmt: skip
     return engine
@@ -110,7 +115,7 @@ async def _serve(service: Service, opened: Opened, bound: socket.socket) -> int:
         raise InputError(f"serving needs {error.name}: pip install aiohttp") from error
     host, port = bound.getsockname()[:2]
     runner = web.AppRunner(
-        Api(service, port).app(), handler_cancellation=True, access_log=None, keepalive_timeout=75
+        Api(service).app(), handler_cancellation=True, access_log=None, keepalive_timeout=75
     )
     await runner.setup()
     await web.SockSite(runner, bound, backlog=128).start()

@@ -37,7 +37,7 @@ def unsupported(param: str, message: str) -> ApiError:
     return invalid(param, message, "unsupported_parameter")
 
 
-def too_long(prompt: int, new: int, context: int) -> ApiError:
+def too_long(prompt: int, new: int, context: int, param: str) -> ApiError:
     """A prompt and its answer that the context does not hold. Clients look for these words."""
     message = (
         f"This model's maximum context length is {context} tokens. However, you requested "
@@ -48,7 +48,7 @@ def too_long(prompt: int, new: int, context: int) -> ApiError:
         400,
         message,
         code="context_length_exceeded",
-        param="messages" if prompt + new == prompt else "max_tokens",
+        param=param,
         more={"n_prompt_tokens": prompt, "n_ctx": context},
     )
 

@@ -34,7 +34,7 @@ class Fields:
             )
         return value
 
-    def number(self, field: str, default: float, low: float, high: float) -> float:
+    def number(self, field: str, default: float, low: int | float, high: int | float) -> float:
         """A number from low to high."""
         value = self.values.get(field, default)
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -221,7 +221,7 @@ def _job(
     sampling = _sampling(fields)
     requests = []
     for ids in prompts:
-        most = _new_tokens(len(ids), new, default, model.context)
+        most = _new_tokens(len(ids), new, default, model.context, "messages" if chat else "prompt")
         params = SamplingParams(
             max_new_tokens=most, stop_ids=stop_ids, vocab_limit=model.vocab_size, **sampling
         )
@@ -273,11 +273,11 @@ def _sampling(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _new_tokens(prompt: int, new: int | None, default: int, context: int) -> int:
+def _new_tokens(prompt: int, new: int | None, default: int, context: int, param: str) -> int:
     """Tokens of an answer: as asked for, or what the context leaves of the default."""
-    room = context - prompt
-    if prompt > context or (new if new is not None else 1) > room:
-        raise too_long(prompt, new or 0, context)
+    room, wanted = context - prompt, 1 if new is None else new
+    if prompt > context or wanted > room:
+        raise too_long(prompt, wanted, context, "max_tokens" if room > 0 else param)
     return min(default, room) if new is None else new
 
 

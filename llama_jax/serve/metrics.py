@@ -20,12 +20,12 @@ HISTOGRAMS = {
 class Histogram:
     """Counts of values below each bound."""
 
-    def __init__(self, bounds: Iterable[float]):
+    def __init__(self, bounds: Iterable[int | float]):
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
 
-    def add(self, value: float) -> None:
+    def add(self, value: int | float) -> None:
         """One more value."""
         place = next((n for n, bound in enumerate(self.bounds) if value <= bound), -1)
         self.counts[place] += 1
@@ -44,12 +44,12 @@ class Metrics:
         self.refused: Counter[str] = Counter()
         """Requests that were not taken, by the reason."""
 
-    def observe(self, name: str, value: float) -> None:
+    def observe(self, name: str, value: int | float) -> None:
         """Add a value to a histogram."""
         with self._lock:
             self.histograms[name].add(value)
 
-    def text(self, gauges: dict[str, float], counters: dict[str, float]) -> str:
+    def text(self, gauges: dict[str, int | float], counters: dict[str, int | float]) -> str:
         """All of it, with the given values beside."""
         with self._lock:
             lines = [*self._plain(gauges, "gauge"), *self._plain(counters, "counter", "_total")]
@@ -59,7 +59,7 @@ class Metrics:
                 lines += self._histogram(name, histogram)
         return "\n".join(lines) + "\n"
 
-    def _plain(self, values: dict[str, float], kind: str, suffix: str = "") -> Iterable[str]:
+    def _plain(self, values: dict[str, int | float], kind: str, suffix: str = "") -> Iterable[str]:
         for name, value in values.items():
             yield f"# TYPE {PREFIX}{name}{suffix} {kind}"
             yield f"{PREFIX}{name}{suffix}{{{self._label}}} {value:.10g}"

@@ -9,9 +9,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from llama_jax.config import InputError
 from llama_jax.infer.engine.engine import Engine, Ticket
 from llama_jax.infer.engine.request import Busy, Piece
-from llama_jax.serve.errors import ApiError, retry_later
+from llama_jax.serve.errors import ApiError, invalid, retry_later
 from llama_jax.serve.job import Job, Served
 from llama_jax.serve.metrics import Metrics
 from llama_jax.serve.replies import Choice, Delta, Reply
@@ -122,18 +123,18 @@ class Service:
 
     def _submit(self, engine: Engine, job: Job, listen: Any) -> list[Ticket]:
         """Tickets of all prompts' answers, or none."""
-        taken: list[Ticket] = []
+        answers, queue = sum(map(len, job.requests)), self.settings.queue
+        if answers > queue:
+            raise invalid("n", f"and the prompts ask for {answers} answers; {queue} can wait here")
         try:
-            for requests in job.requests:
-                taken += engine.submit(requests, listen)
+            return engine.submit([one for group in job.requests for one in group], listen)
         except Busy as error:
-            for ticket in taken:
-                engine.cancel(ticket)
             self.metrics.refused["queue_full"] += 1
             raise retry_later(
                 429, f"The queue is full: {error}.", "rate_limit_error", "queue_full", 1
             ) from error
-        return taken
+        except InputError as error:
+            raise ApiError(400, f"{error}", code="invalid_value") from error
 
     async def _next(self, news: asyncio.Queue, deadline: float) -> News | None:
         try:
@@ -185,6 +186,8 @@ class Service:
             "prefix_cache_queries": engine.scheduler.queried,
             "prefix_cache_hits": engine.scheduler.hits,
             "num_preemptions": 0,
+            "spec_decode_num_draft_tokens": totals.drafted,
+            "spec_decode_num_accepted_tokens": totals.accepted,
             "draw_steps": totals.draws,
             "device_failures": totals.failures,
             "compilations_after_warmup": engine.compiled.count,

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from llama_jax.config import require
 from llama_jax.infer.sampling_params import count
@@ -29,6 +30,8 @@ class Settings:
     """Answers that are drawn together."""
     queue: int = 64
     """Answers that may wait for a row; more are refused with 429."""
+    drafts: int = 0
+    """Tokens that are guessed for an answer while rows idle."""
     context: int | None = None
     """Tokens of a prompt and its answer, where that is less than the model's."""
     cache_gib: float | None = None
@@ -42,7 +45,13 @@ class Settings:
     def __post_init__(self):
         count(self.port, "port", 0, "0 picks a free one")
         require(self.port < 65536, f"port={self.port} is out of range: use 0 to 65535")
+        count(self.rows, "rows", 1, "the answers that are drawn together")
         count(self.queue, "queue", 1, "the answers that may wait")
+        count(self.drafts, "speculate", 0, "the tokens that are guessed")
+        require(
+            self.cache_gib is None or 0 < self.cache_gib < float("inf"),
+            f"cache_gib={self.cache_gib} must be a number above 0",
+        )
         require(
             self.keys or self.local,
             f"host={self.host} can be reached from other machines: name a file of keys with "
@@ -62,16 +71,14 @@ class Settings:
         except ValueError:
             return False
 
-    def hosts(self, port: int) -> set[str]:
-        """What a request may call this server, in its Host header, when it is local: other names
-        are web pages that had their own name point here."""
-        names = {
-            "127.0.0.1",
-            "localhost",
-            "[::1]",
-            f"[{self.host}]" if ":" in self.host else self.host,
-        }
-        return names | {f"{name}:{port}" for name in names}
+    def is_called(self, host: str) -> bool:
+        """Whether a Host header names this server. A local one has few names: under any other, it
+        is a web page that had its own name point here. The port may be a tunnel's."""
+        try:
+            name = urlsplit(f"//{host}").hostname
+        except ValueError:
+            return False
+        return not self.local or name in {"127.0.0.1", "localhost", "::1", self.host}
 
     def key_of(self, header: str) -> bytes | None:
         """The digest of the key in an Authorization header, if it is one that is let in."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from llama_jax.config import ModelConfig, require
 from llama_jax.infer.engine import programs
-from llama_jax.infer.engine.device import Device
+from llama_jax.infer.engine.device import Device, Draw, Result
+from llama_jax.infer.engine.drafts import Proposer, from_the_text
 from llama_jax.infer.engine.request import Busy, Finish, Piece, Request, Score
 from llama_jax.infer.engine.scheduler import Chunk, Layout, Scheduled, Scheduler
 
@@ -36,8 +37,8 @@ class Ticket:
     begun: float | None = None
     """When it got a row."""
     prompt_scores: list[Score] = field(default_factory=list)
-    last: int = 0
-    """The token that the next one is drawn after."""
+    tokens: list[int] = field(default_factory=list)
+    """The prompt and what was drawn."""
 
     @property
     def cached_tokens(self) -> int:
@@ -54,6 +55,10 @@ class Totals:
     chunks: int = 0
     draws: int = 0
     """Steps of all rows together."""
+    drafted: int = 0
+    """Tokens that were guessed."""
+    accepted: int = 0
+    """Guesses that were right."""
     failures: int = 0
 
 
@@ -64,6 +69,8 @@ class Engine:
       w: what `model.cache.prepare` made of the parameters.
       vocab_limit: ids from here on spell nothing and are never drawn.
       queue: requests that may wait; more are refused.
+      drafts: tokens that are guessed for each sequence where rows idle; 0 for none.
+      propose: guesses them.
     """
 
     def __init__(
@@ -74,9 +81,12 @@ class Engine:
         layout: Layout,
         vocab_limit: int | None = None,
         queue: int = 64,
+        drafts: int = 0,
+        propose: Proposer = from_the_text,
     ):
         require(layout.max_len <= config.max_seq_len, f"{layout.max_len=} exceeds the context")
         self.config, self.layout, self.queue = config, layout, queue
+        self.drafts, self.propose = drafts, propose
         limit = config.vocab_size if vocab_limit is None else vocab_limit
         self._device = Device(w, config, layout, limit)
         self.totals = Totals()
@@ -101,27 +111,27 @@ class Engine:
     def submit(
         self, requests: Sequence[Request], listen: Callable[[Ticket, Piece], None]
     ) -> list[Ticket]:
-        """Take requests, all or none. Those after the first have its prompt, which is computed
-        once.
+        """Take requests, all or none. A prompt that several of them have is computed once.
 
         Raises:
           InputError: a request can never run.
           Busy: the queue is full.
         """
-        first = requests[0]
         tickets: list[Ticket] = []
+        first: dict[tuple[Any, ...], Scheduled] = {}
         for request in requests:
             request.check(self.config)
-            require(request.prompt == first.prompt, "requests of one group must have one prompt")
+            alike = tuple(request.prompt), request.scope
             sequence = Scheduled(
                 prompt=request.prompt,
                 limit=min(request.limit(self.config), self.layout.max_len),
                 scope=request.scope,
                 reuse=not request.prompt_scored,
-                after=tickets[0].sequence if tickets else None,
+                after=first.get(alike),
             )
+            first.setdefault(alike, sequence)
             self.scheduler.check(sequence)
-            tickets.append(Ticket(request, listen, sequence, last=request.prompt[-1]))
+            tickets.append(Ticket(request, listen, sequence, tokens=list(request.prompt)))
         with self._wake:
             if self._queued + len(tickets) > self.queue:
                 raise Busy(f"{self._queued} requests are waiting, of {self.queue} at most")
@@ -231,15 +241,19 @@ class Engine:
 
     def _draw(self, ready: list[Scheduled], steps: int) -> None:
         begin = time.perf_counter()
-        drawing = {s.row: (s, self._tickets[s].last) for s in ready}
-        drawn = self._device.draw(drawing, steps)
-        taken = max(len(tokens) for tokens, _ in drawn.values())
+        drawing = self._with_drafts(ready)
+        drafted = any(draw.drafts for draw in drawing)
+        results = self._device.draw(drawing, 1 if drafted else steps)
+        taken = 1 if drafted else max(len(result.tokens) for result in results)
         self._step_seconds = (time.perf_counter() - begin) / taken
         self.totals.draws += taken
-        for row, (sequence, _) in drawing.items():
-            ticket, (tokens, scores) = self._tickets[sequence], drawn[row]
+        for draw, result in zip(drawing, results, strict=True):
+            sequence, ticket = draw.sequence, self._tickets[draw.sequence]
+            tokens, scores = self._until_stop(ticket, result)
+            self.totals.drafted += len(draw.drafts)
+            self.totals.accepted += len(tokens) - 1 if draw.drafts else 0
             self.scheduler.drawn(sequence, len(tokens))
-            ticket.last = tokens[-1]
+            ticket.tokens += tokens
             self.totals.generation_tokens += len(tokens)
             finish = None
             if tokens[-1] in ticket.request.sampling.stop_ids:
@@ -247,6 +261,27 @@ class Engine:
             elif sequence.length >= sequence.limit:
                 finish = "length"
             self._tell(ticket, tokens, scores, finish)
+
+    def _with_drafts(self, ready: list[Scheduled]) -> list[Draw]:
+        """What draws, with guesses for as many rows as idle."""
+        drawing, free = [], self.layout.rows - len(ready)
+        for sequence in ready:
+            ticket = self._tickets[sequence]
+            # One step draws a token after each guess, and none may lie beyond the limit.
+            most = min(self.drafts, free, sequence.limit - sequence.length - 1)
+            drafts: Sequence[int] = ()
+            if most > 0 and not ticket.request.shaped:
+                drafts = list(self.propose(ticket.tokens, most))[:most]
+            free -= len(drafts)
+            drawing.append(Draw(sequence, ticket.tokens[-1], drafts))
+        return drawing
+
+    @staticmethod
+    def _until_stop(ticket: Ticket, result: Result) -> Result:
+        """Without what was drawn behind a token that ends the sequence."""
+        stops = ticket.request.sampling.stop_ids
+        end = next((n for n, t in enumerate(result.tokens, 1) if t in stops), len(result.tokens))
+        return Result(result.tokens[:end], result.scores[:end])
 
     def _tell(
         self, ticket: Ticket, tokens: list[int], scores: list[Score], finish: Finish | None

@@ -2,8 +2,9 @@
 
 A sequence's numbers are bit-equal alone and among others, because nothing about it depends on
 them: a prompt is computed one row at a time, in chunks whose borders depend on its length alone;
-all rows draw in one program of one shape, in which no row's arithmetic reads another's; and the
-pages of a longer neighbour change no bit (`ops.paged_attention`).
+rows draw together in programs in which no row's arithmetic reads another's, for few rows in a
+smaller one only where that gives the same bits (`Device.warm_up` looks); and the pages of a longer
+neighbour change no bit (`ops.paged_attention`).
 """
 
 import logging
@@ -143,8 +144,12 @@ def draw_steps(
     *,
     config: ModelConfig,
 ) -> tuple[State, Drawn]:
-    """Draw up to `steps` tokens, STEPS at most, for each row that is below its limit."""
-    B, V = state.counts.shape
+    """Draw up to `steps` tokens, STEPS at most, for each row that is below its limit.
+
+    `rows` may be the first ones alone.
+    """
+    B, V = len(rows.token), state.counts.shape[1]
+    whole, state = state, state._replace(counts=state.counts[:B], bias=state.bias[:B])
     base = row_keys(rows.seeds)
     top = min(TOP, V)
     drawn = Drawn(
@@ -200,7 +205,8 @@ def draw_steps(
 
     begin = state, drawn, jnp.asarray(rows.token), jnp.asarray(rows.limit)
     state, drawn, _, _ = jax.lax.while_loop(unfinished, body, begin)
-    return state, drawn
+    counts = whole.counts.at[:B].set(state.counts)
+    return State(state.pages, counts, whole.bias), drawn
 
 
 def _decode(w, state: State, tokens, table, start, config: ModelConfig):

@@ -32,12 +32,18 @@ class Layout:
     """Positions of prompts that are computed between two draws, at least one chunk."""
     max_len: int
     """Tokens of a sequence: the context."""
+    fewer_rows: tuple[int, ...] = ()
+    """Numbers of rows that have a program of their own, ascending, for when no more are busy."""
 
     def __post_init__(self):
         require(self.rows > 0, f"rows={self.rows} must be positive")
         require(
             self.chunks and self.chunks[0] > 0 and sorted(self.chunks) == list(self.chunks),
             f"chunks={self.chunks} must be positive and ascending",
+        )
+        require(
+            self.num_pages > self.rows,
+            f"num_pages={self.num_pages} must be more than rows={self.rows}: each holds one",
         )
         require(
             self.page > 0 and self.chunks[-1] % self.page == 0,

@@ -6,13 +6,14 @@ import jax
 
 from llama_jax.config import ModelConfig, require
 from llama_jax.infer.engine.scheduler import Layout
-from llama_jax.infer.sampling_params import count
 from llama_jax.model.cache import cache_bytes
 
 # Tokens of a page, of the chunks of a prompt, and of prompts between two draws. On TPUs the decode
 # kernel reads whole registers of tokens, and a short chunk leaves the matrix unit idle.
 CPU_SIZES = 32, (8, 32), 64
 DEVICE_SIZES = 128, (128, 512), 512
+FEWER_ROWS = (1, 4)
+"""On CPUs, where a step for one row takes a fraction of one for many."""
 SHARE = 4
 """The cache takes one in so many bytes of the memory that is free, at most."""
 
@@ -30,16 +31,11 @@ def layout_of(
     enough for that, and fewer pages otherwise.
 
     Raises:
-      InputError: a number is out of range, or not one sequence of full length fits.
+      InputError: not one sequence of full length fits.
     """
-    count(rows, "rows", 1, "the sequences that are drawn together")
     most = config.max_seq_len if context is None else context
-    require(
-        0 < most <= config.max_seq_len,
-        f"context={most} is out of range: the model's own is {config.max_seq_len} tokens",
-    )
-    require(cache_gib is None or cache_gib > 0, f"cache_gib={cache_gib} must be positive")
-    page, chunks, budget = CPU_SIZES if jax.default_backend() == "cpu" else DEVICE_SIZES
+    cpu = jax.default_backend() == "cpu"
+    page, chunks, budget = CPU_SIZES if cpu else DEVICE_SIZES
     one = -(-most // page)
     limit = _free_bytes() // SHARE if cache_gib is None else int(cache_gib * 2**30)
     affordable = limit // (page * cache_bytes(config))
@@ -55,6 +51,7 @@ def layout_of(
         chunks=chunks,
         budget=budget,
         max_len=most,
+        fewer_rows=tuple(n for n in FEWER_ROWS if cpu and n < rows),
     )
 
 

@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,68 +11,11 @@ from hypothesis import strategies as st
 from llama_jax.config import InputError
 from llama_jax.infer.engine.engine import Engine
 from llama_jax.infer.engine.programs import CompileCounter
-from llama_jax.infer.engine.request import Busy, Request
-from llama_jax.infer.engine.scheduler import Layout
-from llama_jax.infer.sampling_params import SamplingParams
+from llama_jax.infer.engine.request import Busy
 from llama_jax.model.cache import prepare
+from tests.infer.engine.tiny import LAYOUT, Heard, all_free, alone, request
 from tests.infer.small import SMALL, full, params_of
 from tests.infer.test_decoding import greedy_oracle
-
-LAYOUT = Layout(rows=3, num_pages=16, page=4, chunks=(4, 8), budget=8, max_len=48)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    # Committed to a device, as weights are that come from a file.
-    params = jax.device_put(params_of(SMALL), jax.devices()[0])
-    engine = Engine(prepare(params, SMALL), config=SMALL, layout=LAYOUT, queue=100)
-    engine.warm_up()
-    # The first requests after the warm-up, before any other test compiles something.
-    alone(engine, request(range(1, 22), scored=True, prompt_scored=True, bias={5: 1.0}))
-    alone(engine, request([1, 2], temperature=1.0, top_k=3))
-    assert engine.compiled.count == 0
-    return engine
-
-
-class Heard:
-    """What listeners were told, by ticket."""
-
-    def __init__(self):
-        self.pieces = {}
-
-    def __call__(self, ticket, piece):
-        self.pieces.setdefault(ticket, []).append(piece)
-
-    def result(self, ticket):
-        pieces = self.pieces[ticket]
-        assert [p.finish is None for p in pieces] == [True] * (len(pieces) - 1) + [False]
-        return (
-            [token for p in pieces for token in p.tokens],
-            [score for p in pieces for score in p.scores],
-            [score for p in pieces for score in p.prompt_scores],
-            pieces[-1].finish,
-        )
-
-
-def request(prompt, new=6, *, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), **rest):
-    sampling = SamplingParams(
-        max_new_tokens=new, temperature=temperature, top_k=top_k, top_p=top_p, stop_ids=stop_ids
-    )
-    return Request(prompt=tuple(prompt), sampling=sampling, **rest)
-
-
-def alone(engine, wanted):
-    """The result of a request that has the engine, and no prefix, for itself."""
-    engine.scheduler.pool.forget()
-    heard = Heard()
-    (ticket,) = engine.submit([wanted], heard)
-    while not engine.idle:
-        engine.step()
-    return heard.result(ticket)
-
-
-def all_free(engine):
-    return engine.idle and engine.scheduler.pool.held == 0 and engine.waiting == 0
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 8, 9, 20])

@@ -158,6 +158,7 @@ def test_a_pool_gives_no_more_than_it_has_and_takes_back_what_is_held_alone():
     ("sizes", "said"),
     [
         ({"rows": 0}, "rows=0 must be positive"),
+        ({"num_pages": 1}, "num_pages=1 must be more than rows=1"),
         ({"chunks": (8, 4)}, "must be positive and ascending"),
         ({"chunks": (4, 6)}, "6, must be a multiple of page=4"),
     ],
