@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -49,7 +49,7 @@ class Metrics:
         with self._lock:
             self.histograms[name].add(value)
 
-    def text(self, gauges: dict[str, int | float], counters: dict[str, int | float]) -> str:
+    def text(self, gauges: Mapping[str, int | float], counters: Mapping[str, int | float]) -> str:
         """All of it, with the given values beside."""
         with self._lock:
             lines = [*self._plain(gauges, "gauge"), *self._plain(counters, "counter", "_total")]
@@ -59,7 +59,9 @@ class Metrics:
                 lines += self._histogram(name, histogram)
         return "\n".join(lines) + "\n"
 
-    def _plain(self, values: dict[str, int | float], kind: str, suffix: str = "") -> Iterable[str]:
+    def _plain(
+        self, values: Mapping[str, int | float], kind: str, suffix: str = ""
+    ) -> Iterable[str]:
         for name, value in values.items():
             yield f"# TYPE {PREFIX}{name}{suffix} {kind}"
             yield f"{PREFIX}{name}{suffix}{{{self._label}}} {value:.10g}"

@@ -100,7 +100,7 @@ def weight_bytes(c: ModelConfig, weights: str | None) -> float:
         math.prod(w.shape) for w in layer_weights(c).values() if w.is_matrix
     )
     each = {None: BYTES[c.dtype], "int8": 1, "int4": 0.5 + 2 / GROUP}[weights]
-    return (parameter_count(c) - matrices) * BYTES[c.dtype] + matrices * each
+    return float((parameter_count(c) - matrices) * BYTES[c.dtype] + matrices * each)
 
 
 def decode_text(p: dict[str, Any]) -> str:
