@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from llama_jax import __version__, cli_eval, cli_train
+from llama_jax import __version__, cli_eval, cli_serve, cli_train
 from llama_jax.config import InputError, require
 from llama_jax.runtime import environment, failures, interrupts
 from llama_jax.runtime.console import quiet_start, waiting
@@ -32,6 +32,7 @@ examples:
   llama-jax generate runs/docs --prompt "The" --temperature 0
   llama-jax eval runs/docs
   llama-jax chat runs/chat/gatt                               after make chat
+  llama-jax serve runs/docs                                   OpenAI's API, and a page
   llama-jax verify runs/docs
   llama-jax plan --model llama2-7b --topology v5e-256         no TPU needed
   llama-jax convert Llama-2-7b-hf/ models/llama2-7b           from Hugging Face and others
@@ -92,6 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--system", default="", metavar="TEXT", help="how it is to behave (nothing)")
     _add_sampling(sub, max_new_tokens=256, temperature=0.7, top_p=0.95)
     _add_json(sub)
+
+    sub = command(
+        "serve",
+        cli_serve.run,
+        "OpenAI's API over HTTP, and a page to talk to the model",
+        epilog=cli_serve.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_model(sub)
+    cli_serve.add_options(sub)
 
     sub = command(
         "eval",

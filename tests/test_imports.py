@@ -51,7 +51,7 @@ ARROWS = {
     "evals": {
         "config", "align", "models", "infer", "data", "model", "ops", "parallel", "runtime",
     },
-    "serve": {"config", "models", "infer", "data"},
+    "serve": {"config", "models", "infer", "data", "runtime.files"},
     "tpu": {
         "config", "config_align", "config_file", "pretrain", "train", "align", "infer", "model",
         "parallel", "kernels", "runtime.files", "runtime.places",
@@ -59,10 +59,10 @@ ARROWS = {
     "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "runtime"},
     "cli_eval": {"config", "evals", "pretrain", "runtime"},
+    "cli_serve": {"config", "serve", "runtime"},
     "cli": {
-        "config", "chat_terminal", "cli_eval", "cli_train", "serve", "evals", "align", "pretrain",
-        "tpu",
-        "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
+        "config", "chat_terminal", "cli_eval", "cli_serve", "cli_train", "serve", "evals", "align",
+        "pretrain", "tpu", "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
     "__main__": {"cli"},

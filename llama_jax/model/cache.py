@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import ModelConfig
-from llama_jax.model.layer import Cache, decoder_layer, order_of_cache
+from llama_jax.model.layer import Cache, Pages, decoder_layer, order_of_cache
 from llama_jax.model.weights import layer_weights, outer_weights
 from llama_jax.ops.cached_attention import VALUES
 from llama_jax.ops.linear import project
@@ -90,12 +90,12 @@ def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 def decode(
     w: dict[str, Any],
     tokens: Int[Array, "B T"],
-    cache: list[Cache],
+    cache: list[Cache] | list[Pages],
     start: Int[Array, " B"],
     *,
     config: ModelConfig,
-) -> tuple[Float[Array, "B T D"], list[Cache]]:
-    """Normed residual stream of T further tokens a row, and the cache that holds them.
+) -> tuple[Float[Array, "B T D"], list[Any]]:
+    """Normed residual stream of T further tokens a row, and the cache, or pages, that hold them.
 
     Row b's tokens stand at positions start[b] onwards; earlier positions must be in the cache.
     `w` is what `unstack` returns.

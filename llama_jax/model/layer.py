@@ -10,7 +10,7 @@ logits and softmax are float32.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -25,6 +25,7 @@ from llama_jax.ops.capabilities import Unsupported
 from llama_jax.ops.linear import project
 from llama_jax.ops.mlp import gate_up, gated_down
 from llama_jax.ops.norm import rms_norm
+from llama_jax.ops.paged_attention import paged_attention, write_pages
 from llama_jax.ops.rope import apply_rope, rope_frequencies
 from llama_jax.parallel.fsdp import by_rows
 from llama_jax.parallel.rules import constrain, relayout, spec_in_context
@@ -38,16 +39,25 @@ Cache = tuple[Float[Array, "B x y z"], Float[Array, "B x2 y2 z2"]]
 """Keys and values, their axes as `order_of_cache` says."""
 
 
+class Pages(NamedTuple):
+    """A cache in pages, see `ops.paged_attention`: P rows of a page's positions, and which are
+    whose."""
+
+    keys: Float[Array, "P x y z"]
+    values: Float[Array, "P x2 y2 z2"]
+    table: Int[Array, "B pages"]
+
+
 def decoder_layer(
     w: Mapping[str, Array],
     x: Float[Array, "B T D"],
-    kv: Cache | None,
+    kv: Cache | Pages | None,
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None,
     *,
     cfg: ModelConfig,
     zigzag: bool = False,
-) -> tuple[Float[Array, "B T D"], Cache | None]:
+) -> tuple[Float[Array, "B T D"], Cache | Pages | None]:
     """The layer's output and its updated cache.
 
     Args:
@@ -125,9 +135,13 @@ def attend_within(q, k, v, segment_ids, *, cfg: ModelConfig, zigzag: bool):
     )
 
 
-def attend_to_cache(q, k, v, kv: Cache, start: Int[Array, " B"], *, cfg: ModelConfig):
+def attend_to_cache(q, k, v, kv: Cache | Pages, start: Int[Array, " B"], *, cfg: ModelConfig):
     """Causal attention to a cache, to which the new keys and values are written first."""
     B = q.shape[0]
+    if isinstance(kv, Pages):
+        order = order_of_cache(cfg, kv.keys.shape[0])
+        pool = write_pages(kv.keys, kv.values, k, v, kv.table, start, order=order)
+        return paged_attention(q, *pool, kv.table, start, order=order), Pages(*pool, kv.table)
     order = order_of_cache(cfg, B)
     kv = write_cache(kv, k, v, start, order)
     return cached_attention(q, *kv, start, order=order, spec=cache_spec(cfg, B)), kv

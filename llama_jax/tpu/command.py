@@ -24,7 +24,7 @@ from llama_jax.model.weights import parameter_count
 from llama_jax.runtime.places import expand
 from llama_jax.tpu import topology as topology_of
 from llama_jax.tpu.arithmetic import BYTES
-from llama_jax.tpu.decode_plan import decode_plan, decode_text
+from llama_jax.tpu.decode_plan import WEIGHTS, decode_plan, decode_text
 from llama_jax.tpu.plan import Plan, as_json, plan
 from llama_jax.tpu.ppo_plan import ppo_json, ppo_plan, ppo_text
 from llama_jax.tpu.report import front_text, text
@@ -51,6 +51,7 @@ examples:
   llama-jax plan --model llama2-7b --topology v5e-64 --stage reward --batch-size 512
   llama-jax plan --model llama2-7b --topology v5e-64 --stage ppo --batch-size 512
   llama-jax plan --model llama2-70b --topology v5e-16 --decode --batch-size 32
+  llama-jax plan --model llama2-7b --topology v5e-1 --decode --batch-size 8 --weights int8 --kv int8
   llama-jax plan experiments/tpu/llama2_7b.py --topology v5e-256 --save gs://BUCKET/steps
 
 --save FOLDER adds the compiled step as an entry of jax's compilation cache, and `llama-jax train
@@ -91,6 +92,9 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         "--compile", type=int, default=3, metavar="N", help="rows of a search to compile (3)"
     )
     parser.add_argument("--decode", action="store_true", help="plan generation, not training")
+    parser.add_argument("--weights", choices=WEIGHTS, help="of --decode: the layers' matrices")
+    parser.add_argument("--kv", choices=["int8"], help="of --decode: the cache's type")
+    parser.add_argument("--page", type=int, default=128, metavar="N", help="of --decode (128)")
     parser.add_argument("--save", metavar="FOLDER", help="keep the compiled step for training")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = list(arguments)
@@ -122,8 +126,12 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         config = load_experiment([*path, *rest], PROG, EXPERIMENTS[args.stage])
     else:
         config = override(preset_experiment(args.model, topology, args.stage), rest, PROG)
+    require(
+        args.decode or not (args.weights or args.kv),
+        f"{PROG} --weights and --kv are of generation: add --decode",
+    )
     if args.decode:
-        planned = decode_plan(config, topology)
+        planned = decode_plan(config, topology, weights=args.weights, kv=args.kv, page=args.page)
         return json.dumps(planned) if args.json else decode_text(planned)
     if config.mesh.slice == 1 and topology.slices > 1:
         config = replace(config, mesh=replace(config.mesh, slice=topology.slices))

@@ -93,6 +93,34 @@ def test_generation_reads_weights_and_cache_once_a_token():
     assert not decode_plan(replace(config, batch_size=256), parse("v5e-16"))["fits"]
 
 
+def test_small_weights_and_a_small_cache_are_read_faster_and_leave_room_for_rows():
+    """7B: 6.48e9 of its 6.74e9 parameters are matrices of layers."""
+    config, place = experiment("llama2-7b", "v5e-4", batch_size=16), parse("v5e-4")
+    plain = decode_plan(config, place)
+    matrices, rest = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 262_410_240
+    assert plain["hbm_bytes_per_chip"]["weights"] == (matrices + rest) * 2 / 4
+    small = decode_plan(config, place, weights="int8", kv="int8")
+    assert small["hbm_bytes_per_chip"]["weights"] == (matrices + 2 * rest) / 4
+    assert small["hbm_bytes_per_chip"]["cache"] == 16 * 4096 * 2 * 32 * 32 * (128 + 4) / 4
+    assert small["largest_batch_size"] > 2 * plain["largest_batch_size"]
+    assert small["predicted_seconds"]["hbm"] < 0.6 * plain["predicted_seconds"]["hbm"]
+    smaller = decode_plan(config, place, weights="int4", kv="int8")
+    assert smaller["hbm_bytes_per_chip"]["weights"] == (matrices * (0.5 + 2 / 128) + 2 * rest) / 4
+
+
+def test_a_row_holds_whole_pages_and_reads_what_it_has():
+    config, place = experiment("llama2-7b", "v5e-4", batch_size=4), parse("v5e-4")
+    config = replace(config, seq_len=4000)
+    pages = decode_plan(config, place, page=128)
+    exact = decode_plan(config, place, page=125)
+    cache = [p["hbm_bytes_per_chip"]["cache"] for p in (pages, exact)]
+    assert cache[0] / cache[1] == 4096 / 4000
+    assert pages["predicted_seconds"] == exact["predicted_seconds"]
+    assert pages["largest_batch_size"] == pages["pages"] // 32
+    with pytest.raises(InputError, match="page=0 must be positive"):
+        decode_plan(config, place, page=0)
+
+
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(InputError, match="batch_size=3 is not divisible by 2"):
         decode_plan(experiment("llama2-70b", "v5e-16", batch_size=3), parse("v5e-16"))

@@ -1,0 +1,68 @@
+"""`llama-jax serve`: its options, and the settings that they make."""
+
+import argparse
+import os
+
+from llama_jax.config import require
+from llama_jax.runtime import interrupts
+from llama_jax.runtime.console import waiting
+from llama_jax.runtime.places import expand
+
+HELP = """\
+examples:
+  llama-jax serve runs/quickstart                  then open http://127.0.0.1:8000
+  llama-jax serve MODEL --host 0.0.0.0 --api-key-file keys.txt
+  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
+    -d '{"model": "quickstart", "prompt": "Once upon a time", "max_tokens": 50}'
+
+It speaks OpenAI's API (/v1/completions, /v1/chat/completions, /v1/models), and /tokenize,
+/detokenize, /health, /ready and /metrics. Ctrl-C or SIGTERM ends it after what runs.
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options besides MODEL."""
+
+    def option(name: str, kind: type, default: object, metavar: str, help: str) -> None:
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help)
+
+    option("--host", str, "127.0.0.1", "ADDRESS", "where to listen (127.0.0.1: this machine alone)")
+    option("--port", int, 8000, "P", "0 picks a free one (8000)")
+    option("--name", str, None, "NAME", "what requests call the model (its folder's name)")
+    option("--api-key-file", str, None, "FILE", "keys that are let in, one a line (everybody)")
+    option("--rows", int, 8, "N", "answers that are drawn together (8)")
+    option("--queue", int, 64, "N", "answers that may wait for a row (64)")
+    option("--speculate", int, 0, "N", "tokens guessed from the text while rows idle (0)")
+    option("--context", int, None, "T", "tokens of a prompt and its answer (the model's own)")
+    option("--cache-gib", float, None, "G", "memory of keys and values (a quarter of what is free)")
+    option("--deadline", float, 600.0, "S", "seconds that a request may take (600)")
+    option("--drain", float, 30.0, "S", "seconds that answers have to end at the end (30)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it. Raises InputError for settings that cannot be."""
+    there = "://" in args.model or os.path.exists(expand(args.model))
+    require(there, f"{args.model} does not exist")
+    with waiting(f"opening {args.model}"):
+        from llama_jax.runtime.compilation_cache import keep_programs
+        from llama_jax.serve.command import serve
+        from llama_jax.serve.settings import Settings, read_keys
+
+        keep_programs()
+        settings = Settings(
+            host=args.host,
+            port=args.port,
+            name=args.name or os.path.basename(os.path.normpath(args.model)),
+            keys=() if args.api_key_file is None else read_keys(args.api_key_file),
+            rows=args.rows,
+            queue=args.queue,
+            drafts=args.speculate,
+            context=args.context,
+            cache_gib=args.cache_gib,
+            deadline_seconds=args.deadline,
+            drain_seconds=args.drain,
+        )
+    status = serve(args.model, settings)
+    # A model that still loads, or a device at work, would keep the process or break its end.
+    interrupts.leave(status)
+    return status

@@ -1,0 +1,235 @@
+"""What the engine keeps on the device, and its programs as methods: plain values in and out.
+
+Every input is made here, of the same shapes and types in the warm-up as later, so that nothing is
+compiled afterwards.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from llama_jax.config import ModelConfig
+from llama_jax.infer.engine import programs
+from llama_jax.infer.engine.drafts import agreed
+from llama_jax.infer.engine.programs import STEPS, STOPS, Rows
+from llama_jax.infer.engine.request import Request, Score
+from llama_jax.infer.engine.scheduler import Chunk, Layout, Scheduled
+
+logger = logging.getLogger(__name__)
+
+
+class Draw(NamedTuple):
+    """A sequence that draws."""
+
+    sequence: Scheduled
+    last: int
+    """Its last token."""
+    drafts: Sequence[int] = ()
+    """Guesses of the next ones. Of a sequence that nothing acts on (`Request.shaped`)."""
+
+
+class Result(NamedTuple):
+    """What it drew."""
+
+    tokens: list[int]
+    scores: list[Score]
+    """Empty where nobody asked."""
+
+
+class Device:
+    """The weights, the pages, and what each row wants."""
+
+    def __init__(self, w: dict[str, Any], config: ModelConfig, layout: Layout, vocab_limit: int):
+        self.w, self.config, self.layout = w, config, layout
+        self.vocab_limit = np.int32(vocab_limit)
+        self.row_counts = [layout.rows]
+        """Rows that programs draw for, ascending; all give a row the same bits."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty pages; no row wants anything."""
+        B, layout = self.layout.rows, self.layout
+        state = programs.new_state(
+            self.config, rows=B, num_pages=layout.num_pages, page=layout.page
+        )
+        # Committed to a device from the beginning, as what programs make of loaded weights is: each
+        # program would be compiled for both.
+        place = jax.tree.leaves(self.w)[0].sharding
+        alone = len(place.device_set) == 1
+        self.state = jax.device_put(state, place) if alone else state
+        self.rows = Rows(
+            token=np.zeros(B, np.int32),
+            length=np.ones(B, np.int32),
+            limit=np.zeros(B, np.int32),
+            table=np.zeros((B, layout.width), np.int32),
+            seeds=np.zeros((B, 2), np.uint32),
+            temperature=np.zeros(B, np.float32),
+            top_k=np.zeros(B, np.int32),
+            top_p=np.ones(B, np.float32),
+            presence=np.zeros(B, np.float32),
+            frequency=np.zeros(B, np.float32),
+            shaped=np.zeros(B, bool),
+            scored=np.zeros(B, bool),
+            stop_ids=np.full((B, STOPS), -1, np.int32),
+        )
+
+    def warm_up(self, tell: Callable[[int, int, str], None]) -> None:
+        """Compile everything there is; `tell` hears which of how many programs comes next."""
+        chunks, fewer = self.layout.chunks, self.layout.fewer_rows
+        total = 2 * len(chunks) + len(fewer) + 2
+        names = iter(range(1, total + 1))
+        tell(next(names), total, "rows")
+        jax.block_until_ready(self._begin(0, {}))
+        for size in chunks:
+            tell(next(names), total, f"prompts, {size} tokens at a time")
+            x = jax.block_until_ready(self._prefill(range(size), 0, size, []))
+            tell(next(names), total, f"their log-probabilities, {size} at a time")
+            self._score(x, [0] * size)
+        drawn = {}
+        for count in (*fewer, self.layout.rows):
+            tell(next(names), total, f"draws of {count} rows")
+            drawn[count] = self._try(count)
+        everyone = drawn[self.layout.rows]
+        self.row_counts = [
+            count
+            for count, found in drawn.items()
+            if all(
+                np.array_equal(one, all_[:, :count])
+                for one, all_ in zip(jax.tree.leaves(found), jax.tree.leaves(everyone), strict=True)
+            )
+        ]
+        for count in set(drawn) - set(self.row_counts):
+            logger.info("draws of %d rows are rounded in another way here: not used", count)
+
+    def _try(self, count: int) -> Any:
+        """Tokens and scores that the program for `count` rows draws, each row in a page of its own.
+
+        The programs run the same instructions whatever the numbers: if all bits agree for these,
+        sums are added in one order.
+        """
+        B, page = self.layout.rows, self.layout.page
+        rows = self.rows._replace(
+            token=np.arange(B, dtype=np.int32) * 7919 % self.vocab_limit,
+            limit=np.full(B, 1 + min(page, STEPS), np.int32),
+            table=np.zeros_like(self.rows.table),
+            seeds=np.arange(2 * B, dtype=np.uint32).reshape(B, 2),
+            temperature=np.ones(B, np.float32),
+            scored=np.ones(B, bool),
+        )
+        rows.table[:, 0] = 1 + np.arange(B)
+        drawn = self._draw(rows, count, STEPS)
+        return jax.device_get((drawn.tokens, drawn.scores))
+
+    def begin(self, row: int, request: Request) -> None:
+        """Give a row to a request."""
+        rows, sampling = self.rows, request.sampling
+        rows.seeds[row] = request.seed, request.sample
+        rows.temperature[row], rows.top_k[row] = sampling.temperature, sampling.top_k
+        rows.top_p[row] = sampling.top_p
+        rows.presence[row] = request.presence_penalty
+        rows.frequency[row] = request.frequency_penalty
+        rows.shaped[row], rows.scored[row] = request.shaped, request.scored
+        rows.stop_ids[row] = -1
+        rows.stop_ids[row, : len(sampling.stop_ids)] = sampling.stop_ids
+        if request.shaped:
+            self._begin(row, request.bias)
+
+    def prefill(self, chunk: Chunk, *, scored: bool) -> list[Score]:
+        """Compute a chunk of a prompt; the scores of the tokens that follow each of its own."""
+        sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.count
+        x = self._prefill(sequence.prompt[start:end], start, chunk.size, sequence.pages)
+        if not scored:
+            return []
+        return self._score(x, sequence.prompt[start + 1 : end + 1])
+
+    def draw(self, drawing: Sequence[Draw], steps: int) -> list[Result]:
+        """Draw up to `steps` tokens for each; one step only where there are drafts."""
+        rows, places = Rows(*(values.copy() for values in self.rows)), []
+        rows.length[:], rows.limit[:], rows.table[:] = 1, 0, 0
+        own = [_row_of(draw) for draw in drawing]
+        free = iter(sorted(set(range(self.layout.rows)) - set(own)))
+        for draw, row in zip(drawing, own, strict=True):
+            place = [row, *(next(free) for _ in draw.drafts)]
+            self._set(rows, draw, place)
+            places.append(place)
+        # What a row wanted that idles now would be work for all.
+        active = rows.limit > 0
+        rows.temperature[~active], rows.scored[~active], rows.shaped[~active] = 0, False, False
+        highest = max(max(place) for place in places)
+        drawn = self._draw(rows, next(n for n in self.row_counts if n > highest), steps)
+        tokens, length = jax.device_get((drawn.tokens, drawn.length))
+        scores = jax.device_get(drawn.scores) if np.any(rows.scored) else None
+        results = []
+        for draw, place in zip(drawing, places, strict=True):
+            if draw.drafts:
+                counted = agreed([int(tokens[0, row]) for row in place], draw.drafts)
+                found = [(0, row) for row in place[:counted]]
+            else:
+                row = place[0]
+                found = [(n, row) for n in range(int(length[row]) - draw.sequence.length)]
+            scored = scores is not None and rows.scored[place[0]]
+            results.append(
+                Result(
+                    [int(tokens[at]) for at in found],
+                    [_read(scores, at) for at in found] if scored else [],
+                )
+            )
+        return results
+
+    def _set(self, rows: Rows, draw: Draw, place: Sequence[int]) -> None:
+        """A sequence in its row, and its drafts in others, one position after another."""
+        sequence = draw.sequence
+        for n, (row, token) in enumerate(zip(place, (draw.last, *draw.drafts), strict=True)):
+            for values in (rows.seeds, rows.temperature, rows.top_k, rows.top_p, rows.scored):
+                values[row] = values[place[0]]
+            if n:
+                rows.shaped[row] = False
+                rows.stop_ids[row] = -1
+            rows.token[row], rows.length[row] = token, sequence.length + n
+            rows.limit[row] = rows.length[row] + 1 if draw.drafts else sequence.limit
+            rows.table[row, : len(sequence.pages)] = sequence.pages
+
+    def _draw(self, rows: Rows, count: int, steps: int) -> Any:
+        """The program for the first `count` rows."""
+        some = Rows(*(values[:count] for values in rows))
+        self.state, drawn = programs.draw_steps(
+            self.w, self.state, some, self.vocab_limit, np.int32(steps), config=self.config
+        )
+        return drawn
+
+    def _begin(self, row: int, bias: Any) -> Any:
+        dense = np.zeros(self.config.vocab_size, np.float32)
+        for token, value in bias.items():
+            dense[token] = value
+        self.state = programs.begin_row(self.state, np.int32(row), dense)
+        return self.state.bias
+
+    def _prefill(self, tokens: Sequence[int], start: int, size: int, pages: Sequence[int]) -> Any:
+        block, table = np.zeros((1, size), np.int32), np.zeros((1, self.layout.width), np.int32)
+        block[0, : len(tokens)], table[0, : len(pages)] = tokens, pages
+        self.state, x = programs.prefill(
+            self.w, self.state, block, np.array([start], np.int32), table, config=self.config
+        )
+        return x
+
+    def _score(self, x: Any, targets: Sequence[int]) -> list[Score]:
+        padded = np.zeros(x.shape[1], np.int32)
+        padded[: len(targets)] = targets
+        scores = jax.device_get(
+            programs.score(self.w, x, padded, self.vocab_limit, config=self.config)
+        )
+        return [_read(scores, (n,)) for n in range(len(targets))]
+
+
+def _row_of(draw: Draw) -> int:
+    assert draw.sequence.row is not None, "only what has a row draws"
+    return draw.sequence.row
+
+
+def _read(scores: Any, at: tuple[int, ...]) -> Score:
+    """One token's, without what spells nothing."""
+    pairs = zip(scores.top_ids[at].tolist(), scores.top_logp[at].tolist(), strict=True)
+    return Score(float(scores.logp[at]), [(i, p) for i, p in pairs if p > -float("inf")])

@@ -1,0 +1,259 @@
+"""The compiled programs of the engine: a closed set, each with one shape.
+
+A sequence's numbers are bit-equal alone and among others, because nothing about it depends on
+them: a prompt is computed one row at a time, in chunks whose borders depend on its length alone;
+rows draw together in programs in which no row's arithmetic reads another's, for few rows in a
+smaller one only where that gives the same bits (`Device.warm_up` looks); and the pages of a longer
+neighbour change no bit (`ops.paged_attention`).
+"""
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from llama_jax.config import ModelConfig
+from llama_jax.infer.decode_loop import row_keys
+from llama_jax.model.cache import decode, empty_cache, inference_config, logits_of
+from llama_jax.model.layer import Cache, Pages
+from llama_jax.ops.sampling import draw, sampling_logits
+
+logger = logging.getLogger(__name__)
+STEPS = 8
+"""Draws of one call at most."""
+TOP = 20
+"""Most probable tokens that are reported with a token."""
+STOPS = 16
+"""Tokens that end a sequence, at most."""
+
+
+class State(NamedTuple):
+    """What stays on the device, and is given up to each program that changes it."""
+
+    pages: list[Cache]
+    """Of each layer, P pages as rows of a cache, see `ops.paged_attention`."""
+    counts: Int[Array, "B V"]
+    """How often each row drew each token."""
+    bias: Float[Array, "B V"]
+    """Added to each row's logits."""
+
+
+class Rows(NamedTuple):
+    """What each row is and wants, made anew for each call. A row with length >= limit idles."""
+
+    token: Int[Any, " B"]
+    """Its last one, not in the cache yet."""
+    length: Int[Any, " B"]
+    limit: Int[Any, " B"]
+    table: Int[Any, "B pages"]
+    """Page 0 throughout for rows that idle."""
+    seeds: UInt32[Any, "B 2"]
+    temperature: Float[Any, " B"]
+    top_k: Int[Any, " B"]
+    top_p: Float[Any, " B"]
+    presence: Float[Any, " B"]
+    """Subtracted from the logits of tokens that the row drew before."""
+    frequency: Float[Any, " B"]
+    """And this once for each time."""
+    shaped: Bool[Any, " B"]
+    """Whether penalties or a bias act on the row."""
+    scored: Bool[Any, " B"]
+    """Whether somebody asks for its log-probabilities."""
+    stop_ids: Int[Any, "B stops"]
+    """-1 for none."""
+
+
+class Scores(NamedTuple):
+    """Log-probabilities in the model's own distribution, in nats: before bias, penalties and
+    temperature."""
+
+    logp: Float[Array, "*at"]
+    """Of the token itself."""
+    top_ids: Int[Array, "*at top"]
+    """The most probable tokens that spell something, of equals the lower id first."""
+    top_logp: Float[Array, "*at top"]
+
+
+class Drawn(NamedTuple):
+    """What one call drew: of row b the first length[b] - (length before) tokens count."""
+
+    tokens: Int[Array, "steps B"]
+    scores: Scores
+    length: Int[Array, " B"]
+    taken: Int[Array, ""]
+
+
+def new_state(config: ModelConfig, *, rows: int, num_pages: int, page: int) -> State:
+    """Empty pages, nothing drawn."""
+    shape = rows, config.vocab_size
+    return State(
+        pages=empty_cache(inference_config(config), num_pages, page),
+        counts=jnp.zeros(shape, jnp.int32),
+        bias=jnp.zeros(shape, jnp.float32),
+    )
+
+
+@partial(jax.jit, donate_argnames="state")
+def begin_row(state: State, row: Int[Any, ""], bias: Float[Any, " V"]) -> State:
+    """A row that drew nothing, with a bias of its own."""
+    return state._replace(counts=state.counts.at[row].set(0), bias=state.bias.at[row].set(bias))
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def prefill(
+    w: dict[str, Any],
+    state: State,
+    tokens: Int[Any, "1 T"],
+    start: Int[Any, " 1"],
+    table: Int[Any, "1 pages"],
+    *,
+    config: ModelConfig,
+) -> tuple[State, Float[Array, "1 T D"]]:
+    """Put T tokens of one prompt into its pages; also the normed stream, for `score`.
+
+    What pads the end of a prompt is written too, where the decoder will write over it.
+    """
+    x, pages = _decode(w, state, tokens, table, start, config)
+    return state._replace(pages=pages), x
+
+
+@partial(jax.jit, static_argnames="config")
+def score(
+    w: dict[str, Any],
+    x: Float[Array, "1 T D"],
+    targets: Int[Any, " T"],
+    vocab_limit: Int[Any, ""],
+    *,
+    config: ModelConfig,
+) -> Scores:
+    """Of the token that follows each position of a chunk."""
+    head = w["head"].astype(jnp.float32)
+    return _scores(jnp.tensordot(x[0].astype(jnp.float32), head, axes=1), targets, vocab_limit)
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def draw_steps(
+    w: dict[str, Any],
+    state: State,
+    rows: Rows,
+    vocab_limit: Int[Any, ""],
+    steps: Int[Any, ""],
+    *,
+    config: ModelConfig,
+) -> tuple[State, Drawn]:
+    """Draw up to `steps` tokens, STEPS at most, for each row that is below its limit.
+
+    `rows` may be the first ones alone.
+    """
+    B, V = len(rows.token), state.counts.shape[1]
+    whole, state = state, state._replace(counts=state.counts[:B], bias=state.bias[:B])
+    base = row_keys(rows.seeds)
+    top = min(TOP, V)
+    drawn = Drawn(
+        tokens=jnp.zeros((STEPS, B), jnp.int32),
+        scores=Scores(
+            jnp.zeros((STEPS, B), jnp.float32),
+            jnp.zeros((STEPS, B, top), jnp.int32),
+            jnp.zeros((STEPS, B, top), jnp.float32),
+        ),
+        length=jnp.asarray(rows.length),
+        taken=jnp.int32(0),
+    )
+
+    def body(carry):
+        state, drawn, token, limit = carry
+        length, step = drawn.length, drawn.taken
+        x, pages = _decode(w, state, token[:, None], rows.table, length - 1, config)
+        logits = logits_of(w, x)
+        shaped = jax.lax.cond(
+            jnp.any(rows.shaped), lambda: _shape(logits, state, rows), lambda: logits
+        )
+        choices = sampling_logits(
+            shaped,
+            temperature=rows.temperature,
+            top_k=rows.top_k,
+            top_p=rows.top_p,
+            vocab_limit=vocab_limit,
+        )
+        keys = jax.vmap(jax.random.fold_in)(base, length)
+        new = draw(choices, keys, temperature=rows.temperature)
+        scores = jax.lax.cond(
+            jnp.any(rows.scored),
+            lambda: _scores(logits, new, vocab_limit),
+            lambda: jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), drawn.scores),
+        )
+        going = length < limit
+        counts = state.counts.at[jnp.arange(B), new].add(going.astype(jnp.int32))
+        stopped = jnp.any(new[:, None] == rows.stop_ids, axis=1)
+        token = jnp.where(going, new, token)
+        length = length + going.astype(jnp.int32)
+        limit = jnp.where(jnp.logical_and(going, stopped), length, limit)
+        drawn = Drawn(
+            tokens=drawn.tokens.at[step].set(new),
+            scores=jax.tree.map(lambda all, one: all.at[step].set(one), drawn.scores, scores),
+            length=length,
+            taken=step + 1,
+        )
+        return State(pages, counts, state.bias), drawn, token, limit
+
+    def unfinished(carry):
+        _, drawn, _, limit = carry
+        return jnp.logical_and(drawn.taken < steps, jnp.any(drawn.length < limit))
+
+    begin = state, drawn, jnp.asarray(rows.token), jnp.asarray(rows.limit)
+    state, drawn, _, _ = jax.lax.while_loop(unfinished, body, begin)
+    counts = whole.counts.at[:B].set(state.counts)
+    return State(state.pages, counts, whole.bias), drawn
+
+
+def _decode(w, state: State, tokens, table, start, config: ModelConfig):
+    """`decode` over the pool; its new pages."""
+    cfg = inference_config(config)
+    table = jnp.asarray(table)
+    cache = [Pages(keys, values, table) for keys, values in state.pages]
+    x, written = decode(w, jnp.asarray(tokens), cache, jnp.asarray(start), config=cfg)
+    return x, [(pages.keys, pages.values) for pages in written]
+
+
+def _shape(logits, state: State, rows: Rows):
+    """Logits with bias and penalties, in the order of OpenAI's documentation."""
+    counts = state.counts
+    drawn = (counts > 0).astype(jnp.float32)
+    penalty = rows.presence[:, None] * drawn + rows.frequency[:, None] * counts
+    return jnp.where(rows.shaped[:, None], logits + state.bias - penalty, logits)
+
+
+def _scores(logits, tokens, vocab_limit) -> Scores:
+    """From logits [R,V] of all distributions, tokens [R]."""
+    logp = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    own = jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
+    spelled = jnp.arange(logp.shape[-1])[None] < vocab_limit
+    top_logp, top_ids = jax.lax.top_k(jnp.where(spelled, logp, -jnp.inf), min(TOP, logp.shape[-1]))
+    return Scores(own, top_ids, top_logp)
+
+
+class CompileCounter:
+    """How many programs XLA has compiled since it was made, in this process."""
+
+    _count = 0
+    _listening = False
+
+    def __init__(self):
+        cls = CompileCounter
+        if not cls._listening:
+            jax.monitoring.register_event_duration_secs_listener(cls._heard)
+            cls._listening = True
+        self._before = cls._count
+
+    @property
+    def count(self) -> int:
+        """Programs compiled."""
+        return CompileCounter._count - self._before
+
+    @classmethod
+    def _heard(cls, event: str, *_: Any, **__: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            cls._count += 1

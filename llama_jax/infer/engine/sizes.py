@@ -1,0 +1,65 @@
+"""The fixed sizes that an engine gets where nobody names them."""
+
+import os
+
+import jax
+
+from llama_jax.config import ModelConfig, require
+from llama_jax.infer.engine.scheduler import Layout
+from llama_jax.model.cache import cache_bytes
+
+# Tokens of a page, of the chunks of a prompt, and of prompts between two draws. On TPUs the decode
+# kernel reads whole registers of tokens, and a short chunk leaves the matrix unit idle.
+CPU_SIZES = 32, (8, 32), 64
+DEVICE_SIZES = 128, (128, 512), 512
+FEWER_ROWS = (1, 4)
+"""On CPUs, where a step for one row takes a fraction of one for many."""
+SHARE = 4
+"""The cache takes one in so many bytes of the memory that is free, at most."""
+
+
+def layout_of(
+    config: ModelConfig,
+    *,
+    rows: int,
+    context: int | None = None,
+    cache_gib: float | None = None,
+) -> Layout:
+    """Sizes for `rows` sequences at once of `context` tokens at most (the model's own).
+
+    The cache holds all rows at full length where a quarter of the free memory, or `cache_gib`, is
+    enough for that, and fewer pages otherwise.
+
+    Raises:
+      InputError: not one sequence of full length fits.
+    """
+    most = config.max_seq_len if context is None else context
+    cpu = jax.default_backend() == "cpu"
+    page, chunks, budget = CPU_SIZES if cpu else DEVICE_SIZES
+    one = -(-most // page)
+    limit = _free_bytes() // SHARE if cache_gib is None else int(cache_gib * 2**30)
+    affordable = limit // (page * cache_bytes(config))
+    require(
+        affordable > one,
+        f"{limit:,} bytes of cache hold {affordable} pages of {page} tokens, and one sequence of "
+        f"{most} tokens takes {one}, with one to spare: shorten the context or give it more",
+    )
+    return Layout(
+        rows=rows,
+        num_pages=min(rows * one + 1, affordable),
+        page=page,
+        chunks=chunks,
+        budget=budget,
+        max_len=most,
+        fewer_rows=tuple(n for n in FEWER_ROWS if cpu and n < rows),
+    )
+
+
+def _free_bytes() -> int:
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError):  # a system that does not say
+        return 8 << 30

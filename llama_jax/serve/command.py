@@ -1,0 +1,191 @@
+"""`llama-jax serve MODEL`: listens at once, loads the model meanwhile, and ends when it is told."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from llama_jax.config import InputError, require
+from llama_jax.infer.engine.engine import Engine
+from llama_jax.infer.engine.sizes import layout_of
+from llama_jax.models import Model, Opened, open_model
+from llama_jax.serve.job import Served
+from llama_jax.serve.service import Service
+from llama_jax.serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+_WATCH_SECONDS = 0.2
+
+
+class Failed(OSError):
+    """The device failed twice within a minute."""
+
+
+def serve(path: str, settings: Settings) -> int:
+    """Serve a model until SIGTERM or SIGINT; the exit status.
+
+    Raises:
+      InputError: the model cannot be served, the address is taken, or aiohttp is not installed.
+    """
+    opened = open_model(path)
+    tokenizer = opened.tokenizer
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")
+    require(
+        opened.config.head == "language",
+        "the model is a reward model: it scores answers and writes none; name a language model",
+    )
+    context, most = settings.context, opened.config.max_seq_len
+    require(
+        context is None or 0 < context <= most,
+        f"context={context} is out of range: the model's own is {most} tokens",
+    )
+    served = Served(
+        name=settings.name,
+        tokenizer=tokenizer,
+        context=context or most,
+        vocab_size=tokenizer.vocab_size,
+        end_ids=tuple(dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids))),
+        add_bos=opened.usage.add_bos,
+    )
+    with listening(settings) as bound:
+        return asyncio.run(_serve(Service(settings, served), opened, bound))
+
+
+@contextlib.contextmanager
+def listening(settings: Settings):
+    """A socket that is bound to the server's address. Raises InputError if it cannot be."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((settings.host, settings.port))
+            bound.listen(128)
+        except OSError as error:
+            where = f"{settings.host} port {settings.port}"
+            if error.errno == errno.EADDRINUSE:
+                said = f"{where} is in use: end the program that has it, or choose another --port"
+                raise InputError(said) from error
+            raise InputError(f"cannot listen on {where}: {error.strerror or error}") from error
+        yield bound
+
+
+def make_engine(opened: Opened, settings: Settings) -> Engine:
+    """The engine of a model, warmed up."""
+    layout = layout_of(
+        opened.config, rows=settings.rows, context=settings.context, cache_gib=settings.cache_gib
+    )
+    assert opened.tokenizer is not None
+    # Only what generation reads is kept: the parameters themselves are freed.
+    w = Model(opened.config, opened.read(), opened.tokenizer, opened.usage).prepared
+    engine = Engine(
+        w,
+        config=opened.config,
+        layout=layout,
+        vocab_limit=opened.tokenizer.vocab_size,
+        queue=settings.queue,
+        drafts=settings.drafts,
+    )
+
+    def tell(number: int, total: int, what: str) -> None:
+        logger.info("compiling %d of %d: %s", number, total, what)
+
+    begun = time.monotonic()
+    engine.warm_up(tell)
+    logger.info(
+        "ready after %.1f s; %d rows, %d pages of %d tokens, context %d",
+        time.monotonic() - begun, layout.rows,
+        engine.scheduler.pool.size, layout.page, layout.max_len,
+    )  # fmt: skip
+    return engine
+
+
+async def _serve(service: Service, opened: Opened, bound: socket.socket) -> int:
+    try:
+        from aiohttp import web
+
+        from llama_jax.serve.app import Api
+    except ModuleNotFoundError as error:
+        raise InputError(f"serving needs {error.name}: pip install aiohttp") from error
+    host, port = bound.getsockname()[:2]
+    runner = web.AppRunner(
+        Api(service).app(), handler_cancellation=True, access_log=None, keepalive_timeout=75
+    )
+    await runner.setup()
+    await web.SockSite(runner, bound, backlog=128).start()
+    ending = _on_signals()
+    loading = asyncio.ensure_future(_in_thread(lambda: make_engine(opened, service.settings)))
+    try:
+        await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            engine = loading.result()
+            engine.start()
+            service.engine = engine
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            logger.info("serving %s; the page to talk to it is %s/", service.settings.name, url)
+            print(url, flush=True)
+            while not (ending.done() or engine.broken):
+                await asyncio.wait((ending,), timeout=_WATCH_SECONDS)
+            await _drain(service)
+            if engine.broken:
+                raise Failed("the device failed twice within a minute")
+            engine.stop()
+    finally:
+        await runner.cleanup()
+    return 0
+
+
+async def _drain(service: Service) -> None:
+    """Take nothing new, and let what runs come to its end, or end it when the time is over."""
+    service.draining = True
+    if service.open:
+        logger.info("ending: %d requests are being answered", len(service.open))
+    until = time.monotonic() + service.settings.drain_seconds
+    while service.open and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+    service.end_all()
+
+
+def _on_signals() -> asyncio.Future[None]:
+    """Done when the first SIGTERM or SIGINT comes; the second ends the process at once."""
+    loop = asyncio.get_running_loop()
+    ending = loop.create_future()
+
+    def end(number: int) -> None:
+        if ending.done():
+            os._exit(128 + number)
+        ending.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    return ending
+
+
+async def _in_thread[T](work: Callable[[], T]) -> T:
+    """Like asyncio.to_thread, in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if not done.cancelled():
+            if error is None:
+                done.set_result(result)  # pyrefly: ignore
+            else:
+                done.set_exception(error)
+
+    def run() -> None:
+        try:
+            settled = work(), None
+        except BaseException as error:
+            settled = None, error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, *settled)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await done

@@ -1,0 +1,122 @@
+"""A server of a random model in this process, and requests to it over real sockets."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from dataclasses import replace
+
+import jax
+from aiohttp import web
+
+import llama_jax
+from llama_jax.data.corpora import tales
+from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.infer.engine.engine import Engine
+from llama_jax.infer.engine.scheduler import Layout
+from llama_jax.model.llama import init_params
+from llama_jax.model.presets import TINY
+from llama_jax.serve.app import Api
+from llama_jax.serve.job import Served
+from llama_jax.serve.service import Service
+from llama_jax.serve.settings import Settings
+
+CONTEXT = 64
+KEYS = {"first": "a-key-of-the-first-user", "second": "a-key-of-the-second-user"}
+
+
+def random_model():
+    """Wide logits: a choice must not hang on the last bit."""
+    tokenizer = train_tokenizer([tales.story(i) for i in range(50)], 320)
+    config = replace(TINY, vocab_size=320, max_seq_len=CONTEXT)
+    params = jax.tree.map(lambda p: 3 * p, init_params(jax.random.key(0), config))
+    return llama_jax.Model(config, params, tokenizer)
+
+
+def served_by(model):
+    """The model as requests see it."""
+    tokenizer = model.tokenizer
+    return Served("tiny", tokenizer, CONTEXT, tokenizer.vocab_size, (tokenizer.eos_id,), True)
+
+
+def engine_of(model):
+    """An engine for it, warmed up."""
+    layout = Layout(
+        rows=3, num_pages=40, page=8, chunks=(8, 16), budget=16, max_len=model.config.max_seq_len
+    )
+    engine = Engine(model.prepared, config=model.config, layout=layout, vocab_limit=320, queue=8)
+    engine.warm_up()
+    return engine
+
+
+class Server:
+    """Address and inner parts of a server that runs in a thread."""
+
+    def __init__(self, service, loop, port):
+        self.service, self.loop, self.port = service, loop, port
+
+    def connect(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, method, path, body=None, *, headers=(), raw=None):
+        """Status, headers and body of one request; a body that is JSON as its value."""
+        connection = self.connect()
+        headers = dict(headers)
+        if body is not None or raw is not None:
+            headers.setdefault("Content-Type", "application/json")
+            raw = json.dumps(body) if raw is None else raw
+        connection.request(method, path, raw, headers)
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        if response.headers.get_content_type() == "application/json":
+            content = json.loads(content)
+        return response.status, response.headers, content
+
+    def post(self, path, **body):
+        """A request that must succeed."""
+        status, _, content = self.ask("POST", path, {"model": "tiny", **body})
+        assert status == 200, content
+        return content
+
+    def events(self, path, **body):
+        """The events of a stream, parsed; the last one must be [DONE]."""
+        status, headers, content = self.ask("POST", path, {"model": "tiny", "stream": True, **body})
+        assert (status, headers.get_content_type()) == (200, "text/event-stream"), content
+        lines = content.decode().split("\n\n")
+        assert lines[-2:] == ["data: [DONE]", ""]
+        return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+@contextlib.contextmanager
+def running(engine, served, **settings):
+    """A server with this engine, None for one that loads."""
+    service = Service(Settings(name="tiny", **settings), served)
+    service.engine = engine
+    loop, started, bound = asyncio.new_event_loop(), threading.Event(), socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    runners = []
+
+    async def start():
+        runner = web.AppRunner(Api(service).app(), handler_cancellation=True, access_log=None)
+        await runner.setup()
+        await web.SockSite(runner, bound).start()
+        runners.append(runner)
+        started.set()
+
+    def run():
+        loop.run_until_complete(start())
+        loop.run_forever()
+        loop.run_until_complete(runners[0].cleanup())
+        loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield Server(service, loop, bound.getsockname()[1])
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()

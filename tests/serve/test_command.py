@@ -1,0 +1,96 @@
+"""`llama-jax serve` as a process: its one line for bad input, and how it ends."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import pytest
+
+from llama_jax import cli
+from llama_jax.checkpoint import save_model
+from llama_jax.config_file import model_json
+from llama_jax.model.llama import init_params
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("served") / "tiny"
+    tokenizer = model.tokenizer.model_bytes
+    save_model(path, model.params, model_json(model.config), tokenizer, {})
+    return path
+
+
+def refused(capsys, *arguments):
+    assert cli.main(["serve", *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_bad_input_is_one_line(capsys, folder, model, tmp_path):
+    assert "no-model does not exist" in refused(capsys, tmp_path / "no-model")
+    assert "--api-key-file" in refused(capsys, folder, "--host", "0.0.0.0")
+    assert "did you mean --port" in refused(capsys, folder, "--prot", "1")
+    keys = tmp_path / "keys"
+    assert "cannot be read" in refused(capsys, folder, "--api-key-file", keys)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(capsys, folder, "--port", port)
+        assert f"127.0.0.1 port {port} is in use" in said
+    assert "context=65 is out of range" in refused(capsys, folder, "--context", 65)
+    assert "rows=0 is out of range" in refused(capsys, folder, "--rows", 0)
+    assert "has no tokenizer" in refused(capsys, untold(folder, tmp_path / "dumb"))
+    config = replace(model.config, head="score")
+    reward = tmp_path / "reward"
+    params = init_params(jax.random.key(0), config)
+    save_model(reward, params, model_json(config), model.tokenizer.model_bytes, {})
+    assert "is a reward model" in refused(capsys, reward)
+
+
+def untold(folder, copy):
+    """A model without its tokenizer."""
+    copy.symlink_to(folder)
+    bare = copy.with_name("bare")
+    bare.mkdir()
+    for entry in folder.iterdir():
+        if entry.name != "tokenizer.model":
+            (bare / entry.name).symlink_to(entry)
+    return bare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drain", ["60", "0"])
+def test_sigterm_ends_streams_with_their_last_event_and_exits_0(folder, drain):
+    command = [sys.executable, "-m", "llama_jax", "serve", str(folder), "--port", "0",
+               "--drain", drain, "--rows", "2"]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        url = process.stdout.readline().strip()
+        host, port = url.removeprefix("http://").split(":")
+        connections = []
+        for _ in range(4):
+            connection = http.client.HTTPConnection(host, int(port), timeout=120)
+            body = {"model": "tiny", "prompt": "a", "max_tokens": 60, "stream": True,
+                    "ignore_eos": True}  # fmt: skip
+            connection.request(
+                "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+            )
+            connections.append((connection, connection.getresponse()))
+        os.kill(process.pid, signal.SIGTERM)
+        for connection, response in connections:
+            events = response.read().decode().strip().split("\n\n")
+            last = json.loads(events[-1][6:]) if drain == "0" and "error" in events[-1] else None
+            assert events[-1] == "data: [DONE]" or last["error"]["code"] == "draining"
+            connection.close()
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
