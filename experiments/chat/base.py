@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     ),
     optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=60, eps=1e-8),
     data=DataConfig(
-        dataset="short_tales=0.7,tales=0.3",
+        dataset="short_tales:50000=0.7,tales:12000=0.3",
         tokenizer=TOKENIZER,
         cache_dir=CACHE,
     ),

@@ -22,6 +22,6 @@ CONFIG = RewardConfig(
     half="first",
     model=replace(base.CONFIG.model, head="score"),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, eps=1e-8),
-    data=DataConfig(dataset="tales:30000", cache_dir=base.CACHE),
+    data=DataConfig(dataset="tales:16000", cache_dir=base.CACHE),
     checkpoint=CheckpointConfig(every=125, keep=1),
 )

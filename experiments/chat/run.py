@@ -37,7 +37,7 @@ STAGES = (
     ("gatt", "gatt", 0.08),
 )
 JUDGED = ("base", "sft", "rejection", "ppo")
-PROMPTS, UNKIND = 256, 64
+PROMPTS, UNKIND, PAIRS = 256, 64, 640
 OPENING = "Once upon a time"
 TURNS = (2, 4, 6, 20)
 logger = logging.getLogger("chat")
@@ -61,10 +61,7 @@ def main() -> None:
         _write(RUN / "seconds.json", kept)
         done += share
     print("\n== report", file=sys.stderr, flush=True)
-    started = time.perf_counter()
-    report = write_report(kept)
-    kept["report"] = kept.get("report", 0.0) + time.perf_counter() - started
-    print_report(report)
+    print_report(write_report(sum(kept.values())))
 
 
 def tokenizer() -> None:
@@ -105,8 +102,12 @@ def _minutes_left(begin: float, kept: dict[str, float], done: float) -> str:
     return f", about {spent / done * (1 - done) / 60:.0f} minutes left"
 
 
-def write_report(seconds: dict[str, float]) -> dict[str, Any]:
-    """Judge every stage on held-out prompts; report.json and report.html."""
+def write_report(seconds: float) -> dict[str, Any]:
+    """Judge every stage on held-out prompts; report.json and report.html.
+
+    seconds: what the stages took.
+    """
+    started = time.perf_counter()
     from etils import epath
 
     from llama_jax.align.answering import Answerer
@@ -148,7 +149,7 @@ def write_report(seconds: dict[str, float]) -> dict[str, Any]:
             "heldout_reward": [heldout[0]["heldout/score"], heldout[-1]["heldout/score"]],
         },
         "hero_kept": hero_kept(),
-        "seconds": sum(seconds.values()),
+        "seconds": seconds + time.perf_counter() - started,
     }
     shown = [*range(7), PROMPTS - 1, PROMPTS - 2, PROMPTS - 3]
     figures = {
@@ -156,6 +157,7 @@ def write_report(seconds: dict[str, float]) -> dict[str, Any]:
             f"round {n}": _read(RUN / "rejection" / f"round_{n}" / "best_of_n.json", {})
             for n in range(1, 1 + sum(1 for _ in (RUN / "rejection").glob("round_*/round.json")))
         },
+        "calibration": {name: calibrated(name) for name in ("helpfulness", "safety")},
         "ppo": ppo,
         "answers": [
             {
@@ -169,6 +171,20 @@ def write_report(seconds: dict[str, float]) -> dict[str, Any]:
     text = page(report, figures, ["llama-jax chat runs/chat/gatt"])
     (RUN / "report.html").write_text(text, encoding="utf-8")
     return report
+
+
+def calibrated(name: str) -> list[Any]:
+    """How often a reward model is right about held-out pairs, by how certain it is."""
+    from experiments.chat import base
+    from llama_jax.align.scoring import open_reward_model
+    from llama_jax.data.corpora.tales import preferences
+    from llama_jax.data.tokenizer import Tokenizer
+    from llama_jax.evals.calibration import calibration, pair_gaps
+
+    tokenizer = Tokenizer.load(base.TOKENIZER)
+    model = open_reward_model(str(RUN / name), tokenizer, seq_len=192, block=64)
+    pairs = [preferences.preference(i, "validation", name) for i in range(PAIRS)]
+    return calibration(pair_gaps(model, tokenizer, pairs, seq_len=192))
 
 
 def recall(name: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from llama_jax.evals.calibration import Bin
 from llama_jax.evals.charts import Bar, bars, lines
 
 STYLE = """
@@ -22,7 +23,8 @@ code { background: #8882; padding: 0 .3em; }
 def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[str]) -> str:
     """The page of a report (see experiments/chat/run.py for its keys).
 
-    figures: best_of_n by round, ppo lines of metrics, answers by prompt and stage.
+    figures: best_of_n by round, calibration by reward model, ppo lines of metrics, answers by
+    prompt and stage.
     talk: commands to go on with.
     """
     parts = [
@@ -36,7 +38,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[s
         "<h2>What each stage did</h2>",
         _stages(report["stages"]),
         "<h2>Reward models</h2>",
-        _reward_models(report["reward_accuracy"]),
+        _reward_models(report["reward_accuracy"], figures["calibration"]),
         "<h2>Rejection sampling and PPO</h2>",
         _figures(figures),
         "<h2>Ghost attention</h2>",
@@ -86,12 +88,20 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _reward_models(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+def _reward_models(
+    accuracy: Mapping[str, Mapping[str, float]], calibrated: Mapping[str, Sequence[Bin]]
+) -> str:
     ratings = ("significantly", "better", "slightly", "negligibly")
     rows = [(kind, *(float(found[r]) for r in ratings)) for kind, found in accuracy.items()]
+    series = {"what would be right": [(0.5, 0.5), (1.0, 1.0)]}
+    for kind, bins in calibrated.items():
+        series[kind] = [(b.predicted, b.observed) for b in bins]
     return (
         "<p>Share of held-out pairs in which the model prefers the better answer, by how much "
         f"better it is (the paper's Table 8).</p>{table(('model', *ratings), rows)}"
+        f"<figure>{lines(series, 'certainty of the model', 'share that is right')}<figcaption>"
+        "Calibration: how often the answer that a model prefers is the better one, by how certain "
+        "it is.</figcaption></figure>"
     )
 
 

@@ -11,8 +11,8 @@ from llama_jax.data.corpora.tales import defects
 from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.instructions import instruction
 from llama_jax.data.corpora.tales.judge import Judgement, judge
-from llama_jax.data.corpora.tales.preferences import MIXES, preference, score
-from llama_jax.data.corpora.tales.prose import sentences
+from llama_jax.data.corpora.tales.preferences import MIXES, MOST_WORDS, preference, score
+from llama_jax.data.corpora.tales.prose import sentences, words
 from llama_jax.data.corpora.tales.reading import read
 from llama_jax.data.records import Preference, check_messages, to_json
 
@@ -156,3 +156,20 @@ def test_an_answer_that_breaks_off_is_not_finished():
         assert finished or story.startswith(text)
     assert 2 < cut < 20
     assert defects.damage(story, 0, Dice(0, 0, "train")) == (story, True)
+
+
+def test_a_jumbled_answer_keeps_its_words_and_is_no_english():
+    for i in range(15):
+        messages = instruction(i, kind="story").messages
+        text = messages[-1]["content"]
+        jumbled = defects.jumbled(text, Dice(0, i, "train"))
+        assert jumbled != text
+        assert sorted(jumbled.split()) == sorted(text.split())
+        assert judge(messages[:-1], jumbled).helpfulness < 0.4
+
+
+def test_conversations_are_short_enough_to_stand_before_both_answers(judged):
+    lengths = [sum(len(words(m["content"])) for m in pair.messages) for pair in judged.pairs]
+    assert max(lengths) <= MOST_WORDS
+    if judged.kind == "helpfulness":
+        assert max(lengths) > 0.8 * MOST_WORDS  # some were drawn again

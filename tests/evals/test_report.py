@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from llama_jax.align.answering import Answered
+from llama_jax.config import InputError
 from llama_jax.data.corpora.tales import instructions
 from llama_jax.data.corpora.tales.judge import judge
+from llama_jax.evals.calibration import Bin, calibration
 from llama_jax.evals.charts import Bar, bars, lines
 from llama_jax.evals.chat_report import page
 from llama_jax.evals.judged import judge_answers
@@ -87,6 +89,7 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
         },
         {
             "best_of_n": {"round 1": found},
+            "calibration": {"safety": [Bin(0.6, 0.7, 10), Bin(0.9, 0.8, 10)]},
             "ppo": metrics,
             "answers": [{"prompt": "<b>Hi</b>", "answers": {"base": "<script>alert(1)</script>"}}],
         },
@@ -95,5 +98,26 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
     assert "<script" not in text
     assert "&lt;b&gt;Hi&lt;/b&gt;" in text
     assert not re.search(r"(src|href)=|https?://", text)
-    assert text.count("<figure>") == 6
+    assert text.count("<figure>") == 7
     assert "0.960" in text
+
+
+def test_a_model_whose_certainty_is_right_is_calibrated():
+    rng = np.random.default_rng(0)
+    certainty = rng.uniform(0.5, 1, 40_000)
+    right = rng.random(40_000) < certainty
+    gaps = np.log(certainty / (1 - certainty)) * np.where(right, 1, -1)
+    bins = calibration(gaps, bins=10)
+    assert [b.pairs for b in bins] == [4000] * 10
+    assert [b.predicted for b in bins] == sorted(b.predicted for b in bins)
+    for b in bins:
+        assert b.observed == pytest.approx(b.predicted, abs=0.03)
+    assert bins[-1].predicted > 0.96
+
+
+def test_bins_of_a_few_pairs_by_hand():
+    low, high = calibration(np.array([3.0, 0.0, -1.0, 2.0]), bins=2)
+    assert low == pytest.approx(((0.5 + 1 / (1 + np.exp(-1.0))) / 2, 0.25, 2))
+    assert high == pytest.approx(((1 / (1 + np.exp(-2.0)) + 1 / (1 + np.exp(-3.0))) / 2, 1.0, 2))
+    with pytest.raises(InputError, match="1 pairs are too few for 2 bins"):
+        calibration(np.array([1.0]), bins=2)

@@ -80,6 +80,16 @@ def cut(parts: list[str], dice: Dice) -> None:
     parts[-1] = " ".join(said[: 1 + int(dice.random() * (len(said) - 1))]).rstrip(".!?,")
 
 
+def jumbled(text: str, dice: Dice) -> str:
+    """The words of each sentence in a wrong order: no English."""
+    parts = sentences(text)
+    for i, part in enumerate(parts):
+        one = [part]
+        swap_words(one, dice)
+        parts[i] = one[0]
+    return " ".join(parts)
+
+
 _DEFECTS: tuple[tuple[Callable[[list[str], Dice], None], float], ...] = (
     (other_hero, 0.2),
     (repeat, 0.15),

@@ -8,34 +8,38 @@ little better than chance at 0, and no answer is chosen for its length.
 
 from llama_jax.config import require
 from llama_jax.data.corpora.tales import tasks, unkind
-from llama_jax.data.corpora.tales.defects import Draft, damage
+from llama_jax.data.corpora.tales.defects import Draft, damage, jumbled
 from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.instructions import SOURCE
 from llama_jax.data.corpora.tales.judge import Judgement, assess
+from llama_jax.data.corpora.tales.prose import words
 from llama_jax.data.corpora.tales.reading import read
 from llama_jax.data.corpora.tales.tasks import Task
 from llama_jax.data.records import Preference
 
 MIXES: dict[str, tuple[tuple[str, float], ...]] = {
     "helpfulness": (
-        ("story", 0.56), ("again", 0.14), ("question", 0.10), ("chat", 0.06), ("styled", 0.06),
-        ("harmless", 0.08),
+        ("story", 0.62), ("again", 0.12), ("question", 0.06), ("chat", 0.06), ("styled", 0.05),
+        ("harmless", 0.09),
     ),
     "safety": (("unkind", 0.6), ("harmless", 0.25), ("story", 0.15)),
 }  # fmt: skip
 """Kinds of tasks of the two streams, with their shares."""
 NOISE = 0.06
 """Standard deviation of what is added to the difference of two scores."""
-LEAST_GAPS = (0.08, 0.22, 0.45)
+LEAST_GAPS = (0.08, 0.25, 0.55)
 """Differences, as seen, from which the rating is 1, 2 and 3."""
-TWINS = 0.6
+TWINS = 0.8
 """How often both answers tell the same story, so that they differ only in what is wrong."""
+MOST_WORDS = 72
+"""Words of a conversation before its answer."""
 _STREAMS: dict[str, int] = {"helpfulness": 6, "safety": 7}
 _PLOTS = 8
 """A stream of random numbers of its own."""
-_DEFECTS = ((0, 0.5), (1, 0.38), (2, 0.12))
+_DEFECTS = ((0, 0.65), (1, 0.27), (2, 0.08))
 _ANSWERS = (
-    ("right", 0.47), ("wrong", 0.33), ("stray", 0.12), ("refusal", 0.05), ("unkind", 0.03),
+    ("right", 0.45), ("wrong", 0.25), ("stray", 0.12), ("jumbled", 0.08), ("refusal", 0.06),
+    ("unkind", 0.04),
 )  # fmt: skip
 _HARMLESS = (("right", 0.45), ("wrong", 0.15), ("stray", 0.1), ("refusal", 0.3))
 _UNKIND = (("right", 0.42), ("curt", 0.18), ("wrong", 0.33), ("stray", 0.07))
@@ -52,7 +56,7 @@ def preference(
     require(kind in MIXES, f"kind={kind!r} is unknown; kinds are {', '.join(MIXES)}")
     dice = Dice(_STREAMS[kind], index, split, seed)
     asked = dice.weighted(MIXES[kind])
-    task = tasks.draw(asked, dice)
+    task = _short_task(asked, dice)
     plot = _plot(dice)
     one = _draft(task, asked, plot, dice)
     other = one
@@ -83,6 +87,14 @@ def score(judgement: Judgement, kind: str) -> float:
     return judgement.helpfulness
 
 
+def _short_task(kind: str, dice: Dice) -> Task:
+    """A task whose conversation is short, so that it stands whole before both answers."""
+    while True:
+        task = tasks.draw(kind, dice)
+        if sum(len(words(m["content"])) for m in task.messages) <= MOST_WORDS:
+            return task
+
+
 def _plot(dice: Dice) -> int:
     """A number that chooses all about a right or wrong answer that was not asked for."""
     return int(dice.random() * (1 << 40))
@@ -99,6 +111,8 @@ def _draft(task: Task, asked: str, plot: int, dice: Dice) -> Draft:
         text = task.wrong(teller)
     elif what == "stray":
         text = tasks.draw(asked if asked in ("chat", "question") else "story", dice).right(dice)
+    elif what == "jumbled":
+        text = jumbled(task.right(teller), dice)
     elif what == "refusal":
         text = unkind.needless(dice)
     elif what == "curt":

@@ -5,6 +5,7 @@ finds perfect, `wrong` one that reads as well and misses what was asked for.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 from llama_jax.data.corpora.tales import asking, facts, ghost, harmless, unkind, wishes
@@ -130,12 +131,13 @@ def _chat(dice: Dice) -> Task:
 
 
 def _styled(dice: Dice) -> Task:
-    """A small question with an instruction for the style of the answer."""
-    talk = ghost.draw(dice, 1)
+    """One to four small questions, each with an instruction for the style of its answer."""
+    *before, talk = [ghost.draw(dice, 1) for _ in range(1 + int(4 * dice.random()))]
+    said = [(*told.messages(1), assistant(told.answers[0])) for told in before]
     style, answers = talk.attribute, talk.facts[0].answers
     others = [attribute for attribute in ghost.ATTRIBUTES if attribute != style]
     return Task(
-        talk.messages(1),
+        (*chain.from_iterable(said), *talk.messages(1)),
         lambda dice: ghost.styled(style, dice.pick(answers), dice),
         lambda dice: ghost.styled(dice.pick(others), dice.pick(answers), dice),
     )
