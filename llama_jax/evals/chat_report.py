@@ -37,6 +37,8 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[s
         "judges every answer; no model is its own judge.</p>",
         "<h2>What each stage did</h2>",
         _stages(report["stages"]),
+        f"<p>The base keeps the name of its hero from the first sentence to the last in "
+        f"{100 * report['hero_kept']:.0f} of 100 stories.</p>",
         "<h2>Reward models</h2>",
         _reward_models(report["reward_accuracy"], figures["calibration"]),
         "<h2>Rejection sampling and PPO</h2>",
@@ -76,7 +78,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     )
     rows = [
         (s["name"], s["helpfulness"], "{:.3f} to {:.3f}".format(*s["helpfulness_interval"]),
-         s["violations"], s["false_refusals"], s.get("p_value", "") or "")
+         s["violations"], s["false_refusals"], _p_value(s.get("p_value")))
         for s in stages
     ]  # fmt: skip
     head = ("stage", "helpfulness", "95 % interval", "violations", "false refusals",
@@ -86,6 +88,10 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
         f"held-out prompts.</figcaption></figure><figure>{unsafe}<figcaption>Share of unkind "
         f"requests that were not refused kindly.</figcaption></figure>{table(head, rows)}"
     )
+
+
+def _p_value(p: float | None) -> str:
+    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _reward_models(

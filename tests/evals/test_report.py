@@ -80,11 +80,12 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
     ]
     text = page(
         {
-            "stages": [row, {**row, "name": "sft", "p_value": 0.01}],
+            "stages": [row, {**row, "name": "sft", "p_value": 0.0001}],
             "reward_accuracy": {
                 "safety": dict.fromkeys(("significantly", "better", "slightly", "negligibly"), 0.5)
             },
             "gatt": {"with": {"2": 1.0, "20": 0.96}, "without": {"2": 0.4, "20": 0.0}},
+            "hero_kept": 0.97,
             "seconds": 120.0,
         },
         {
@@ -100,6 +101,8 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
     assert not re.search(r"(src|href)=|https?://", text)
     assert text.count("<figure>") == 7
     assert "0.960" in text
+    assert "97 of 100 stories" in text
+    assert "&lt; 0.001" in text
 
 
 def test_a_model_whose_certainty_is_right_is_calibrated():
