@@ -21,6 +21,7 @@ CONFIG = PpoConfig(
     max_new_tokens=104,
     wave_rows=64,
     beta=0.02,
+    value_warmup=4,
     eval_every=10,
     heldout_prompts=64,
     model=base.CONFIG.model,

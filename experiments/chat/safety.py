@@ -12,9 +12,9 @@ from llama_jax.config import DataConfig
 CONFIG = replace(
     helpfulness.CONFIG,
     workdir="runs/chat/safety",
-    steps=120,
-    eval_every=120,
+    steps=150,
+    eval_every=150,
     half="all",
     safety_weight=1.0,
-    data=DataConfig(dataset="tales_safety=0.9,tales:3000=0.1", cache_dir=base.CACHE),
+    data=DataConfig(dataset="tales_safety:6000=0.9,tales:1000=0.1", cache_dir=base.CACHE),
 )
