@@ -38,7 +38,6 @@ STAGES = (
 )
 JUDGED = ("base", "sft", "rejection", "ppo")
 PROMPTS, UNKIND, PAIRS = 256, 64, 640
-OPENING = "Once upon a time"
 TURNS = (2, 4, 6, 20)
 logger = logging.getLogger("chat")
 
@@ -204,23 +203,12 @@ def recall(name: str) -> dict[str, float]:
 
 def hero_kept() -> float:
     """Share of 100 stories of the base whose hero is the same from beginning to end."""
+    from experiments.hero_kept import sample_stories
     from llama_jax.data.corpora.tales import heroes
-    from llama_jax.infer.rollout import sample_answers
-    from llama_jax.infer.sampling_params import SamplingParams
     from llama_jax.models import load
 
-    model = load(str(RUN / "base"))
-    assert model.tokenizer is not None
-    params = SamplingParams(max_new_tokens=160, temperature=0.7, stop_ids=(model.tokenizer.eos_id,))
-    ids = model.tokenizer.encode(OPENING, bos=True)
-    samples = sample_answers(
-        model.prepared, [ids], params, config=model.config, n=100, seeds=[(0,)], wave_rows=50
-    )
-    texts = [
-        model.tokenizer.decode(samples.answer(0, j).tokens.tolist(), after=ids) for j in range(100)
-    ]
-    kept = sum(heroes.hero_kept(f"{OPENING}{text}") for text in texts)
-    return kept / 100
+    stories = sample_stories(load(str(RUN / "base")), 100)
+    return sum(ended and heroes.hero_kept(text) for text, ended in stories) / len(stories)
 
 
 def print_report(report: dict[str, Any]) -> None:
