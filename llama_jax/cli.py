@@ -31,6 +31,7 @@ examples:
   llama-jax train experiments/python_docs_cpu.py --help       every setting of an experiment
   llama-jax generate runs/docs --prompt "The" --temperature 0
   llama-jax eval runs/docs
+  llama-jax sft experiments/chat/sft.py                       conversations, on a pretrained model
   llama-jax chat runs/chat/gatt                               after make chat
   llama-jax verify runs/docs
   llama-jax plan --model llama2-7b --topology v5e-256         no TPU needed
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    commands.add_parser("train", help="pretrain, or resume: the same command goes on")
+    for name, what in cli_train.HELP.items():
+        commands.add_parser(name, help=what)
 
     sub = command(
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from llama_jax.align.scoring import params_digest
 from llama_jax.checkpoint import manifest as mf
 from llama_jax.checkpoint import saved_steps
 from llama_jax.config import InputError, ModelConfig, require
@@ -129,11 +130,14 @@ def kept_dialogues(
 
 
 def weights_identity(path: str) -> str:
-    """What changes when a model's weights do: the digests in its manifest, or else its own name."""
-    folder = as_path(open_model(path).path)
+    """What changes when a model's weights do: the digests in its manifest, or of what is read."""
+    opened = open_model(path)
+    folder = as_path(opened.path)
     steps = saved_steps(epath.Path(folder) / "checkpoints")
     manifest = (folder / "checkpoints" / str(steps[-1]) if steps else folder) / mf.FILENAME
-    return mf.sha256(manifest.read_bytes()) if manifest.exists() else str(folder)
+    if manifest.exists():
+        return mf.sha256(manifest.read_bytes())
+    return params_digest(opened.read())
 
 
 _ELSEWHERE = {

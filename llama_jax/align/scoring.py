@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from llama_jax.align.logprobs import batch_logprobs, next_tokens
+from llama_jax.align.logprobs import answer_logprobs, batch_logprobs, next_tokens
 from llama_jax.align.reward import row_scores
 from llama_jax.checkpoint import manifest as mf
 from llama_jax.config import InputError, ModelConfig, require
@@ -28,6 +28,10 @@ from llama_jax.train.objective import Forward
 
 Rows = Mapping[str, np.ndarray]
 """tokens, positions, segment_ids int32 [R,T], and whatever else is kept by row."""
+
+
+READ = ("tokens", "positions", "segment_ids", "loss_mask")
+"""Arrays of rows that models are given; the last one where answers are marked."""
 
 
 class Scorer(NamedTuple):
@@ -113,6 +117,11 @@ def token_logprobs_of(
     return score_rows(functools.partial(_logprobs, temperature=temperature), scorer, rows)
 
 
+def answer_logprobs_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, " R"]:
+    """Log-probability of each row's answer, whose tokens `loss_mask` marks, by a language model."""
+    return score_rows(_answers, scorer, rows)
+
+
 def values_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, "R T"]:
     """The value of each position: what is expected from the choice of the next token on."""
     return score_rows(_values, scorer, rows)
@@ -123,7 +132,7 @@ def score_rows(function: Any, scorer: Scorer, rows: Rows) -> Any:
 
     The last block is filled up with empty rows, so that all have one compiled shape.
     """
-    named = {name: rows[name] for name in ("tokens", "positions", "segment_ids")}
+    named = {name: rows[name] for name in READ if name in rows}
     R, shards = len(named["tokens"]), num_shards("batch")
     B = -(-scorer.block // shards) * shards
     found = []
@@ -157,6 +166,11 @@ def _forward(params: Any, config: ModelConfig) -> Forward:
 @functools.partial(jax.jit, static_argnames="config")
 def _score(params, rows, *, config):
     return row_scores(_forward(params, config), rows)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _answers(params, rows, *, config):
+    return answer_logprobs(_forward(params, config), rows, cfg=config)
 
 
 @functools.partial(jax.jit, static_argnames="config")

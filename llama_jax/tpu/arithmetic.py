@@ -51,7 +51,7 @@ def head_products(c: ModelConfig) -> float:
 
 def tokens_of(config: TrainConfig) -> int:
     """Positions of one batch; a pair of answers has two rows."""
-    rows = 2 if config.stage == "reward" else 1
+    rows = 2 if config.stage in ("reward", "dpo") else 1
     return rows * config.batch_size * config.seq_len
 
 

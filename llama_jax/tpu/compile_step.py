@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from llama_jax import pretrain
-from llama_jax.align import ppo_trainer, reward, sft
+from llama_jax.align import dpo, ppo_trainer, reward, sft
 from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_align import PpoConfig
 from llama_jax.config_file import STAGES, from_dict
@@ -53,6 +53,7 @@ OBJECTIVES: dict[str, Callable[[Any], Stage]] = {
     "train": pretrain.stage,
     "sft": sft.stage,
     "reward": reward.stage,
+    "dpo": dpo.stage,
 }
 """The stages with one step; that of PPO has two, a part each of `policy` and `value`."""
 

@@ -128,7 +128,12 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
                 tokenizer = find_tokenizer(config, workdir, source, stage.new_tokenizer)
                 stage.check(tokenizer)
                 data = stage.prepare(tokenizer)
-            identity = {"data": data["train"].fingerprint, "tokenizer": tokenizer.fingerprint}
+                own = stage.identity()
+            identity = {
+                "data": data["train"].fingerprint,
+                "tokenizer": tokenizer.fingerprint,
+                **own,
+            }
             require_agreement(identity)
             with fail_together():
                 write_run(config, workdir, tokenizer)  # last: bad input leaves no folder behind
