@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from llama_jax.data.split import in_validation
 
 from llama_jax.config import DataConfig, InputError
 from llama_jax.data import record_sources
@@ -21,6 +20,7 @@ from llama_jax.data.conversations import (
 from llama_jax.data.corpora import tales
 from llama_jax.data.record_sources import Generated, RecordFiles, first_question, resolve_records
 from llama_jax.data.records import Dialogue, Preference, Prompt, to_json
+from llama_jax.data.split import in_validation
 from tests.data.test_chat import talk
 from tests.data.test_conversation_recipes import segments, whole
 

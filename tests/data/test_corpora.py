@@ -2,11 +2,11 @@ import re
 from collections import Counter
 
 import pytest
-from llama_jax.data.split import in_validation
 
 from llama_jax.data.corpora import python_docs, tales
 from llama_jax.data.corpora.tales import words
 from llama_jax.data.corpora.tales.stories import PLOTS
+from llama_jax.data.split import in_validation
 
 NAMES = set(words.GIRLS) | set(words.BOYS)
 STORIES = 18 * 120

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from llama_jax.data.split import in_validation
 
 from llama_jax.config import DataConfig, InputError
 from llama_jax.data import shards, sources, textfiles
@@ -21,6 +20,7 @@ from llama_jax.data.corpora import tales
 from llama_jax.data.loader import Loader
 from llama_jax.data.packing import pack, target_bytes
 from llama_jax.data.prepare import _lock, prepare, resolve_tokenizer, train_tokenizer_on
+from llama_jax.data.split import in_validation
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 

@@ -6,12 +6,12 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_jax.data.split import in_validation
 
 from llama_jax.config import InputError
 from llama_jax.data import textfiles
 from llama_jax.data.corpora.tales.instructions import short_story
 from llama_jax.data.sources import SPLITS, Files, resolve
+from llama_jax.data.split import in_validation
 
 TEXTS = [f"document {i}\nwith é and 日本" for i in range(300)]
 
