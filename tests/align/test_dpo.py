@@ -19,10 +19,17 @@ from llama_jax.data.packing import positions_of, target_mask
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
 from llama_jax.train.step import forward_of
+from tests.align.conftest import devices
 from tests.train.tiny import digests, facts
 
 B, T = 3, 12
 BETA = 0.3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with devices(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -111,17 +118,17 @@ def test_prompts_and_padding_have_no_part_in_an_answer(params, batch):
 
 
 @pytest.fixture(scope="module")
-def start(chat):
-    return chat.untrained("start")
+def start(files):
+    return files.untrained("start")
 
 
-def pairs_of(config, chat):
-    return prepare_preferences(config.data, chat.tokenizer, seq_len=config.seq_len)
+def pairs_of(config, files):
+    return prepare_preferences(config.data, files.tokenizer, seq_len=config.seq_len)
 
 
-def test_the_reference_is_computed_once_and_belongs_to_its_records(chat, start, monkeypatch):
-    config = chat.dpo(init_from=start)
-    data, identity = pairs_of(config, chat), reference_identity(config)
+def test_the_reference_is_computed_once_and_belongs_to_its_records(files, start, monkeypatch):
+    config = files.dpo(init_from=start)
+    data, identity = pairs_of(config, files), reference_identity(config)
     found = with_reference(config, data, identity)
     calls = []
     compute = reference_module.reference_logprobs
@@ -157,10 +164,10 @@ def test_the_reference_is_computed_once_and_belongs_to_its_records(chat, start, 
     assert path.read_bytes() == whole
 
 
-def test_other_weights_types_and_functions_are_another_reference(chat, start):
-    config = chat.dpo(init_from=start)
+def test_other_weights_types_and_functions_are_another_reference(files, start):
+    config = files.dpo(init_from=start)
     identity = reference_identity(config)
-    other = chat.untrained("other", seed=1)
+    other = files.untrained("other", seed=1)
     assert reference_identity(replace(config, init_from=other)) != identity
     for change in ({"dtype": "bfloat16"}, {"param_dtype": "bfloat16"}, {"rope_theta": 5e5}):
         changed = replace(config, model=replace(config.model, **change))
@@ -169,27 +176,27 @@ def test_other_weights_types_and_functions_are_another_reference(chat, start):
     assert reference_identity(same) == identity
 
 
-def test_a_run_begins_at_ln_2_and_refuses_another_reference(chat, start, tmp_path):
-    config = chat.dpo(init_from=start, workdir=str(tmp_path / "run"), steps=1)
+def test_a_run_begins_at_ln_2_and_refuses_another_reference(files, start, tmp_path):
+    config = files.dpo(init_from=start, workdir=str(tmp_path / "run"), steps=1)
     assert dpo(config).loss == pytest.approx(np.log(2), abs=1e-6)
     line = facts(tmp_path / "run")[0]
     assert abs(line["train/reward_chosen"]) < 1e-5
     assert abs(line["train/kl"]) < 1e-4
-    other = chat.untrained("another", seed=2)
+    other = files.untrained("another", seed=2)
     with pytest.raises(InputError, match="was trained on another reference"):
         dpo(replace(config, steps=2, init_from=other))
     assert dpo(replace(config, steps=2)).loss < np.log(2)
 
 
-def test_what_cannot_be_optimised_is_refused(chat, start):
+def test_what_cannot_be_optimised_is_refused(files, start):
     with pytest.raises(InputError, match=r"label_smoothing=0.1 does not go with loss=ipo"):
-        chat.dpo(loss="ipo", label_smoothing=0.1)
+        files.dpo(loss="ipo", label_smoothing=0.1)
     with pytest.raises(InputError, match=r"beta=0.0 must be positive"):
-        chat.dpo(beta=0.0)
+        files.dpo(beta=0.0)
     with pytest.raises(InputError, match=r"model.head=score must be language"):
-        chat.dpo(model=replace(chat.dpo().model, head="score"))
+        files.dpo(model=replace(files.dpo().model, head="score"))
     with pytest.raises(InputError, match="init_from is empty"):
-        chat.dpo(init_from="")
+        files.dpo(init_from="")
 
 
 EXPERIMENT = """\
@@ -202,13 +209,13 @@ CONFIG = from_dict(DpoConfig, json.loads({values!r}))
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_and_resumed_gives_the_same_bytes(chat, start, tmp_path):
+def test_killed_and_resumed_gives_the_same_bytes(files, start, tmp_path):
     from dataclasses import asdict
 
     from tests.align.killing import killed_after
 
     def experiment(name):
-        config = chat.dpo(init_from=start, workdir=str(tmp_path / name), steps=40)
+        config = files.dpo(init_from=start, workdir=str(tmp_path / name), steps=40)
         file = tmp_path / f"{name}.py"
         file.write_text(EXPERIMENT.format(values=json.dumps(asdict(config))))
         return file
@@ -220,5 +227,5 @@ def test_killed_and_resumed_gives_the_same_bytes(chat, start, tmp_path):
     assert killed_after(["dpo", str(cut)], None) == 0
     assert digests(tmp_path / "cut", 40) == digests(tmp_path / "whole", 40)
     assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
-    columns = list((chat.folder / "cache").glob("reference-*.npz"))
+    columns = list((files.folder / "cache").glob("reference-*.npz"))
     assert all(np.isfinite(read_columns(str(path))["reference"]).all() for path in columns)
