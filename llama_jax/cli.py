@@ -118,8 +118,10 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         default="native",
         metavar="FORMAT",
-        help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native)",
+        help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native); peft "
+        "for the adapters of a run",
     )
+    sub.add_argument("--base", metavar="MODEL", help="what SRC holds adapters of (as SRC says)")
     sub.add_argument(
         "--tokenizer",
         metavar="PATH",
@@ -332,9 +334,22 @@ def _eval(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     keep_freed_memory()
     with _at_work("starting", args.source):
+        from llama_jax import adapters
         from llama_jax.convert.api import convert, describe
 
     with naming(args.target):
+        if args.to == "peft":
+            lines = adapters.write_peft(args.source, args.target)
+            print(json_text({"said": lines}) if args.json else "\n".join(lines))
+            return
+        if adapters.is_adapter(args.source):
+            report = adapters.merge_adapters(
+                args.source, args.target, to=args.to, base=args.base,
+                tokenizer=args.tokenizer, dtype=args.dtype,
+            )  # fmt: skip
+            print(json_text(report) if args.json else describe(report))
+            return
+        require(args.base is None, f"--base: {args.source} holds no adapters")
         report = convert(
             args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
         )

@@ -103,6 +103,11 @@ class RolloutConfig(TrainConfig):
             f"temperature={self.temperature} must be positive: greedy answers explore nothing",
         )
         require(self.wave_rows > 0, f"wave_rows={self.wave_rows} must be positive")
+        require(
+            not self.lora.rank,
+            f"lora.rank={self.lora.rank} does not go with {self.stage}, which trains all weights: "
+            "leave it out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,9 @@ ARROWS = {
         "parallel.arrays",
         "data.tokenizer", "runtime.files", "runtime.places",
     },
+    "adapters": {
+        "config", "config_file", "models", "convert", "checkpoint", "runtime.places",
+    },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
         "runtime",
@@ -57,7 +60,8 @@ ARROWS = {
     "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "runtime"},
     "cli": {
-        "config", "chat_terminal", "cli_train", "serve", "evals", "align", "pretrain", "tpu",
+        "config", "adapters", "chat_terminal", "cli_train", "serve", "evals", "align", "pretrain",
+        "tpu",
         "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},

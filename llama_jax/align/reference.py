@@ -15,15 +15,15 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from llama_jax.align.answering import weights_identity
 from llama_jax.align.pairs import answer_rows
 from llama_jax.align.progress import counted
 from llama_jax.align.scoring import Scorer, answer_logprobs_of
+from llama_jax.config import plain
 from llama_jax.config_align import DpoConfig
 from llama_jax.data.loader import Loader, read_columns
 from llama_jax.data.prepare import Mixture, Prepared
 from llama_jax.data.sources import digest
-from llama_jax.models import open_model
+from llama_jax.models import open_model, weights_identity
 from llama_jax.runtime.files import as_path, write_atomic
 from llama_jax.runtime.hosts import exchange
 from llama_jax.runtime.places import cache_folder
@@ -39,8 +39,8 @@ NO_PART = {"remat", "attention"}
 
 def reference_identity(config: DpoConfig) -> str:
     """Digest of what decides how likely the reference finds an answer: weights, function, types."""
-    function = {k: v for k, v in asdict(config.model).items() if k not in NO_PART}
-    return digest(COLUMN, weights_identity(config.init_from), function, VERSION)
+    function = {k: v for k, v in asdict(plain(config.model)).items() if k not in NO_PART}
+    return digest(COLUMN, weights_identity(open_model(config.init_from)), function, VERSION)
 
 
 def with_reference(
@@ -83,7 +83,7 @@ def _reference(config: DpoConfig) -> Scorer:
     params = open_model(config.init_from).read()
     dtype = config.model.param_dtype
     params = jax.tree.map(lambda a: a.astype(dtype), params)
-    return Scorer(config.model, params, 2 * (config.batch_size // config.accumulate))
+    return Scorer(plain(config.model), params, 2 * (config.batch_size // config.accumulate))
 
 
 def _is_complete(path: str, part: Prepared) -> str:

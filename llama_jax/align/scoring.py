@@ -4,7 +4,6 @@ Rows are tokens, positions and segment_ids [R,T], each a prompt with an answer f
 """
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,13 +14,12 @@ from jaxtyping import Float, Int
 
 from llama_jax.align.logprobs import answer_logprobs, batch_logprobs, next_tokens
 from llama_jax.align.reward import row_scores
-from llama_jax.checkpoint import manifest as mf
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.data.packing import positions_of
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.heads import apply_head
 from llama_jax.model.llama import hidden
-from llama_jax.models import open_model
+from llama_jax.models import open_model, params_digest
 from llama_jax.parallel.arrays import host_rows, shard_batch, to_host
 from llama_jax.parallel.rules import num_shards
 from llama_jax.train.objective import Forward
@@ -87,13 +85,6 @@ def open_reward_model(path: str, tokenizer: Tokenizer, *, seq_len: int, block: i
     )
     params = opened.read()
     return RewardModel(path, params_digest(params), Scorer(opened.config, params, block))
-
-
-def params_digest(params: Any) -> str:
-    """SHA-256 over the digests of all parameters, in hexadecimal."""
-    found = {name: mf.as_text(mf.digest(a)) for name, a in mf.flatten(params).items()}
-    text = "\n".join(f"{name} {found[name]}" for name in sorted(found))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def rows_of(texts: Sequence[Sequence[int]], seq_len: int) -> dict[str, Int[np.ndarray, "R T"]]:
