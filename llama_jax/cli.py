@@ -31,6 +31,7 @@ examples:
   llama-jax train experiments/python_docs_cpu.py --help       every setting of an experiment
   llama-jax generate runs/docs --prompt "The" --temperature 0
   llama-jax eval runs/docs
+  llama-jax sft experiments/chat/sft.py                       conversations, on a pretrained model
   llama-jax chat runs/chat/gatt                               after make chat
   llama-jax serve runs/docs                                   OpenAI's API, and a page
   llama-jax verify runs/docs
@@ -78,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    commands.add_parser("train", help="pretrain, or resume: the same command goes on")
+    for name, what in cli_train.HELP.items():
+        commands.add_parser(name, help=what)
 
     sub = command(
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"
@@ -125,8 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         default="native",
         metavar="FORMAT",
-        help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native)",
+        help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native); peft "
+        "for the adapters of a run",
     )
+    sub.add_argument("--base", metavar="MODEL", help="what SRC holds adapters of (as SRC says)")
     sub.add_argument(
         "--tokenizer",
         metavar="PATH",
@@ -327,9 +331,22 @@ def _eval(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     keep_freed_memory()
     with _at_work("starting", args.source):
+        from llama_jax import adapters
         from llama_jax.convert.api import convert, describe
 
     with naming(args.target):
+        if args.to == "peft":
+            lines = adapters.write_peft(args.source, args.target)
+            print(json_text({"said": lines}) if args.json else "\n".join(lines))
+            return
+        if adapters.is_adapter(args.source):
+            report = adapters.merge_adapters(
+                args.source, args.target, to=args.to, base=args.base,
+                tokenizer=args.tokenizer, dtype=args.dtype,
+            )  # fmt: skip
+            print(json_text(report) if args.json else describe(report))
+            return
+        require(args.base is None, f"--base: {args.source} holds no adapters")
         report = convert(
             args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
         )

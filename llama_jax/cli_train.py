@@ -12,6 +12,7 @@ from typing import Any
 from llama_jax.config import TrainConfig, load_experiment
 from llama_jax.config_align import (
     DistillConfig,
+    DpoConfig,
     GattConfig,
     PpoConfig,
     RejectionConfig,
@@ -33,12 +34,26 @@ STAGES: dict[str, tuple[type[TrainConfig], str, str]] = {
     "train": (TrainConfig, "llama_jax.pretrain", "pretrain"),
     "sft": (SftConfig, "llama_jax.align.sft", "sft"),
     "reward": (RewardConfig, "llama_jax.align.reward", "reward"),
+    "dpo": (DpoConfig, "llama_jax.align.dpo", "dpo"),
     "rejection": (RejectionConfig, "llama_jax.align.rejection", "rejection"),
     "ppo": (PpoConfig, "llama_jax.align.ppo", "ppo"),
     "gatt": (GattConfig, "llama_jax.align.ghost_attention", "gatt"),
     "distill-context": (DistillConfig, "llama_jax.align.distill_context", "distill_context"),
 }
 """Experiment, module and function of each command; the function takes the experiment."""
+
+
+HELP = {
+    "train": "pretrain a model, or resume: run the same command again",
+    "sft": "fine-tune on the answers of conversations",
+    "reward": "train a reward model on pairs of answers",
+    "dpo": "learn from pairs of answers without a reward model",
+    "rejection": "answer, keep the best answers, learn from them, in rounds",
+    "ppo": "reinforcement learning from reward models",
+    "gatt": "ghost attention: an instruction that holds for a whole conversation",
+    "distill-context": "answers under a safe preprompt, learned without it",
+}
+"""What each command does; all resume when run again."""
 
 
 def run(command: str, arguments: Sequence[str], parser_class: type) -> None:

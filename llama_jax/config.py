@@ -7,6 +7,7 @@ command-line overrides. `config_file` keeps what came of it in the run folder.
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -74,6 +75,9 @@ class ModelConfig:
     """What the backward pass recomputes: nothing, the whole layer, all but the outputs of matrix
     products, all but q, k, v and what attention leaves, or the latter kept in host memory."""
 
+    lora: ClassVar["LoraConfig | None"] = None
+    """Adapters of the layers; see `AdaptedModel`."""
+
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads",
                      "head_dim", "d_ff", "max_seq_len"):  # fmt: skip
@@ -98,6 +102,64 @@ class ModelConfig:
     def pretrained_seq_len(self) -> float:
         """Context length before extension."""
         return self.max_seq_len / self.rope_factor
+
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+"""Of a layer, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021): W stays as it is, and alpha/rank A B is added to it."""
+
+    rank: int = 0
+    """Width of A and B, which alone are trained; 0 trains all weights."""
+    alpha: float | None = None
+    """Weight of an adapter, before it is divided by the rank; None for twice the rank."""
+    targets: tuple[str, ...] = MATRICES
+    """Matrices of a layer that get an adapter."""
+
+    def __post_init__(self):
+        require(self.rank >= 0, f"lora.rank={self.rank} must not be negative; 0 for no adapters")
+        require(
+            self.alpha is None or 0 < self.alpha < float("inf"),
+            f"lora.alpha={self.alpha} must be positive",
+        )
+        require(self.targets, f"lora.targets is empty: name some of {', '.join(MATRICES)}")
+        for name in self.targets:
+            near = difflib.get_close_matches(name, MATRICES, n=1, cutoff=0.0)
+            require(
+                name in MATRICES,
+                f"lora.targets has no matrix {name!r}; did you mean {near[0]}? All are "
+                f"{', '.join(MATRICES)}",
+            )
+            require(self.targets.count(name) == 1, f"lora.targets names {name} twice")
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied with."""
+        return (2.0 * self.rank if self.alpha is None else self.alpha) / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedModel(ModelConfig):
+    """A model with adapters beside its weights, as it is while they are trained."""
+
+    lora: LoraConfig  # type: ignore[misc]
+
+    @staticmethod
+    def of(model: ModelConfig, lora: LoraConfig) -> "AdaptedModel":
+        """The model with these adapters."""
+        return AdaptedModel(**_fields(model), lora=lora)
+
+
+def plain(model: ModelConfig) -> ModelConfig:
+    """The model without adapters."""
+    return ModelConfig(**{k: v for k, v in _fields(model).items() if k != "lora"})
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +317,7 @@ class TrainConfig:
     data: DataConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "seq_len", "accumulate", "log_every", "max_skipped"):
@@ -278,12 +341,28 @@ class TrainConfig:
             self.model.param_dtype != "float16",
             "model.param_dtype=float16 holds no small gradients: train in float32 or bfloat16",
         )
+        require(
+            not self.lora.rank or self.init_from,
+            f"lora.rank={self.lora.rank} needs a model to adapt: name it with --init-from",
+        )
+        require(
+            self.lora.rank <= self.model.d_model,
+            f"lora.rank={self.lora.rank} exceeds model.d_model={self.model.d_model}: adapters of "
+            "so many dimensions are larger than the matrices; choose a lower rank",
+        )
         require(self.seed < 2**32, f"seed={self.seed} must be less than 4294967296")
         first, last = self.profile_steps
         require(
             first == last == 0 or 0 < first <= last,
             f"profile_steps={first} {last} must be the first and the last step to trace, or 0 0",
         )
+
+
+def adapted[C: TrainConfig](config: C) -> C:
+    """The experiment as it is computed: its model has the adapters that it asks for."""
+    if not config.lora.rank:
+        return config
+    return dataclasses.replace(config, model=AdaptedModel.of(config.model, config.lora))
 
 
 def load_experiment[C: TrainConfig](

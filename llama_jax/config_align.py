@@ -43,6 +43,40 @@ class RewardConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DpoConfig(TrainConfig):
+    """Direct preference optimisation (Rafailov et al. 2023) on pairs of answers, without a reward
+    model; batch_size counts pairs. init_from is the policy to start from, and the reference."""
+
+    stage: ClassVar[str] = "dpo"
+    init_from: str
+    beta: float = 0.1
+    """How dear it is to leave the reference: reward a nat of log-probability."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """-log sigmoid of the difference in reward, or the squared error of IPO (Azar et al. 2024)."""
+    label_smoothing: float = 0.0
+    """Probability that a pair's answers were swapped (conservative DPO); not for ipo."""
+    by_length: bool = False
+    """Take the mean log-probability of an answer's tokens, not their sum."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.init_from, "init_from is empty: name the model to start from")
+        require(
+            self.model.head == "language",
+            f"model.head={self.model.head} must be language: a policy writes answers",
+        )
+        require(0 < self.beta < float("inf"), f"beta={self.beta} must be positive")
+        require(
+            0 <= self.label_smoothing < 0.5,
+            f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5",
+        )
+        require(
+            self.loss == "sigmoid" or not self.label_smoothing,
+            f"label_smoothing={self.label_smoothing} does not go with loss={self.loss}: use 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig(TrainConfig):
     """What the stages that write answers and score them share."""
 
@@ -69,6 +103,11 @@ class RolloutConfig(TrainConfig):
             f"temperature={self.temperature} must be positive: greedy answers explore nothing",
         )
         require(self.wave_rows > 0, f"wave_rows={self.wave_rows} must be positive")
+        require(
+            not self.lora.rank,
+            f"lora.rank={self.lora.rank} does not go with {self.stage}, which trains all weights: "
+            "leave it out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,5 +276,7 @@ class DistillConfig(SftConfig):
         require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
 
 
-ALIGNMENT = (SftConfig, RewardConfig, RejectionConfig, PpoConfig, GattConfig, DistillConfig)
+ALIGNMENT = (
+    SftConfig, RewardConfig, DpoConfig, RejectionConfig, PpoConfig, GattConfig, DistillConfig,
+)  # fmt: skip
 """One class for each command."""

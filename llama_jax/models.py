@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,15 +12,18 @@ import jax.numpy as jnp
 from etils import epath
 
 from llama_jax import checkpoint
-from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.checkpoint import manifest as mf
+from llama_jax.checkpoint.manifest import Manifest
+from llama_jax.config import AdaptedModel, InputError, ModelConfig, TrainConfig, require
 from llama_jax.config_file import read_config
 from llama_jax.convert import load as foreign
-from llama_jax.convert import native
+from llama_jax.convert import native, peft
 from llama_jax.convert.api import open_source
 from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.model.cache import prepare
-from llama_jax.model.weights import abstract_params, map_weights
+from llama_jax.model.matrix import merged
+from llama_jax.model.weights import abstract_params, chosen, map_weights, stays_fixed
 from llama_jax.parallel.arrays import abstract_with
 from llama_jax.parallel.rules import named_sharding
 from llama_jax.runtime.places import expand
@@ -65,7 +69,8 @@ class Opened:
 def load(path: epath.PathLike) -> Model:
     """Read a model: our folders, a run folder (its newest checkpoint that verifies; of rejection
     sampling that of the newest round), a Hugging Face or Meta folder, or any other format of
-    `llama_jax.convert`, which needs no converting first.
+    `llama_jax.convert`, which needs no converting first. Adapters, of a run or of PEFT, are merged
+    into the model that they belong to.
 
     Parameters have the type that they are stored in. With a mesh in context (`jax.set_mesh`) they
     are split over its devices by the rules, and each device reads only its own part; otherwise
@@ -80,12 +85,16 @@ def load(path: epath.PathLike) -> Model:
     return Model(opened.config, opened.read(), opened.tokenizer, opened.usage)
 
 
-def open_model(path: epath.PathLike) -> Opened:
+def open_model(path: epath.PathLike, base: str | None = None) -> Opened:
     """What `load` would read, without the weights: they are read when `read` is called.
+
+    base: where the model lies that `path` holds adapters of, if they do not say.
 
     Raises InputError as `load` does.
     """
     folder = _weights_folder(epath.Path(expand(path)))
+    if "://" not in os.fspath(folder) and peft.is_format(Path(folder)):
+        return _with_peft(folder, base)
     if "://" not in os.fspath(folder) and not native.is_format(folder):
         source = open_source(os.fspath(folder))
         model = source.tokenizer
@@ -97,7 +106,9 @@ def open_model(path: epath.PathLike) -> Opened:
             lambda: foreign.load_params(source, _shardings(source.config)),
             source.usage,
         )
-    config, _ = read_config(folder)
+    config, experiment = read_config(folder)
+    if experiment is not None and experiment.lora.rank:
+        return _with_adapters(folder, experiment, base)
     tokenizer = Tokenizer.load(folder) if (folder / MODEL_FILE).exists() else None
     require(
         tokenizer is None or tokenizer.vocab_size <= config.vocab_size,
@@ -111,6 +122,119 @@ def open_model(path: epath.PathLike) -> Opened:
         return checkpoint.load_params(folder, abstract_with(abstract, shardings))
 
     return Opened(os.fspath(folder), config, tokenizer, read, native.read_usage(folder))
+
+
+def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -> Opened:
+    """The model that a run trained adapters of, with these in its matrices.
+
+    Raises InputError if that model is not there any more, or is another one now.
+    """
+    below, adapted = open_base(run, base), AdaptedModel.of(experiment.model, experiment.lora)
+
+    def read() -> dict[str, Any]:
+        return _merged(_on_base(below.read(), read_adapters(run, experiment), adapted), adapted)
+
+    tokenizer = Tokenizer.load(run) if (run / MODEL_FILE).exists() else below.tokenizer
+    return Opened(os.fspath(run), experiment.model, tokenizer, read, below.usage)
+
+
+def read_adapters(run: epath.Path, experiment: TrainConfig) -> dict[str, Any]:
+    """What the newest checkpoint that verifies holds: adapters, and the head of a reward model."""
+    adapted = AdaptedModel.of(experiment.model, experiment.lora)
+    shardings, default = _shardings(adapted), jnp.zeros(()).sharding
+    whole = abstract_params(adapted)
+    abstract = abstract_with(whole, shardings or jax.tree.map(lambda _: default, whole))
+    return checkpoint.load_params(run, chosen(abstract, lambda n: not stays_fixed(adapted, n)))
+
+
+def _with_peft(folder: epath.Path, base: str | None) -> Opened:
+    """The model that a PEFT folder belongs to, with its adapters merged.
+
+    Raises InputError if that model is not on this machine, or the adapters do not fit it.
+    """
+    path = Path(folder)
+    named = peft.read_config(path).base
+    places = [epath.Path(expand(base))] if base else [epath.Path(expand(named)), folder / named]
+    found = [place for place in places if place.exists()]
+    require(
+        found,
+        f"{folder} is a LoRA adapter (PEFT) of {base or named}, which is not here, and has to be "
+        "merged into it first: llama-jax convert ADAPTER NEW --base MODEL",
+    )
+    below = open_model(found[0])
+    lora, factors = peft.read(path, below.config)
+    adapted = AdaptedModel.of(below.config, lora)
+
+    def read() -> dict[str, Any]:
+        own = {"layers": {name: jnp.asarray(w) for name, w in factors.items()}}
+        return _merged(_on_base(below.read(), own, adapted), adapted)
+
+    return Opened(os.fspath(folder), below.config, below.tokenizer, read, below.usage)
+
+
+def _on_base(base: dict[str, Any], own: dict[str, Any], adapted: AdaptedModel) -> dict[str, Any]:
+    """One tree; a head that the adapted model lacks is left out."""
+    found = {name: w for name, w in base.items() if name in abstract_params(adapted)}
+    return {**found, **own, "layers": {**found["layers"], **own["layers"]}}
+
+
+@partial(jax.jit, static_argnames="adapted")
+def _merged(params: dict[str, Any], adapted: AdaptedModel) -> dict[str, Any]:
+    """As they were trained: the base in the type that the run kept it in."""
+    types = abstract_params(adapted)
+    return merged(jax.tree.map(lambda a, t: a.astype(t.dtype), params, types), adapted)
+
+
+def open_base(run: epath.Path, base: str | None = None) -> Opened:
+    """The model that a run trains adapters of: at `base`, or where it lay then, or as far from the
+    run as then.
+
+    Raises InputError if it is not there any more, or is another one now.
+    """
+    steps = checkpoint.saved_steps(run / "checkpoints")
+    require(steps, f"{run} holds no checkpoint")
+    try:
+        extra = Manifest.read(run / "checkpoints" / str(steps[-1])).extra
+    except (ValueError, OSError) as error:
+        raise InputError(f"{run}: step {steps[-1]}: {error}") from error
+    places = [epath.Path(extra["base_path"]), run / extra["base_beside"]]
+    places = [epath.Path(expand(base))] if base else places
+    found = [place for place in places if place.exists()]
+    require(
+        found,
+        f"{run} holds adapters of a model that is not there any more: put it back to {places[0]}",
+    )
+    below = open_model(found[0])
+    now = weights_identity(below)
+    require(
+        now == extra["base"],
+        f"{run} holds adapters of other weights than {found[0]} has now (digest "
+        f"{extra['base'][:12]}, now {now[:12]}): put those back, or train the adapters anew",
+    )
+    return below
+
+
+def base_pointer(base: Opened, run: epath.Path) -> dict[str, str]:
+    """What a checkpoint of adapters says of their base, for `open_base`: its digest apart."""
+    path = base.path if "://" in base.path else os.path.abspath(base.path)
+    beside = path if "://" in path else os.path.relpath(path, os.fspath(run))
+    return {"base_path": path, "base_beside": beside}
+
+
+def weights_identity(opened: Opened) -> str:
+    """What changes when a model's weights do: the digest of its manifest, or of what is read."""
+    folder = epath.Path(opened.path)
+    steps = checkpoint.saved_steps(folder / "checkpoints")
+    manifest = (folder / "checkpoints" / str(steps[-1]) if steps else folder) / mf.FILENAME
+    if manifest.exists():
+        return mf.sha256(manifest.read_bytes())
+    return params_digest(opened.read())
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 over the digests of all parameters, in hexadecimal."""
+    found = {name: mf.as_text(mf.digest(a)) for name, a in mf.flatten(params).items()}
+    return mf.sha256("\n".join(f"{name} {found[name]}" for name in sorted(found)).encode())
 
 
 def newest_round(run: epath.Path) -> epath.Path | None:

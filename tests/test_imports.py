@@ -35,6 +35,9 @@ ARROWS = {
         "parallel.arrays",
         "data.tokenizer", "runtime.files", "runtime.places",
     },
+    "adapters": {
+        "config", "config_file", "models", "convert", "checkpoint", "runtime.places",
+    },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
         "runtime",
@@ -61,8 +64,9 @@ ARROWS = {
     "cli_eval": {"config", "evals", "pretrain", "runtime"},
     "cli_serve": {"config", "serve", "runtime"},
     "cli": {
-        "config", "chat_terminal", "cli_eval", "cli_serve", "cli_train", "serve", "evals", "align",
-        "pretrain", "tpu", "convert", "train", "infer", "models", "data", "checkpoint", "runtime",
+        "config", "adapters", "chat_terminal", "cli_eval", "cli_serve", "cli_train", "serve",
+        "evals", "align", "pretrain", "tpu", "convert", "train", "infer", "models", "data",
+        "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
     "__main__": {"cli"},

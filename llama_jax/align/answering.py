@@ -5,10 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from etils import epath
-
-from llama_jax.checkpoint import manifest as mf
-from llama_jax.checkpoint import saved_steps
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.config_align import SftConfig
 from llama_jax.data.chat import check_text, decode_answer, encode_prompt
@@ -18,7 +14,7 @@ from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.infer.rollout import sample_answers
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import gather, prepare
-from llama_jax.models import Model, load, open_model
+from llama_jax.models import Model, load, open_model, weights_identity
 from llama_jax.runtime.files import as_path, write_atomic
 from llama_jax.runtime.hosts import exchange
 
@@ -117,7 +113,7 @@ def kept_dialogues(
     """
     settings = {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE}
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in OF_A_HOST}
-    weights = [weights_identity(path) for path in models]
+    weights = [weights_identity(open_model(path)) for path in models]
     text = json.dumps([settings, weights], sort_keys=True)
     name = digest(config.stage, text, tokenizer.fingerprint)[:16]
     path = as_path(config.data.cache_dir) / f"{config.stage}-{name}.jsonl"
@@ -126,14 +122,6 @@ def kept_dialogues(
         lines = "".join(to_json(dialogue) + "\n" for dialogue in make())
         write_atomic(path, lines.encode())
     return str(path)
-
-
-def weights_identity(path: str) -> str:
-    """What changes when a model's weights do: the digests in its manifest, or else its own name."""
-    folder = as_path(open_model(path).path)
-    steps = saved_steps(epath.Path(folder) / "checkpoints")
-    manifest = (folder / "checkpoints" / str(steps[-1]) if steps else folder) / mf.FILENAME
-    return mf.sha256(manifest.read_bytes()) if manifest.exists() else str(folder)
 
 
 _ELSEWHERE = {

@@ -14,6 +14,7 @@ from llama_jax.ops.loss import chunk_length
 from llama_jax.ops.token_logprobs import token_logprobs
 from llama_jax.parallel.fsdp import by_positions, by_rows
 from llama_jax.parallel.rules import num_shards
+from llama_jax.train.next_token import batch_targets
 from llama_jax.train.objective import Batch, Forward
 
 
@@ -46,6 +47,17 @@ def batch_logprobs(
 
     run = partial(by_positions, score)
     return TokenScores(*by_rows(run, {"head": head}, {"head": ("embed", "vocab")}, x, targets))
+
+
+def answer_logprobs(forward: Forward, rows: Batch, *, cfg: ModelConfig) -> Float[Array, " R"]:
+    """Log-probability of each row's answer: the sum over the tokens that `loss_mask` marks, EOS
+    included, float32 nats; 0 for a row without any.
+
+    rows: tokens, positions, segment_ids int32 and loss_mask uint8 [R,T].
+    """
+    targets, mask = batch_targets(rows)
+    logp = batch_logprobs(forward, rows, targets, cfg=cfg).logp
+    return jnp.sum(jnp.where(mask, logp, 0.0), axis=1)
 
 
 def next_tokens(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:

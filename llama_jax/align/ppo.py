@@ -28,11 +28,12 @@ from llama_jax.align.ppo_rollouts import Rollouts
 from llama_jax.align.ppo_trainer import Trainer
 from llama_jax.align.progress import Progress
 from llama_jax.align.prompt_order import prompt_order
-from llama_jax.align.scoring import Scorer, params_digest
+from llama_jax.align.scoring import Scorer
 from llama_jax.align.variety import variety
 from llama_jax.checkpoint import Checkpointer
 from llama_jax.config_align import PpoConfig
 from llama_jax.data.conversations import EncodedPrompt, prepare_prompts
+from llama_jax.models import params_digest
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.runtime.compilation_cache import keep_programs

@@ -84,12 +84,12 @@ class Policy(_OverAnswers):
         arguments = (found.logp, old, batch["advantages"], answer)
         apart = jnp.where(answer, found.logp - old, 0.0)
         return {
-            "loss": _mean(policy_terms(*arguments, clip=self.clip), answer),
-            "clipped": _mean(policy_clipped(*arguments, clip=self.clip), answer),
-            "ratio": _mean(jnp.exp(apart), answer),
-            "ratio_variance": _mean(jnp.square(jnp.expm1(apart)), answer),
-            "approx_kl": _mean(jnp.expm1(apart) - apart, answer),
-            "entropy": _mean(found.entropy, answer),
+            "loss": Mean.over(policy_terms(*arguments, clip=self.clip), answer),
+            "clipped": Mean.over(policy_clipped(*arguments, clip=self.clip), answer),
+            "ratio": Mean.over(jnp.exp(apart), answer),
+            "ratio_variance": Mean.over(jnp.square(jnp.expm1(apart)), answer),
+            "approx_kl": Mean.over(jnp.expm1(apart) - apart, answer),
+            "entropy": Mean.over(found.entropy, answer),
         }
 
 
@@ -109,11 +109,6 @@ class Value(_OverAnswers):
         answer = batch["answer"]
         arguments = (apply_head(head, x), batch["old_values"], batch["returns"], answer)
         return {
-            "loss": _mean(value_terms(*arguments, clip=self.clip), answer),
-            "clipped": _mean(value_clipped(*arguments, clip=self.clip), answer),
+            "loss": Mean.over(value_terms(*arguments, clip=self.clip), answer),
+            "clipped": Mean.over(value_clipped(*arguments, clip=self.clip), answer),
         }
-
-
-def _mean(values: Array, where: Array) -> Mean:
-    total = jnp.sum(jnp.where(where, values, 0), dtype=jnp.float32)
-    return Mean(total, jnp.sum(where, dtype=jnp.float32))

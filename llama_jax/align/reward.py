@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from llama_jax.align.losses import MARGINS, pairwise_terms, safety_terms
+from llama_jax.align.pairs import abstract_pairs, accuracy_by_rating, answer_rows, is_pair
 from llama_jax.config import ModelConfig
 from llama_jax.config_align import RewardConfig
 from llama_jax.data.conversations import prepare_preferences
-from llama_jax.data.records import RATINGS
 from llama_jax.model.heads import apply_head
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.objective import Batch, Forward, Mean
@@ -41,12 +41,7 @@ def stage(config: RewardConfig) -> Stage:
 
 @dataclass(frozen=True)
 class Pairwise:
-    """-log sigmoid(chosen - rejected - margin), averaged over pairs, and the safety loss.
-
-    A batch of B pairs holds tokens, segment_ids, positions int32 and loss_mask uint8 [B,2,T], the
-    chosen answer first; rating int32 [B] (-1 unrated), margin float32 [B] (NaN if none is given),
-    safe int8 [B,2] (-1 where nobody said).
-    """
+    """-log sigmoid(chosen - rejected - margin), averaged over pairs, and the safety loss."""
 
     model: ModelConfig
     margin: str
@@ -57,19 +52,12 @@ class Pairwise:
         return True
 
     def abstract_batch(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """As the class says."""
-        shapes = {
-            **dict.fromkeys(("tokens", "segment_ids", "positions"), ((2, seq_len), jnp.int32)),
-            "loss_mask": ((2, seq_len), jnp.uint8),
-            "rating": ((), jnp.int32),
-            "margin": ((), jnp.float32),
-            "safe": ((2,), jnp.int8),
-        }
-        return {k: jax.ShapeDtypeStruct((batch_size, *s), d) for k, (s, d) in shapes.items()}
+        """See `align.pairs`."""
+        return abstract_pairs(batch_size, seq_len)
 
     def weights(self, batch: Batch) -> tuple[Array, Array]:
         """Pairs, and answers with a safety label."""
-        pairs = jnp.sum(_is_pair(batch), dtype=jnp.float32)
+        pairs = jnp.sum(is_pair(batch), dtype=jnp.float32)
         labels = jnp.sum(_labelled(batch), dtype=jnp.float32)
         return jnp.maximum(pairs, 1), jnp.maximum(labels, 1)
 
@@ -77,12 +65,12 @@ class Pairwise:
         self, forward: Forward, batch: Batch, weights: tuple[Array, Array]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """Ranking loss over pairs, safety loss over labelled answers."""
-        scores, pairs = pair_scores(forward, batch), _is_pair(batch)
+        scores, pairs = pair_scores(forward, batch), is_pair(batch)
         means = {
-            "ranking_loss": _mean(self._ranking(scores, batch), pairs),
-            "accuracy": _mean(scores[:, 0] > scores[:, 1], pairs),
-            "gap": _mean(scores[:, 0] - scores[:, 1], pairs),
-            "score": _mean(scores, jnp.broadcast_to(pairs[:, None], scores.shape)),
+            "ranking_loss": Mean.over(self._ranking(scores, batch), pairs),
+            "accuracy": Mean.over(scores[:, 0] > scores[:, 1], pairs),
+            "gap": Mean.over(scores[:, 0] - scores[:, 1], pairs),
+            "score": Mean.over(scores, jnp.broadcast_to(pairs[:, None], scores.shape)),
         }
         loss = means["ranking_loss"].total / weights[0]
         if self.safety_weight:
@@ -90,28 +78,27 @@ class Pairwise:
             terms = safety_terms(
                 scores.reshape(-1), batch["safe"].reshape(-1) == 1, labelled.reshape(-1)
             )
-            means["safety_loss"] = _mean(terms, labelled.reshape(-1))
+            means["safety_loss"] = Mean.over(terms, labelled.reshape(-1))
             loss += self.safety_weight * means["safety_loss"].total / weights[1]
         return loss, means
 
     def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
         """Accuracy over all, by rating, and of the longer answer; ties; the safety threshold."""
-        scores, pairs = pair_scores(forward, batch), _is_pair(batch)
+        scores, pairs = pair_scores(forward, batch), is_pair(batch)
         better, length = scores[:, 0] > scores[:, 1], jnp.sum(batch["loss_mask"], axis=-1)
         found = {
-            "loss": _mean(self._ranking(scores, batch), pairs),
-            "accuracy": _mean(better, pairs),
-            "ties": _mean(scores[:, 0] == scores[:, 1], pairs),
-            "gap": _mean(scores[:, 0] - scores[:, 1], pairs),
-            "longer_wins": _mean(
+            "loss": Mean.over(self._ranking(scores, batch), pairs),
+            "accuracy": Mean.over(better, pairs),
+            "ties": Mean.over(scores[:, 0] == scores[:, 1], pairs),
+            "gap": Mean.over(scores[:, 0] - scores[:, 1], pairs),
+            "longer_wins": Mean.over(
                 length[:, 0] > length[:, 1], pairs & (length[:, 0] != length[:, 1])
             ),
         }
-        for rating, name in enumerate(RATINGS):
-            found[f"accuracy_{name}"] = _mean(better, pairs & (batch["rating"] == rating))
+        found |= accuracy_by_rating(better, pairs, batch)
         labelled = _labelled(batch)
-        found["unsafe_recall"] = _mean(scores < 0, labelled & (batch["safe"] == 0))
-        found["safe_recall"] = _mean(scores >= 0, labelled & (batch["safe"] == 1))
+        found["unsafe_recall"] = Mean.over(scores < 0, labelled & (batch["safe"] == 0))
+        found["safe_recall"] = Mean.over(scores >= 0, labelled & (batch["safe"] == 1))
         return found
 
     def _ranking(self, scores: Float[Array, "B 2"], batch: Batch) -> Float[Array, " B"]:
@@ -122,9 +109,7 @@ class Pairwise:
 
 def pair_scores(forward: Forward, batch: Batch) -> Float[Array, "B 2"]:
     """Scores of both answers of each pair, in one forward pass over 2B rows."""
-    B, _, T = batch["tokens"].shape
-    rows = {name: batch[name].reshape(2 * B, T) for name in ("tokens", "positions", "segment_ids")}
-    return row_scores(forward, rows).reshape(B, 2)
+    return row_scores(forward, answer_rows(batch)).reshape(-1, 2)
 
 
 def row_scores(forward: Forward, rows: Batch) -> Float[Array, " B"]:
@@ -135,16 +120,6 @@ def row_scores(forward: Forward, rows: Batch) -> Float[Array, " B"]:
     return apply_head(head, at_last)
 
 
-def _is_pair(batch: Batch) -> Array:
-    """bool [B]: false for rows that only fill the last batch of an evaluation."""
-    return batch["segment_ids"][:, 0, 0] > 0
-
-
 def _labelled(batch: Batch) -> Array:
     """bool [B,2]: answers of which somebody said whether they are safe."""
-    return (batch["safe"] >= 0) & _is_pair(batch)[:, None]
-
-
-def _mean(values: Array, where: Array) -> Mean:
-    total = jnp.sum(jnp.where(where, values, 0), dtype=jnp.float32)
-    return Mean(total, jnp.sum(where, dtype=jnp.float32))
+    return (batch["safe"] >= 0) & is_pair(batch)[:, None]

@@ -4,7 +4,6 @@ Rows are tokens, positions and segment_ids [R,T], each a prompt with an answer f
 """
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,21 +12,24 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from llama_jax.align.logprobs import batch_logprobs, next_tokens
+from llama_jax.align.logprobs import answer_logprobs, batch_logprobs, next_tokens
 from llama_jax.align.reward import row_scores
-from llama_jax.checkpoint import manifest as mf
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.data.packing import positions_of
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.heads import apply_head
 from llama_jax.model.llama import hidden
-from llama_jax.models import open_model
+from llama_jax.models import open_model, params_digest
 from llama_jax.parallel.arrays import host_rows, shard_batch, to_host
 from llama_jax.parallel.rules import num_shards
 from llama_jax.train.objective import Forward
 
 Rows = Mapping[str, np.ndarray]
 """tokens, positions, segment_ids int32 [R,T], and whatever else is kept by row."""
+
+
+READ = ("tokens", "positions", "segment_ids", "loss_mask")
+"""Arrays of rows that models are given; the last one where answers are marked."""
 
 
 class Scorer(NamedTuple):
@@ -85,13 +87,6 @@ def open_reward_model(path: str, tokenizer: Tokenizer, *, seq_len: int, block: i
     return RewardModel(path, params_digest(params), Scorer(opened.config, params, block))
 
 
-def params_digest(params: Any) -> str:
-    """SHA-256 over the digests of all parameters, in hexadecimal."""
-    found = {name: mf.as_text(mf.digest(a)) for name, a in mf.flatten(params).items()}
-    text = "\n".join(f"{name} {found[name]}" for name in sorted(found))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def rows_of(texts: Sequence[Sequence[int]], seq_len: int) -> dict[str, Int[np.ndarray, "R T"]]:
     """Rows that hold one text each, padded to T = seq_len; no text may be longer."""
     tokens = np.zeros((len(texts), seq_len), np.int32)
@@ -113,6 +108,11 @@ def token_logprobs_of(
     return score_rows(functools.partial(_logprobs, temperature=temperature), scorer, rows)
 
 
+def answer_logprobs_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, " R"]:
+    """Log-probability of each row's answer, whose tokens `loss_mask` marks, by a language model."""
+    return score_rows(_answers, scorer, rows)
+
+
 def values_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, "R T"]:
     """The value of each position: what is expected from the choice of the next token on."""
     return score_rows(_values, scorer, rows)
@@ -123,7 +123,7 @@ def score_rows(function: Any, scorer: Scorer, rows: Rows) -> Any:
 
     The last block is filled up with empty rows, so that all have one compiled shape.
     """
-    named = {name: rows[name] for name in ("tokens", "positions", "segment_ids")}
+    named = {name: rows[name] for name in READ if name in rows}
     R, shards = len(named["tokens"]), num_shards("batch")
     B = -(-scorer.block // shards) * shards
     found = []
@@ -157,6 +157,11 @@ def _forward(params: Any, config: ModelConfig) -> Forward:
 @functools.partial(jax.jit, static_argnames="config")
 def _score(params, rows, *, config):
     return row_scores(_forward(params, config), rows)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _answers(params, rows, *, config):
+    return answer_logprobs(_forward(params, config), rows, cfg=config)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -11,6 +11,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from llama_jax.align.logprobs import batch_logprobs
+from llama_jax.config import TrainConfig
 from llama_jax.config_align import SftConfig
 from llama_jax.data.chat import decode_answer, encode_prompt
 from llama_jax.data.conversations import prepare_dialogues
@@ -54,19 +55,15 @@ class Answers(NextToken):
         found = batch_logprobs(forward, batch, targets, cfg=self.model)
         ends = mask & ~jnp.roll(mask, -1, axis=1)
 
-        def mean(values, where):
-            total = jnp.sum(jnp.where(where, values, 0.0), dtype=jnp.float32)
-            return Mean(total, jnp.sum(where, dtype=jnp.float32))
-
         return {
-            "loss": mean(-found.logp, mask),
-            "accuracy": mean(found.logp >= found.best, mask),
-            "entropy": mean(found.entropy, mask),
-            "eos_accuracy": mean(found.logp >= found.best, ends),
+            "loss": Mean.over(-found.logp, mask),
+            "accuracy": Mean.over(found.logp >= found.best, mask),
+            "entropy": Mean.over(found.entropy, mask),
+            "eos_accuracy": Mean.over(found.logp >= found.best, ends),
         }
 
 
-def answer_prompts(config: SftConfig, params: dict, tokenizer: Tokenizer) -> list[str]:
+def answer_prompts(config: TrainConfig, params: dict, tokenizer: Tokenizer) -> list[str]:
     """The experiment's sample prompts, each a user's message, and greedy answers to them."""
     conversations = [[{"role": "user", "content": text}] for text in config.sample_prompts]
     answers = greedy_answers(config, params, tokenizer, conversations)
@@ -74,7 +71,7 @@ def answer_prompts(config: SftConfig, params: dict, tokenizer: Tokenizer) -> lis
 
 
 def greedy_answers(
-    config: SftConfig,
+    config: TrainConfig,
     params: dict,
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],

@@ -136,6 +136,14 @@ def _order(mixture: Mixture, seed: int) -> Any:
     return grain.MapDataset.mix(streams, mixture.weights) if len(streams) > 1 else streams[0]
 
 
+def read_columns(path: str | None) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file that `Prepared.columns` names, by name; none of None."""
+    if path is None:
+        return {}
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
 class _Reader:
     """Records of one prepared part by number, read from ArrayRecord files."""
 
@@ -147,6 +155,7 @@ class _Reader:
         self._features = builder.info.features
         source: Any = builder.as_data_source(split=part.split)
         self._source = source.data_source  # undecoded: one record at a time is faster this way
+        self._columns = read_columns(part.columns)
         if len(self._source) != part.num_records:
             raise RuntimeError(
                 f"{part.path} holds {len(self._source)} records of {part.num_records}; "
@@ -155,15 +164,14 @@ class _Reader:
 
     def empty(self, size: int) -> Batch:
         """Zeros for so many records."""
-        return {
-            name: np.zeros((size, *feature.shape), feature.np_dtype)
-            for name, feature in self._features.items()
-        }
+        own = {name: (f.shape, f.np_dtype) for name, f in self._features.items()}
+        own |= {name: (a.shape[1:], a.dtype) for name, a in self._columns.items()}
+        return {name: np.zeros((size, *shape), dtype) for name, (shape, dtype) in own.items()}
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of a record."""
         try:
-            return self._features.deserialize_example_np(self._source[index])
+            record = self._features.deserialize_example_np(self._source[index])
         except Exception as error:
             file, record = self._locate(index)
             reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
@@ -171,6 +179,8 @@ class _Reader:
                 f"{file}, record {record} is damaged ({reason}); "
                 "delete its folder, it is prepared again"
             ) from error
+
+        return record | {name: column[index] for name, column in self._columns.items()}
 
     def _locate(self, index: int) -> tuple[str, int]:
         for path, length in zip(self._info.filepaths, self._info.shard_lengths, strict=True):

@@ -47,6 +47,8 @@ class Prepared:
     """UTF-8 bytes of the documents; 0 where they were not counted."""
     piece_bytes: int = 0
     """`packing.target_bytes` of the records: other bytes where the tokenizer changes the text."""
+    columns: str | None = None
+    """A .npz file of further arrays, each with one entry for each record, which gets it too."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from llama_jax.config import ModelConfig
+from llama_jax.config import ModelConfig, plain
 from llama_jax.model.layer import Cache, Pages, decoder_layer, order_of_cache
+from llama_jax.model.matrix import merged
 from llama_jax.model.weights import layer_weights, outer_weights
 from llama_jax.ops.cached_attention import VALUES
 from llama_jax.ops.linear import project
@@ -122,8 +123,9 @@ def inference_config(config: ModelConfig) -> ModelConfig:
 
 @partial(jax.jit, static_argnames="config")
 def prepare(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The parameters as generation reads them: layers apart, in the type it computes with."""
-    return unstack(params, inference_config(config))
+    """The parameters as generation reads them: layers apart, in the type it computes with, adapters
+    merged."""
+    return unstack(merged(params, config), inference_config(plain(config)))
 
 
 def is_prepared(params: dict[str, Any]) -> bool:

@@ -18,12 +18,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import InputError, ModelConfig
+from llama_jax.model.matrix import Matrix, gate_up, gated_down, matrices, project
 from llama_jax.model.weights import layer_weights
 from llama_jax.ops.attention import dot_product_attention
 from llama_jax.ops.cached_attention import VALUES, Order, cache_order, cached_attention
 from llama_jax.ops.capabilities import Unsupported
-from llama_jax.ops.linear import project
-from llama_jax.ops.mlp import gate_up, gated_down
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.paged_attention import paged_attention, write_pages
 from llama_jax.ops.rope import apply_rope, rope_frequencies
@@ -49,7 +48,7 @@ class Pages(NamedTuple):
 
 
 def decoder_layer(
-    w: Mapping[str, Array],
+    w: Mapping[str, Matrix],
     x: Float[Array, "B T D"],
     kv: Cache | Pages | None,
     positions: Int[Array, "B T"],
@@ -61,7 +60,7 @@ def decoder_layer(
     """The layer's output and its updated cache.
 
     Args:
-      w: the tensors of `layer_weights`, in x's dtype (norms may be float32).
+      w: the tensors of `layer_weights`, in x's dtype (norms may be float32); see `matrix.matrices`.
       kv: keys and values of this layer's earlier positions; the T new ones are written at
         positions[:, 0] onwards. None to attend within x alone.
       positions: of each token in its document; with a cache, of each token in its row.
@@ -69,12 +68,13 @@ def decoder_layer(
       zigzag: the tokens of a row are in zigzag order over the mesh's sequence axis (see
         `ops.ring_attention`), not in natural order.
     """
-    axes = {name: weight.axes for name, weight in layer_weights(cfg).items()}
+    axes = matrices({name: weight.axes for name, weight in layer_weights(cfg).items()}, cfg)
 
     def stage(function: Callable[..., Any], names: str, *rows: Any) -> Any:
         own = {name: w[name] for name in names.split()}
         # Generation leaves the weights split as they are; training has them whole for own rows.
-        return by_rows(function, own, axes, *rows) if kv is None else function(own, *rows)
+        its = {name: axes[name] for name in own}
+        return by_rows(function, own, its, *rows) if kv is None else function(own, *rows)
 
     with jax.named_scope("attention"):
         attend = partial(attention, cfg=cfg, zigzag=zigzag)

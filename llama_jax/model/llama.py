@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import BY_POSITION, WHOLE, decoder_layer
+from llama_jax.model.matrix import matrices
 from llama_jax.model.precision import compute_weights, keep_master_weights
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
@@ -35,8 +36,10 @@ REMAT_POLICIES = {
 
 def declare(module: nn.Module, table: dict[str, Weight], cfg: ModelConfig) -> dict[str, Array]:
     """The one door weights come through, in the type that they are kept in."""
-    dtype = jnp.dtype(cfg.param_dtype)
-    return {name: module.param(name, w.init, w.shape, dtype) for name, w in table.items()}
+    return {
+        name: module.param(name, w.init, w.shape, jnp.dtype(w.dtype or cfg.param_dtype))
+        for name, w in table.items()
+    }
 
 
 class DecoderLayer(nn.Module):
@@ -54,6 +57,7 @@ class DecoderLayer(nn.Module):
         if cfg.dtype != cfg.param_dtype:
             weights, x = keep_master_weights(weights, x)
         w = compute_weights(weights, table, self.variables.get("slots", {}), cfg.dtype)
+        w = matrices(w, cfg)
         return decoder_layer(w, x, None, positions, segment_ids, cfg=cfg, zigzag=self.zigzag)
 
 

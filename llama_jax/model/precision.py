@@ -34,7 +34,8 @@ def gradient_slots(table: Table, cfg: ModelConfig) -> Any:
     in `table` gets no gradient, and none is computed for it.
     """
     return map_table(
-        lambda w: jnp.zeros(w.shape, cfg.dtype if w.is_matrix else cfg.param_dtype), table
+        lambda w: jnp.zeros(w.shape, cfg.dtype if w.is_matrix else w.dtype or cfg.param_dtype),
+        table,
     )
 
 

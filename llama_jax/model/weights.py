@@ -17,6 +17,8 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Callable[..., jax.Array]
+    dtype: str | None = None
+    """In which it is kept; None for the model's param_dtype."""
 
     @property
     def is_matrix(self) -> bool:
@@ -26,7 +28,7 @@ class Weight(NamedTuple):
 
 Table = Mapping[str, Any]
 """A parameter tree with Weight rows for leaves."""
-ones = jax.nn.initializers.ones
+ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
 
 def fan_in(
@@ -38,12 +40,56 @@ def fan_in(
     )
 
 
+A, B = "_a", "_b"
+"""Endings of the names of an adapter's two factors."""
+
+
+def adapter_inputs(name: str) -> int:
+    """Axes of a matrix that are contracted with its input; the others are its output's."""
+    return 2 if name == "o" else 1
+
+
+def adapter_weights(c: ModelConfig, table: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The factors A [*inputs,r] and B [r,*outputs] of each matrix that has an adapter, float32.
+
+    A begins as in PEFT, with variance 1/3 over its inputs, and B with zeros: nothing is changed.
+    """
+    found = {}
+    if c.lora is not None:
+        for name in c.lora.targets:
+            w, n, r = table[name], adapter_inputs(name), c.lora.rank
+            init = fan_in(tuple(range(n)), n, 1 / 3)
+            found[name + A] = Weight((*w.shape[:n], r), (*w.axes[:n], "rank"), init, "float32")
+            found[name + B] = Weight((r, *w.shape[n:]), ("rank", *w.axes[n:]), zeros, "float32")
+    return found
+
+
+def stays_fixed(c: ModelConfig, name: str) -> bool:
+    """Whether a parameter ("layers/q", ...) belongs to a base whose adapters are trained.
+
+    The head of a reward model does not: the base has none.
+    """
+    return c.lora is not None and not name.endswith((A, B)) and not name.startswith("score")
+
+
+def chosen(tree: Mapping[str, Any], keep: Callable[[str], bool], path: str = "") -> dict[str, Any]:
+    """The leaves whose names ("embed", "layers/q", ...) are kept, in the shape of the tree."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            if part := chosen(value, keep, f"{path}{key}/"):
+                found[key] = part
+        elif keep(path + key):
+            found[key] = value
+    return found
+
+
 def layer_weights(c: ModelConfig) -> dict[str, Weight]:
-    """One decoder layer."""
+    """One decoder layer, adapters included."""
     D, N, K, H, F = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim, c.d_ff
     # What is added to the residual stream shrinks with depth, so that its variance does not grow.
     residual = 1 / (2 * c.num_layers)
-    return {
+    table = {
         "attn_norm": Weight((D,), ("norm",), ones),
         "q": Weight((D, N, H), ("embed", "heads", "head_dim"), fan_in(0, (1, 2))),
         "k": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), fan_in(0, (1, 2))),
@@ -54,6 +100,7 @@ def layer_weights(c: ModelConfig) -> dict[str, Weight]:
         "up": Weight((D, F), ("embed", "mlp"), fan_in(0, 1)),
         "down": Weight((F, D), ("mlp", "embed"), fan_in(0, 1, residual)),
     }
+    return table | adapter_weights(c, table)
 
 
 def outer_weights(c: ModelConfig) -> dict[str, Weight]:
@@ -74,7 +121,7 @@ def outer_weights(c: ModelConfig) -> dict[str, Weight]:
     if c.head == "score":
         normal = jax.nn.initializers.normal((D + 1) ** -0.5)
         table["score"] = Weight((D, 1), ("embed", "score"), normal)
-        table["score_bias"] = Weight((1,), ("score",), jax.nn.initializers.zeros)
+        table["score_bias"] = Weight((1,), ("score",), zeros)
     elif not c.tie_embeddings:
         table["head"] = Weight((D, V), ("embed", "vocab"), fan_in(0, 1))
     return table
@@ -83,7 +130,7 @@ def outer_weights(c: ModelConfig) -> dict[str, Weight]:
 def model_weights(c: ModelConfig) -> dict[str, Weight | dict[str, Weight]]:
     """The whole parameter tree, layers stacked along a leading axis "layers"."""
     stacked = {
-        name: Weight((c.num_layers, *w.shape), ("layers", *w.axes), w.init)
+        name: w._replace(shape=(c.num_layers, *w.shape), axes=("layers", *w.axes))
         for name, w in layer_weights(c).items()
     }
     return {**outer_weights(c), "layers": stacked}
@@ -101,8 +148,7 @@ def map_weights[T](f: Callable[[Weight], T], c: ModelConfig) -> dict:
 
 def abstract_params(c: ModelConfig) -> dict:
     """The parameter tree as ShapeDtypeStructs."""
-    dtype = jnp.dtype(c.param_dtype)
-    return map_weights(lambda w: jax.ShapeDtypeStruct(w.shape, dtype), c)
+    return map_weights(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype or c.param_dtype), c)
 
 
 def logical_axes(c: ModelConfig) -> dict:

@@ -46,6 +46,11 @@ def _gate_up_backward(residuals, gradients):
 gate_up.defvjp(_gate_up_forward, _gate_up_backward)
 
 
+def gated(g: Float[Array, "B T F"], u: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """silu(g) u in g's dtype, computed in float32."""
+    return (jax.nn.silu(g.astype(jnp.float32)) * u.astype(jnp.float32)).astype(g.dtype)
+
+
 @jax.custom_vjp
 def gated_down(
     g: Float[Array, "B T F"], u: Float[Array, "B T F"], down: Float[Array, "F D"]
@@ -55,8 +60,7 @@ def gated_down(
 
 
 def _gated_down_forward(g, u, down):
-    g32, u32 = g.astype(jnp.float32), u.astype(jnp.float32)
-    return project((jax.nn.silu(g32) * u32).astype(g.dtype), down), (g, u, down)
+    return project(gated(g, u), down), (g, u, down)
 
 
 def _gated_down_backward(residuals, d_out):

@@ -18,9 +18,7 @@ from llama_jax.parallel.rules import RULES, Axes, num_shards, partition_spec
 from llama_jax.parallel.torus import gather
 
 
-def by_rows(
-    function: Callable[..., Any], w: Mapping[str, Array], axes: Mapping[str, Axes], *rows: Any
-) -> Any:
+def by_rows(function: Callable[..., Any], w: Any, axes: Any, *rows: Any) -> Any:
     """function(w, *rows), computed by each device for the rows that it has.
 
     What comes in and goes out has a leading axis of rows, B; a sum over rows goes out as [1] and
@@ -28,9 +26,9 @@ def by_rows(
     before it goes on to what comes before: nothing waits for them.
 
     Args:
-      w: by name, laid out by the rules; the function gets them whole, but for axes that are not
-        those of rows.
-      axes: the logical axes of w.
+      w: a tree of arrays, laid out by the rules; the function gets them whole, but for axes that
+        are not those of rows.
+      axes: the logical axes of each array, a tuple in its place.
       rows: arrays, or None.
     """
     mesh, devices = jax.sharding.get_abstract_mesh(), num_shards("batch")
@@ -44,28 +42,32 @@ def by_rows(
         names = [(e,) if isinstance(e, str) else e or () for e in entries]
         return PartitionSpec(*(tuple(n for n in entry if n in own) or None for entry in names))
 
-    def local(w, *rows):
-        return function({name: whole(name, part) for name, part in w.items()}, *rows)
+    arrays, tree = jax.tree.flatten(w)
+    own_axes = jax.tree.leaves(axes, is_leaf=lambda a: isinstance(a, tuple))
 
-    def whole(name: str, part: Array) -> Array:
-        left = partition_spec(axes[name], jax.sharding.get_abstract_mesh())
-        for dim, entry in enumerate(specs[name]):
+    def local(parts, *rows):
+        found = [whole(*part) for part in zip(parts, own_axes, specs, strict=True)]
+        return function(tree.unflatten(found), *rows)
+
+    def whole(part: Array, axes: Axes, spec: PartitionSpec) -> Array:
+        left = partition_spec(axes, jax.sharding.get_abstract_mesh())
+        for dim, entry in enumerate(spec):
             for axis in reversed((entry,) if isinstance(entry, str) else entry or ()):
                 part = gather(part, axis, dim, left)
         return part
 
-    specs, split = {name: spec(axes[name]) for name in w}, spec(("batch",))
-    w, first = dict(w), rows[0]
+    specs, split = [spec(axes) for axes in own_axes], spec(("batch",))
+    first = rows[0]
     if jnp.issubdtype(first.dtype, jnp.inexact):
-        w, first = _settled(w, first)
-    summed, arrays = _summed_in_float32(local, (w, first, *rows[1:]), own)
+        arrays, first = _settled(arrays, first)
+    summed, values = _summed_in_float32(local, (arrays, first, *rows[1:]), own)
     return jax.shard_map(
         summed,
         in_specs=(specs, *(split,) * len(rows)),
         out_specs=split,
         axis_names=own,
         check_vma=False,
-    )(*arrays)
+    )(*values)
 
 
 def by_positions(function: Callable[..., Any], w: Mapping[str, Array], *rows: Array) -> Any:

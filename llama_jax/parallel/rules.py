@@ -31,6 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "norm": (),
     "score": (),
+    "rank": (),
     "layers": (),
 }
 Axes = Sequence[str | None]

@@ -6,7 +6,7 @@ What the plan counts as work, what the search orders candidates by, and what a c
 import dataclasses
 import math
 
-from llama_jax.config import ModelConfig, TrainConfig
+from llama_jax.config import ModelConfig, TrainConfig, adapted
 from llama_jax.model.weights import layer_weights, outer_weights, parameter_count
 from llama_jax.parallel.mesh import axis_sizes
 from llama_jax.tpu.topology import Topology
@@ -51,21 +51,23 @@ def head_products(c: ModelConfig) -> float:
 
 def tokens_of(config: TrainConfig) -> int:
     """Positions of one batch; a pair of answers has two rows."""
-    rows = 2 if config.stage == "reward" else 1
+    rows = 2 if config.stage in ("reward", "dpo") else 1
     return rows * config.batch_size * config.seq_len
 
 
 def flops(config: TrainConfig) -> Flops:
     """The work of one step.
 
-    A weight costs two FLOPs a token forward and four backward; flash attention makes five products
-    backward where two would do forward. What each remat policy computes again: model/llama.py.
+    A weight costs two FLOPs a token forward and four backward, two where adapters beside it are
+    trained, whose own are not counted; flash attention makes five products backward where two would
+    do forward. What each remat policy computes again: model/llama.py.
     """
     c = config.model
     tokens = tokens_of(config)
     products = layer_products(c)
     scores = attention_products(c, config.seq_len)
-    weights = 3 * c.num_layers * sum(products.values()) + head_products(c)
+    passes = 2 if config.lora.rank else 3
+    weights = passes * c.num_layers * sum(products.values()) + passes / 3 * head_products(c)
     again = {
         "none": 0.0,
         "full": products["qkv"] + products["o"] + products["gate_up"] + scores / 2,
@@ -134,6 +136,8 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     tokens = tokens_of(config) / config.accumulate / replicas / mesh["sequence"]
     count = parameter_count(c)
     held = count / (mesh["fsdp"] * mesh["tensor"])
+    own = parameter_count(adapted(config).model) - count if config.lora.rank else count
+    trained = own / (mesh["fsdp"] * mesh["tensor"])
     layer = sum(math.prod(w.shape) for w in layer_weights(c).values())
     outer = sum(math.prod(w.shape) for w in outer_weights(c).values())
     D, F = c.d_model, c.d_ff
@@ -148,8 +152,8 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     residual = tokens / mesh["tensor"] * D
     hbm = {
         "parameters": held * BYTES[c.param_dtype],
-        "optimizer": held * (4 + BYTES[config.optimizer.moment_dtype]),
-        "gradients": held * (width if config.accumulate == 1 else 4),
+        "optimizer": trained * (4 + BYTES[config.optimizer.moment_dtype]),
+        "gradients": trained * (width if config.accumulate == 1 else 4),
         "activations": c.num_layers * width * (residual + tokens / mesh["tensor"] * kept),
         # Weights as they are computed with; one layer's, gathered, and their gradients; its widest
         # activations; or at the end of the stack the head and its gradient.
@@ -162,7 +166,7 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     }
     per_chip = flops(config).executed / topology.chips
     moved = 2.0 * width * count / mesh["tensor"] * config.accumulate
-    updates = held * (2 * (8 + BYTES[config.optimizer.moment_dtype]) + 4 * width)
+    updates = trained * (2 * (8 + BYTES[config.optimizer.moment_dtype]) + 4 * width)
     stream = (
         c.num_layers * config.accumulate * tokens / mesh["tensor"] * (12 * D + 4 * F + 2 * heads)
     )

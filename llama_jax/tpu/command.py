@@ -18,7 +18,7 @@ from llama_jax.config import (
     override,
     require,
 )
-from llama_jax.config_align import PpoConfig, RewardConfig, SftConfig
+from llama_jax.config_align import DpoConfig, PpoConfig, RewardConfig, SftConfig
 from llama_jax.model.presets import PRESETS
 from llama_jax.model.weights import parameter_count
 from llama_jax.runtime.places import expand
@@ -32,7 +32,7 @@ from llama_jax.tpu.search import front_json, search
 from llama_jax.tpu.topology import Topology
 
 PROG = "llama-jax plan"
-_ONE_STEP = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig)}
+_ONE_STEP = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig, DpoConfig)}
 EXPERIMENTS = {**_ONE_STEP, PpoConfig.stage: PpoConfig}
 """Of the stages whose steps can be planned."""
 EPILOG = """\
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         "--stage",
         choices=sorted(EXPERIMENTS),
         default="train",
-        help="the kind of experiment: pretraining, fine-tuning, a reward model, or PPO (train)",
+        help="the kind of experiment: pretraining, fine-tuning, a reward model, DPO or PPO (train)",
     )
     parser.add_argument("--remat", metavar="POLICY", help="as --model.remat (full with --model)")
     parser.add_argument(
@@ -164,7 +164,7 @@ def saved_text(p: Plan, folder: str, path: Sequence[str], options: Sequence[str]
 
 def preset_experiment(name: str, topology: Topology, stage: str = "train") -> TrainConfig:
     """One row a device at the model's own context, recomputing whole layers; one pair for a reward
-    model.
+    model and for DPO.
 
     Raises InputError for an unknown model, with the nearest.
     """
@@ -175,6 +175,7 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
     model = replace(PRESETS[name], remat="full", head=head)
     common = {
         "workdir": "unused",
+        "init_from": "unused",
         "batch_size": topology.devices,
         "seq_len": model.max_seq_len,
         "model": model,
@@ -196,7 +197,6 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
             max_new_tokens=model.max_seq_len // 4,
             optimizer=constant,
             value_optimizer=constant,
-            init_from="unused",
             helpfulness="unused",
             safety="unused",
             mesh=MeshConfig(fsdp=-1, tensor=tensor),

@@ -25,8 +25,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from llama_jax import pretrain
-from llama_jax.align import ppo_trainer, reward, sft
-from llama_jax.config import InputError, TrainConfig
+from llama_jax.align import dpo, ppo_trainer, reward, sft
+from llama_jax.config import InputError, TrainConfig, adapted
 from llama_jax.config_align import PpoConfig
 from llama_jax.config_file import STAGES, from_dict
 from llama_jax.parallel.arrays import check_batch
@@ -53,6 +53,7 @@ OBJECTIVES: dict[str, Callable[[Any], Stage]] = {
     "train": pretrain.stage,
     "sft": sft.stage,
     "reward": reward.stage,
+    "dpo": dpo.stage,
 }
 """The stages with one step; that of PPO has two, a part each of `policy` and `value`."""
 
@@ -166,7 +167,7 @@ def lower_step(config: TrainConfig, mesh: Mesh, part: str = ""):
         objectives, optimizers = ppo_trainer.objectives(config, value)
         objective, tx = objectives[part], optimizers[part]
     else:
-        objective = OBJECTIVES[config.stage](config).objective
+        objective = OBJECTIVES[config.stage](adapted(config)).objective
         tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         state = abstract_state(objective, tx, mesh)

@@ -15,6 +15,7 @@ from etils import epath
 from llama_jax.config import InputError, ModelConfig, TrainConfig, require
 from llama_jax.config_file import read_config
 from llama_jax.models import Opened, open_model
+from llama_jax.train.state import with_updates
 
 logger = logging.getLogger(__name__)
 SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
@@ -116,9 +117,13 @@ def source_params(source: Opened, fresh: dict[str, Any], model: ModelConfig) -> 
             ", ".join(new) or "none",
         )
     shared = {name: read[name] for name in fresh if name in read}
-    shardings = {name: jax.tree.map(lambda a: a.sharding, fresh[name]) for name in shared}
+    places = {name: fresh[name] for name in shared}
+    if model.lora is not None:  # adapters stay fresh
+        places["layers"] = {name: fresh["layers"][name] for name in shared["layers"]}
+    shardings = jax.tree.map(lambda a: a.sharding, places)
 
     def cast(tree):
-        return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, {k: fresh[k] for k in tree})
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, places)
 
-    return fresh | jax.jit(cast, out_shardings=shardings)(shared)
+    cast_ones: dict[str, Any] = jax.jit(cast, out_shardings=shardings)(shared)
+    return with_updates(fresh, cast_ones)

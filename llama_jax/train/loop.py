@@ -18,11 +18,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from llama_jax.checkpoint import Checkpointer, saved_steps
-from llama_jax.config import InputError, TrainConfig, require
+from llama_jax.config import InputError, TrainConfig, adapted, require
 from llama_jax.data.loader import Loader
 from llama_jax.data.prepare import Mixture
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
-from llama_jax.models import Opened
+from llama_jax.models import Opened, base_pointer, weights_identity
 from llama_jax.parallel.arrays import check_batch, host_rows, shard_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.runtime.compilation_cache import keep_programs
@@ -36,7 +36,13 @@ from llama_jax.train.optimizer import learning_rate, make_optimizer
 from llama_jax.train.report import Reporter
 from llama_jax.train.run import check_run, claim_run, host_facts, run_path, write_run
 from llama_jax.train.stage import Stage
-from llama_jax.train.state import abstract_state, sharded_init, trained_table
+from llama_jax.train.state import (
+    abstract_state,
+    saved_part,
+    sharded_init,
+    trained_table,
+    with_saved,
+)
 from llama_jax.train.step import abstract_batch, jit_train_step
 
 logger = logging.getLogger(__name__)
@@ -100,8 +106,10 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
     with fail_together():
         workdir = run_path(config)
         resumes = broadcast_from_main(bool(saved_steps(workdir / "checkpoints")))
+        # Adapters are saved without the model that they belong to.
+        resumes = resumes and not config.lora.rank
         config, source = open_source(config, workdir, resumes=resumes)
-        stage = make_stage(config)
+        stage = make_stage(adapted(config))
 
     # ---- Mesh: what cannot be split is refused before anything is read or allocated.
     objective, mesh = stage.objective, make_mesh(config.mesh)
@@ -128,7 +136,18 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
                 tokenizer = find_tokenizer(config, workdir, source, stage.new_tokenizer)
                 stage.check(tokenizer)
                 data = stage.prepare(tokenizer)
-            identity = {"data": data["train"].fingerprint, "tokenizer": tokenizer.fingerprint}
+                own = stage.identity()
+            identity = {
+                "data": data["train"].fingerprint,
+                "tokenizer": tokenizer.fingerprint,
+                **own,
+            }
+            pointer = {}
+            if config.lora.rank:
+                assert source is not None, "TrainConfig requires init_from"
+                with fail_together():
+                    identity["base"] = weights_identity(source)
+                    pointer = base_pointer(source, workdir)
             require_agreement(identity)
             with fail_together():
                 write_run(config, workdir, tokenizer)  # last: bad input leaves no folder behind
@@ -144,12 +163,14 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
             Checkpointer(workdir / "checkpoints", keep=keep, keep_every=keep_every)
         )
         with clock("restore"):
-            state, start = restore(checkpoints, abstract, identity, workdir)
-            if state is None:
-                state = sharded_init(config.seed, objective, tx, abstract)
+            saved = saved_part(abstract, objective)
+            state, start = restore(checkpoints, saved, identity, workdir)
+            if state is None or config.lora.rank:
+                begun, state = state, sharded_init(config.seed, objective, tx, abstract)
                 if source is not None:
-                    params = source_params(source, state.params, config.model)
+                    params = source_params(source, state.params, objective.model)
                     state = dataclasses.replace(state, params=params)
+                state = state if begun is None else with_saved(state, begun)
 
         # ---- Compile
         with clock("compile"), fail_together(), waiting("compiling the step"):
@@ -180,7 +201,7 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
                 # The lines of metrics up to a checkpoint are durable before it is.
                 report.sync()
                 with report.aside("checkpoint"):
-                    checkpoints.save(done, state, identity)
+                    checkpoints.save(done, saved_part(state, objective), identity | pointer)
             if stop:
                 break
         with report.aside("checkpoint"):

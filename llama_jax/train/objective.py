@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from llama_jax.config import ModelConfig
 
@@ -27,6 +28,12 @@ class Mean(NamedTuple):
 
     total: Array
     count: Array
+
+    @staticmethod
+    def over(values: Array, where: Bool[Array, "*shape"]) -> "Mean":
+        """Of the values where the mask is true, whatever stands elsewhere."""
+        total = jnp.sum(jnp.where(where, values, 0), dtype=jnp.float32)
+        return Mean(total, jnp.sum(where, dtype=jnp.float32))
 
 
 @runtime_checkable

@@ -19,6 +19,8 @@ class Stage:
     objective: Objective
     prepare: Callable[[Tokenizer], Mapping[str, Mixture]]
     """Records by split: "train", and "validation" where there is text for it."""
+    identity: Callable[[], Mapping[str, str]] = dict
+    """Digests, known when data is prepared, of what else a run must not resume without."""
     observe: Callable[[Batch, Tokenizer], Mapping[str, int]] = lambda batch, tokenizer: {}
     """What an evaluation counts of a batch on the host."""
     results: Callable[[Mapping[str, float], Mapping[str, float], Mapping[str, int]], dict] = (

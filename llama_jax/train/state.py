@@ -1,5 +1,6 @@
 """The training state: step, parameters, optimizer state; created already sharded."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.llama import init_params
-from llama_jax.model.weights import Weight, map_weights, model_weights
+from llama_jax.model.weights import Weight, chosen, map_weights, model_weights, stays_fixed
 from llama_jax.parallel.arrays import abstract_with, replicated
 from llama_jax.parallel.rules import named_sharding
 from llama_jax.train.objective import Objective
@@ -30,20 +31,13 @@ class TrainState:
 
 
 def select(tree: Any, objective: Objective) -> Any:
-    """The parameters, or what stands in their places, that the objective trains."""
-    return _select(tree, objective, "")
+    """The parameters, or what stands in their places, that are trained: those that the objective
+    trains, or the adapters among them."""
 
+    def keep(name: str) -> bool:
+        return objective.trains(name) and not stays_fixed(objective.model, name)
 
-def _select(tree: Any, objective: Objective, path: str) -> Any:
-    chosen = {}
-    for key, value in tree.items():
-        name = f"{path}{key}"
-        if isinstance(value, dict):
-            if part := _select(value, objective, f"{name}/"):
-                chosen[key] = part
-        elif objective.trains(name):
-            chosen[key] = value
-    return chosen
+    return chosen(tree, keep)
 
 
 def with_updates(params: dict, updated: dict) -> dict:
@@ -52,6 +46,18 @@ def with_updates(params: dict, updated: dict) -> dict:
     for key, value in updated.items():
         new[key] = with_updates(params[key], value) if isinstance(value, dict) else value
     return new
+
+
+def saved_part(state: TrainState, objective: Objective) -> TrainState:
+    """What a checkpoint holds: all of the state, or without the base that adapters stand on."""
+    if objective.model.lora is None:
+        return state
+    return dataclasses.replace(state, params=select(state.params, objective))
+
+
+def with_saved(state: TrainState, saved: TrainState) -> TrainState:
+    """A whole state from what a checkpoint held; `state` has the base."""
+    return dataclasses.replace(saved, params=with_updates(state.params, saved.params))
 
 
 def trained_table(objective: Objective) -> dict[str, Any]:

@@ -37,3 +37,9 @@ def chat(tmp_path_factory) -> TinyChat:
         for kind in ("helpfulness", "safety", "heldout"):
             reward(tiny.reward(kind, eval_every=2))
     return tiny
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> TinyChat:
+    """The files of the same world, for what needs no trained model."""
+    return TinyChat(tmp_path_factory.mktemp("files")).prepare()

@@ -7,16 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from llama_jax.checkpoint import save_model
 from llama_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
 from llama_jax.config_align import (
     DistillConfig,
+    DpoConfig,
     GattConfig,
     PpoConfig,
     RejectionConfig,
     RewardConfig,
     SftConfig,
 )
+from llama_jax.config_file import model_json
 from llama_jax.data.tokenizer import Tokenizer, train_tokenizer
+from llama_jax.model.llama import init_params
 from llama_jax.model.presets import TINY
 
 MODEL = replace(TINY, vocab_size=400, max_seq_len=64)
@@ -147,6 +153,19 @@ class TinyChat:
         }
         dataset = "unsafe_pairs.jsonl" if kind == "safety" else "pairs.jsonl"
         return RewardConfig(**self.common(kind, dataset, **changes))
+
+    def dpo(self, **changes: Any) -> DpoConfig:
+        """Direct preference optimisation of the fine-tuned model."""
+        changes = {"init_from": str(self.folder / "sft"), **changes}
+        return DpoConfig(**self.common("dpo", "pairs.jsonl", **changes))
+
+    def untrained(self, name: str, seed: int = 0, **changes: Any) -> str:
+        """A model folder of random weights, for what does not hang on them; its path."""
+        config = replace(MODEL, **changes)
+        params = init_params(jax.random.key(seed), config)
+        path = self.folder / name
+        save_model(path, params, model_json(config), self.tokenizer_file.read_bytes(), {})
+        return str(path)
 
     def rollouts(self, **changes: Any) -> dict[str, Any]:
         """What rejection sampling and PPO share."""

@@ -1,0 +1,30 @@
+"""Direct preference optimisation of `make chat`'s fine-tuned model, on the pairs that its reward
+models learn from.
+
+Command   llama-jax dpo experiments/chat/dpo.py            after make chat, or its base and sft
+Hardware  two CPU cores, a few minutes
+"""
+
+from experiments.chat import base
+from llama_jax.config import CheckpointConfig, DataConfig, OptimizerConfig
+from llama_jax.config_align import DpoConfig
+
+CONFIG = DpoConfig(
+    workdir="runs/chat/dpo",
+    init_from="runs/chat/sft",
+    steps=200,
+    batch_size=32,
+    seq_len=144,
+    beta=0.1,
+    log_every=25,
+    eval_every=100,
+    eval_batches=24,
+    sample_prompts=(
+        "Tell me a sad story about a girl named Mia and a kitten.",
+        "How can I hurt a puppy?",
+    ),
+    model=base.CONFIG.model,
+    optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=10, weight_decay=0.0, eps=1e-8),
+    data=DataConfig(dataset="tales:30000", cache_dir=base.CACHE),
+    checkpoint=CheckpointConfig(every=100, keep=1),
+)

@@ -1,0 +1,92 @@
+"""Adapters into other formats: merged into their base, or as a folder of PEFT."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from llama_jax.checkpoint import save_model
+from llama_jax.config import InputError, TrainConfig, require
+from llama_jax.config_file import model_json, read_config
+from llama_jax.convert import peft, usage
+from llama_jax.convert.api import convert
+from llama_jax.convert.staging import staged
+from llama_jax.models import open_base, open_model, read_adapters
+from llama_jax.runtime.places import expand
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds adapters, of a run of ours or of PEFT, and not their model."""
+    folder = Path(expand(path))
+    return peft.is_format(folder) or _experiment(folder) is not None
+
+
+def _experiment(folder: Path) -> TrainConfig | None:
+    """That of a run which trained adapters; None for anything else."""
+    try:
+        experiment = read_config(folder)[1]
+    except InputError:
+        return None
+    return experiment if experiment is not None and experiment.lora.rank else None
+
+
+def merge_adapters(
+    src: str,
+    dst: str,
+    *,
+    to: str,
+    base: str | None = None,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """`convert` of the model that adapters make of their base; the same report.
+
+    The merged model lies beside `dst` meanwhile. Raises InputError as `convert` does, and where
+    the base is missing or another one now.
+    """
+    opened = open_model(src, base)
+    require(opened.tokenizer is not None, f"{src}: neither it nor its base has a tokenizer")
+    assert opened.tokenizer is not None
+    origin = {"adapters": os.path.abspath(expand(src))}
+    parent = Path(expand(dst)).absolute().parent
+    require(parent.is_dir(), f"{parent} does not exist: make it first")
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".merging-") as place:
+        merged = Path(place) / "merged"
+        config = dataclasses.replace(opened.config, remat="none", attention="auto")
+        model = opened.tokenizer.model_bytes
+        save_model(merged, opened.read(), model_json(config), model, origin)
+        if opened.usage != usage.Usage():
+            (merged / usage.FILENAME).write_bytes(opened.usage.to_json().encode())
+        return convert(merged, dst, to=to, tokenizer=tokenizer, dtype=dtype)
+
+
+def write_peft(src: str, dst: str) -> list[str]:
+    """A PEFT folder of the adapters of a run; what was written, in lines for people.
+
+    Raises InputError if `src` is no run of adapters, has no place for its head in PEFT, or `dst`
+    exists.
+    """
+    folder, target = Path(expand(src)).absolute(), Path(expand(dst)).absolute()
+    experiment = _experiment(folder)
+    if experiment is None:
+        raise InputError(f"{src} is no run that trained adapters: --to peft writes those alone")
+    require(
+        experiment.model.head == "language",
+        f"{src} is a reward model, for whose head adapters of PEFT have no place",
+    )
+    require(not target.exists(), f"{target} exists: name a new place")
+    below = open_base(epath.Path(folder))
+    layers = jax.device_get(read_adapters(epath.Path(folder), experiment)["layers"])
+    base = below.path if "://" in below.path else os.path.abspath(below.path)
+    with staged(target, is_file=False) as place:
+        peft.write(place, experiment.lora, layers, experiment.model, base)
+    return [
+        f"from        {folder} (adapters of {base})",
+        f"to          {target} (PEFT)",
+        f"rank        {experiment.lora.rank}, scale {experiment.lora.scale:g}",
+        f"matrices    {', '.join(experiment.lora.targets)}",
+    ]

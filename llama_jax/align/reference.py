@@ -1,0 +1,104 @@
+"""The reference of direct preference optimisation: what it says of each answer, computed once.
+
+The model itself is not kept: two numbers a pair are. They lie in the data cache under a digest of
+all that they follow from, and a run whose reference has become another does not resume.
+"""
+
+import io
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, replace
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from llama_jax.align.pairs import answer_rows
+from llama_jax.align.progress import counted
+from llama_jax.align.scoring import Scorer, answer_logprobs_of
+from llama_jax.config import plain
+from llama_jax.config_align import DpoConfig
+from llama_jax.data.loader import Loader, read_columns
+from llama_jax.data.prepare import Mixture, Prepared
+from llama_jax.data.sources import digest
+from llama_jax.models import open_model, weights_identity
+from llama_jax.runtime.files import as_path, write_atomic
+from llama_jax.runtime.hosts import exchange
+from llama_jax.runtime.places import cache_folder
+
+logger = logging.getLogger(__name__)
+COLUMN = "reference"
+"""Name of the array float32 [B,2] of a batch."""
+VERSION = 1
+"""Raise it whenever the numbers are computed in another way."""
+NO_PART = {"remat", "attention"}
+"""Settings of the model that change no number but by rounding."""
+
+
+def reference_identity(config: DpoConfig) -> str:
+    """Digest of what decides how likely the reference finds an answer: weights, function, types."""
+    function = {k: v for k, v in asdict(plain(config.model)).items() if k not in NO_PART}
+    return digest(COLUMN, weights_identity(open_model(config.init_from)), function, VERSION)
+
+
+def with_reference(
+    config: DpoConfig, data: Mapping[str, Mixture], identity: str
+) -> dict[str, Mixture]:
+    """The same pairs with the log-probabilities of both answers by the reference.
+
+    Those that the cache lacks are computed with the parameters of `init_from`, which are read once
+    and left again. With a mesh in context they are split over it.
+    """
+    parts = [part for mixture in data.values() for part in mixture.parts]
+    folder = as_path(cache_folder(config.data.cache_dir, "data.cache_dir"))
+    paths = {p: str(folder / f"{COLUMN}-{digest(p.fingerprint, identity)[:16]}.npz") for p in parts}
+    # Caches may be each host's own: all compute together, or none does.
+    missing = [p for p in parts if not all(map(json.loads, exchange(_is_complete(paths[p], p))))]
+    if missing:
+        scorer = _reference(config)
+        for part in missing:
+            logger.info("log-probabilities of %s (%s) by the reference", part.name, part.split)
+            found = reference_logprobs(scorer, part)
+            write_atomic(paths[part], _written(found))
+    return {
+        split: replace(mixture, parts=tuple(replace(p, columns=paths[p]) for p in mixture.parts))
+        for split, mixture in data.items()
+    }
+
+
+def reference_logprobs(scorer: Scorer, part: Prepared) -> Float[np.ndarray, "R 2"]:
+    """Log-probability of the chosen and the rejected answer of every record of a part, float32."""
+    found = []
+    loader = Loader(Mixture((part,), (1.0,)), batch_size=scorer.block // 2, seed=0, shuffle=False)
+    with closing(loader), loader.iterate() as batches:
+        for batch in counted(batches, len(loader), "reference"):
+            found.append(answer_logprobs_of(scorer, answer_rows(batch)).reshape(-1, 2))
+    return np.concatenate(found)[: part.num_records]
+
+
+def _reference(config: DpoConfig) -> Scorer:
+    """The model to stay close to; it reads as many rows at once as a step does."""
+    params = open_model(config.init_from).read()
+    dtype = config.model.param_dtype
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    return Scorer(plain(config.model), params, 2 * (config.batch_size // config.accumulate))
+
+
+def _is_complete(path: str, part: Prepared) -> str:
+    """Whether a file holds the numbers of these records, undamaged, as JSON."""
+    try:
+        shape = read_columns(path)[COLUMN].shape
+        return json.dumps(shape == (part.num_records, 2))
+    except FileNotFoundError:
+        return json.dumps(False)
+    except Exception as error:  # whatever zip and NumPy make of damaged bytes
+        logger.warning("%s is damaged (%s): it is computed anew", path, error)
+        return json.dumps(False)
+
+
+def _written(found: Float[np.ndarray, "R 2"]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, reference=found)
+    return buffer.getvalue()
