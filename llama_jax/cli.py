@@ -57,8 +57,9 @@ class _Command(_Parser):
         for option in itertools.takewhile("--".__ne__, options):
             name = option.partition("=")[0]
             if name.startswith("--") and " " not in option and name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                self.error(f"{name} is unknown" + "".join(f"; did you mean {n}?" for n in near))
+                words = [k[2:] for k in known if k.startswith("--")]  # all share the dashes
+                near = difflib.get_close_matches(name[2:], words, n=1)
+                self.error(f"{name} is unknown" + "".join(f"; did you mean --{n}?" for n in near))
         return super().parse_known_args(args, namespace)
 
 
