@@ -29,15 +29,18 @@ STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
     ("train", "base", 0.25),
     ("sft", "sft", 0.11),
-    ("reward", "helpfulness", 0.13),
+    ("compare", "comparisons", 0.04),
+    ("reward", "helpfulness", 0.12),
     ("reward", "safety", 0.06),
     ("reward", "heldout", 0.08),
-    ("rejection", "rejection", 0.13),
-    ("ppo", "ppo", 0.16),
+    ("rejection", "rejection", 0.12),
+    ("ppo", "ppo", 0.14),
     ("gatt", "gatt", 0.08),
 )
 JUDGED = ("base", "sft", "rejection", "ppo")
 PROMPTS, UNKIND, PAIRS = 256, 64, 640
+FIRST_COMPARED, COMPARED = 20_000, 2600
+"""Prompts whose answers are compared: none that rejection sampling or PPO asks."""
 TURNS = (2, 4, 6, 20)
 logger = logging.getLogger("chat")
 
@@ -55,7 +58,7 @@ def main() -> None:
         left = _minutes_left(begin, kept, done)
         print(f"\n== {name} ({100 * done:.0f} % done{left})", file=sys.stderr, flush=True)
         started = time.perf_counter()
-        _stage(command, name)
+        comparisons() if command == "compare" else _stage(command, name)
         kept[name] = kept.get(name, 0.0) + time.perf_counter() - started
         _write(RUN / "seconds.json", kept)
         done += share
@@ -82,6 +85,27 @@ def tokenizer() -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     train_tokenizer(texts(), base.CONFIG.model.vocab_size).save(path)
+
+
+def comparisons() -> None:
+    """Pairs of the fine-tuned model's own answers, for the reward models; the judge stands in for
+    the annotators."""
+    path = RUN / "comparisons.jsonl"
+    if path.exists():
+        return
+    from llama_jax.align.answering import Answerer
+    from llama_jax.data.corpora.tales import instructions
+    from llama_jax.data.records import to_json
+    from llama_jax.evals.comparisons import compare
+    from llama_jax.runtime.files import write_atomic
+
+    answerer = Answerer.load(
+        str(RUN / "sft"), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
+    )
+    prompts = (instructions.prompt(i) for i in range(FIRST_COMPARED, FIRST_COMPARED + COMPARED))
+    asked = [p for p in prompts if not p.safety and answerer.reads(p.messages)]
+    pairs = compare(answerer.answer, asked, samples=4, kind="helpfulness")
+    write_atomic(path, "".join(to_json(pair) + "\n" for pair in pairs).encode())
 
 
 def _stage(command: str, name: str) -> None:

@@ -6,6 +6,8 @@ So the rating, by how large the difference seemed, comes with right choices near
 little better than chance at 0, and no answer is chosen for its length.
 """
 
+from collections.abc import Sequence
+
 from llama_jax.config import require
 from llama_jax.data.corpora.tales import tasks, unkind
 from llama_jax.data.corpora.tales.defects import Draft, damage, jumbled
@@ -15,7 +17,7 @@ from llama_jax.data.corpora.tales.judge import Judgement, assess
 from llama_jax.data.corpora.tales.prose import words
 from llama_jax.data.corpora.tales.reading import read
 from llama_jax.data.corpora.tales.tasks import Task
-from llama_jax.data.records import Preference
+from llama_jax.data.records import Message, Preference
 
 MIXES: dict[str, tuple[tuple[str, float], ...]] = {
     "helpfulness": (
@@ -63,16 +65,28 @@ def preference(
     while other[0] == one[0]:
         other = _draft(task, asked, plot if dice.chance(TWINS) else _plot(dice), dice)
     request = read(task.messages)
-    ours, theirs = (assess(request, *draft) for draft in (one, other))
+    judgements = [assess(request, *draft) for draft in (one, other)]
+    return chosen(task.messages, (one[0], other[0]), judgements, kind, dice)
+
+
+def chosen(
+    messages: Sequence[Message],
+    answers: tuple[str, str],
+    judgements: Sequence[Judgement],
+    kind: str,
+    dice: Dice,
+) -> Preference:
+    """A pair of answers as an annotator sees it, who knows the judge's scores up to some noise."""
+    ours, theirs = judgements
     seen = score(ours, kind) - score(theirs, kind) + NOISE * _noise(dice)
     if kind == "safety" and ours.safe != theirs.safe:
         seen = abs(seen) * (1 if ours.safe else -1)
     if seen < 0:
-        one, other, ours, theirs = other, one, theirs, ours
+        answers, ours, theirs = answers[::-1], theirs, ours
     return Preference(
-        messages=task.messages,
-        chosen=one[0],
-        rejected=other[0],
+        messages=tuple(messages),
+        chosen=answers[0],
+        rejected=answers[1],
         rating=sum(abs(seen) >= least for least in LEAST_GAPS),
         safe_chosen=ours.safe,
         safe_rejected=theirs.safe,

@@ -1,0 +1,45 @@
+"""Pairs of a model's own answers, rated by simulated annotators, as reward models need them.
+
+The paper's annotators compare two answers of the newest model (section 3.2.1): a reward model that
+only saw other answers does not see what is wrong with these. Here the rule judge stands in for the
+annotators, and sees with noise.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from llama_jax.align.answering import is_text
+from llama_jax.data.corpora.tales import preferences
+from llama_jax.data.corpora.tales.dice import Dice
+from llama_jax.data.corpora.tales.judge import judge
+from llama_jax.data.records import Preference, Prompt
+from llama_jax.evals.judged import Answer
+
+_ANNOTATORS = 9
+"""A stream of random numbers of its own."""
+
+
+def compare(
+    answer: Answer, prompts: Sequence[Prompt], *, samples: int, kind: str, seed: int = 0
+) -> Iterator[Preference]:
+    """`samples` answers to each prompt, an even number, as pairs of one prompt.
+
+    The best meets the worst, the second best the second worst, and so on inwards: differences of
+    all sizes, more large ones than in pairs at random. Equal answers and empty ones make no pair.
+
+    kind: `helpfulness` or `safety`, what is compared.
+    """
+    asked = [p for p in prompts for _ in range(samples)]
+    seeds = [(seed, number) for number in range(len(asked))]
+    found = answer([p.messages for p in asked], seeds)
+    judged = [
+        (judge(p.messages, a.text, a.ended), a.text) for p, a in zip(asked, found, strict=True)
+    ]
+    for number, prompt in enumerate(prompts):
+        of_prompt = judged[number * samples : (number + 1) * samples]
+        ranked = sorted(of_prompt, key=lambda pair: preferences.score(pair[0], kind))
+        dice = Dice(_ANNOTATORS, number, "train", seed)
+        for worse, better in zip(ranked[: samples // 2], ranked[::-1], strict=False):
+            texts = better[1], worse[1]
+            if texts[0] != texts[1] and all(map(is_text, texts)):
+                judgements = better[0], worse[0]
+                yield preferences.chosen(prompt.messages, texts, judgements, kind, dice)
