@@ -33,7 +33,7 @@ def call(capsys, *argv):
     ("argv", "message"),
     [
         ([], "COMMAND"),
-        (["genrate"], "invalid choice: 'genrate' (choose from 'train', 'generate'"),
+        (["genrate"], "invalid choice: 'genrate' (choose from 'train', 'sft'"),
         (["train"], "needs an experiment file"),
         (["train", "no.py"], "experiment no.py does not exist"),
         (["train", "--steps", "3"], "needs the experiment file first"),

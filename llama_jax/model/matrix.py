@@ -6,9 +6,9 @@ differentiated like the arrays that they hold.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,14 +18,15 @@ from llama_jax.model.weights import A, B, adapter_inputs
 from llama_jax.ops import linear, mlp
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class LowRank:
     """W [*inputs,*outputs] and its adapter: A [*inputs,r], B [r,*outputs]."""
 
     base: Any
     a: Any
     b: Any
-    scale: float = flax.struct.field(pytree_node=False)
+    scale: float = field(metadata={"static": True})
 
 
 Matrix = Array | LowRank

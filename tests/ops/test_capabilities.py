@@ -73,7 +73,7 @@ def test_every_device_has_an_implementation_that_takes_anything():
     decode = capabilities.problem("decode", "v4", "float32", 64, offset=True, segments=True)
     assert decode == "it takes no segment ids"
     other = capabilities.problem("pallas", "TPU v3", "float32", 64, offset=True, segments=True)
-    assert other == "it is made for cpu, v4, v5e, v5p, v6e, not TPU v3"
+    assert other == "it is made for cpu, v4, v5e, v5p, v6e, tpu7x, not TPU v3"
 
 
 @pytest.mark.parametrize("generation", VMEM)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 import time
 
@@ -82,4 +83,6 @@ def test_progress_is_a_bar_or_a_line_now_and_then(terminal, monkeypatch, caplog)
     with caplog.at_level("INFO"), console.Progress("eval", lambda: None) as take:
         take(1, 3)
         take(2, 3)
-    assert caplog.messages == ["eval: 1 of 3 batches", "eval: 2 of 3 batches"]
+    first, second = caplog.messages
+    assert first == "eval: 1 of 3 batches"
+    assert re.fullmatch(r"eval: 2 of 3 batches, \d:\d\d left", second)

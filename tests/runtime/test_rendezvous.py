@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,16 @@ with rendezvous.announced(lambda: ("localhost:" + sys.argv[1], 0, 2), None):
 """
 
 
+def wait_until_it_sleeps(pid):
+    """Until the main thread is in the library's lock: threads that wait for Python's own lock are
+    back within milliseconds."""
+    asleep, deadline = 0, time.monotonic() + 60
+    while asleep < 25 and time.monotonic() < deadline:
+        state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("number", "seconds", "line", "status"),
     [
@@ -86,6 +97,7 @@ def test_a_program_that_waits_ends_in_a_line(port, number, seconds, line, status
     command = [sys.executable, "-c", ALONE, str(port), str(seconds)]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout.readline() == "waiting\n"
+        wait_until_it_sleeps(process.pid)
         os.kill(process.pid, number)
         said = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == status

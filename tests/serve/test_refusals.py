@@ -233,9 +233,9 @@ def wait_until(true):
 def test_a_client_that_goes_away_frees_its_rows_and_pages(server, engine, stream, n, monkeypatch):
     real = engine._device.draw
 
-    def slowly(*args):
-        time.sleep(0.02)
-        return real(*args)
+    def slowly(drawing, steps):
+        time.sleep(0.02 * steps)
+        return real(drawing, steps)
 
     monkeypatch.setattr(engine._device, "draw", slowly)
     body = json.dumps(

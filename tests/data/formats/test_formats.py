@@ -146,8 +146,11 @@ def test_a_row(tmp_path, name, row, kind, expected):
 
 def test_every_format_and_kind_is_tried():
     tried = {(name, kind) for name, _, kind, _ in SINGLE}
-    assert {name for name, _ in tried} == set(formats.FORMATS)
+    several = {"openassistant-messages"}  # one record needs several rows: test_openassistant.py
+    assert {name for name, _ in tried} == set(formats.FORMATS) - several
     for name, form in formats.FORMATS.items():
+        if name in several:
+            continue
         own_readers = len({id(reader) for reader in form.reads.values()})
         assert sum(n == name for n, _ in tried) >= own_readers
 
