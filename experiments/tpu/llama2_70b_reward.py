@@ -8,7 +8,7 @@ Command   llama-jax reward experiments/tpu/llama2_70b_reward.py \\
               --workdir gs://my-runs/llama2-70b-reward --init-from gs://my-runs/llama2-70b-sft \\
               --data.dataset gs://my-data/pairs.jsonl
 Hardware  v5p-256, which is 128 chips; not run on it yet
-Predicted MEMORY GiB a chip and SECONDS s a step or more:
+Predicted 23.4 of 95.7 GiB a chip and 38.14 s a step or more:
               llama-jax plan experiments/tpu/llama2_70b_reward.py --stage reward --topology v5p-256
 """
 

@@ -8,7 +8,7 @@ Command   llama-jax reward experiments/tpu/llama2_7b_reward.py \\
               --workdir gs://my-runs/llama2-7b-reward --init-from gs://my-runs/llama2-7b-sft \\
               --data.dataset gs://my-data/pairs.jsonl
 Hardware  v5e-64, which is 64 chips; not run on it yet
-Predicted MEMORY GiB a chip and SECONDS s a step or more:
+Predicted 5.4 of 15.8 GiB a chip and 17.88 s a step or more:
               llama-jax plan experiments/tpu/llama2_7b_reward.py --stage reward --topology v5e-64
 """
 

@@ -6,7 +6,7 @@ Touvron et al. 2023b, section 3.1: two epochs, answers alone in the loss, peak 2
 Command   llama-jax sft experiments/tpu/llama2_7b_sft.py --workdir gs://my-runs/llama2-7b-sft \\
               --init-from gs://my-models/Llama-2-7b-hf --data.dataset gs://my-data/dialogues.jsonl
 Hardware  v5e-64, which is 64 chips; not run on it yet
-Predicted MEMORY GiB a chip and SECONDS s a step or more:
+Predicted 3.4 of 15.8 GiB a chip and 1.13 s a step or more:
               llama-jax plan experiments/tpu/llama2_7b_sft.py --stage sft --topology v5e-64
 """
 
