@@ -211,7 +211,7 @@ def _problem(kept: dict[str, Any], rows: int) -> str:
     if not all(isinstance(v, float | int | None) for row in tables["values"] for v in row):
         return f"its values are {shown(tables['values'])}"
     finite = logits.get("finite", [])
-    if not isinstance(difference, float | int | None):
+    if "largest_difference" not in logits or not isinstance(difference, float | int | None):
         return f"its largest_difference is {shown(difference)}"
     if not isinstance(finite, list) or not all(isinstance(f, bool) for f in finite):
         return f"its finite is {shown(finite)}"

@@ -76,6 +76,7 @@ class Tokenizer:
         tokenizer = Tokenizer(model_bytes)
         try:
             valid = bool(model_bytes) and tokenizer.vocab_size > 0
+            tokenizer._processor.id_to_piece(list(range(tokenizer.vocab_size)))  # all are UTF-8
         except (RuntimeError, ValueError):
             valid = False
         if not valid:

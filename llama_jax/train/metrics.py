@@ -23,6 +23,7 @@ from llama_jax.train.uploads import Mirror
 logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 _MAX_LINE = 1 << 20  # bytes; ours have some hundred
+_MAX_DAMAGE = 64 << 20  # bytes without a line's end, behind which nothing is looked for
 UPLOAD_SECONDS = 60.0
 """How old the metrics of a run in a bucket may be."""
 
@@ -138,7 +139,9 @@ def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict | None]]:
     if not path.exists():
         return
     with open_file(path) if can_rename(path) else path.open("rb") as file:
-        while raw := file.readline(_MAX_LINE):
+        endless = 0
+        while (raw := file.readline(_MAX_LINE)) and endless < _MAX_DAMAGE:
+            endless = 0 if raw.endswith(b"\n") else endless + len(raw)
             try:
                 values = parse_json(raw, METRICS_FILE) if raw.endswith(b"\n") else None
             except InputError:

@@ -285,6 +285,16 @@ def test_model_folder(tmp_path, monkeypatch):
     assert verify(model)[0].problem == "tokenizer.model is damaged (its SHA-256 does not agree)"
 
 
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    params = {"w": np.arange(6, dtype=np.int8).reshape(2, 3)}
+    save_model(tmp_path / "m", params, "{}", b"", {})
+    for path in (tmp_path / "m/params/d").iterdir():
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=r"params/d/\w+ is a pipe or a device, not a file$"):
+        load_params(tmp_path / "m", abstract(params, None))
+
+
 def test_numpy_arrays_can_be_saved(tmp_path):
     params = {"w": np.arange(6, dtype=np.int8).reshape(2, 3), "s": np.full((), 2, np.float32)}
     save_model(tmp_path / "m", params, "{}", b"", {})

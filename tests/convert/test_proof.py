@@ -75,13 +75,14 @@ def test_agreement_is_of_finite_logits_alone():
 # ---- Reports
 
 
+MISSING = object()
 DAMAGED = [
     ("digests", 3), ("digests", {"q": 3}), ("result", {"dtype": "int3"}), ("result", []),
     ("logits", None), ("logits.tokens", []), ("logits.tokens", [10**9]), ("logits.tokens", [True]),
     ("logits.tokens", [0] * 300), ("logits.top", [[0]]), ("logits.top", [3] * 16),
     ("logits.top", [[-1] * 8] * 16), ("logits.values", [["x"] * 8] * 16),
     ("logits.values", [[]] * 16), ("logits.largest_difference", "0"), ("logits.finite", [1] * 16),
-    ("logits.finite", [True]),
+    ("logits.finite", [True]), ("logits.largest_difference", MISSING), ("digests", MISSING),
 ]  # fmt: skip
 
 
@@ -99,7 +100,11 @@ def test_a_damaged_report_is_named(converted, key, value):
     text = file.read_text()
     values = json.loads(text)
     *outer, last = key.split(".")
-    (values[outer[0]] if outer else values)[last] = value
+    place = values[outer[0]] if outer else values
+    if value is MISSING:
+        del place[last]
+    else:
+        place[last] = value
     try:
         file.write_text(json.dumps(values))
         with pytest.raises(InputError, match=r"report\.json is damaged: its") as caught:

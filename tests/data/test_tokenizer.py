@@ -181,3 +181,11 @@ def test_broken_files(tokenizer, tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="not a whole sentencepiece model"):
             Tokenizer.load(tmp_path)
+
+
+def test_a_piece_that_is_no_text_is_refused(tokenizer):
+    model = tokenizer.model_bytes
+    piece = "\u2581the".encode()
+    assert piece in model
+    with pytest.raises(InputError, match=r"odd\.model"):
+        Tokenizer.from_bytes(model.replace(piece, piece[:-1] + b"\xe4"), "odd.model")

@@ -8,6 +8,7 @@ from etils import epath
 
 from llama_jax.model.presets import LLAMA2_7B, LLAMA2_70B, STORIES_15M
 from llama_jax.runtime.watchdog import HANG_STATUS, Watchdog
+from llama_jax.train import metrics
 from llama_jax.train.metrics import (
     Clock,
     MetricsWriter,
@@ -69,6 +70,19 @@ def test_a_damaged_line_is_left_out_and_said(tmp_path, bad, caplog):
     assert "metrics.jsonl: 1 damaged lines were left out" in caplog.text
     MetricsWriter(epath.Path(tmp_path), 2).close()  # a run that resumes drops it for good
     assert file.read_bytes() == b'{"step": 1}\n{"step": 2, "train/loss": NaN}\n'
+
+
+def test_what_has_no_lines_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_MAX_DAMAGE", 3 << 20)
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + bytes(2 << 20) + b'\n{"step": 2}\n')
+    assert [m["step"] for m in read_metrics(epath.Path(file))] == [1, 2]
+    with file.open("r+b") as damaged:
+        damaged.truncate(900 << 20)  # zeros without an end of a line
+    taken = []
+    monkeypatch.setattr(metrics, "parse_json", lambda raw, name: taken.append(raw) or {"step": 1})
+    assert [m["step"] for m in read_metrics(epath.Path(file))] == [1, 1, 1]
+    assert len(taken) == 3
 
 
 def test_the_clock_tells_purposes_apart():
