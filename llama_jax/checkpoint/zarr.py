@@ -10,6 +10,7 @@ their own, one a layer, in what conversions write; what training saves has them 
 import itertools
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from llama_jax.runtime.files import parse_json, read_json
 
 _DESCRIPTION_BYTES = 64 << 10  # ours have 0.5 kB
 _MAX_CHUNKS = 1 << 20
+_WHOLE = {"manifest.ocdbt", ".zarray", "_METADATA", "_sharding"}
+_WHOLE_BYTES = 32 << 20  # ours have some kilobytes
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class PlainArrays:
     """The arrays of one orbax folder that can be read so."""
 
     def __init__(self, folder: Path):
+        """Raises ValueError for a pipe or a device in the folder."""
+        _require_files(folder)
         self._folder = folder
         self._stored = _database(folder) if (folder / "manifest.ocdbt").exists() else None
 
@@ -152,6 +157,18 @@ class PlainArrays:
         return self._stored.get(chunk)
 
 
+def _require_files(folder: Path) -> None:
+    """ValueError for a pipe or a device, links followed, and for a description that is too large:
+    tensorstore waits for somebody to write into a pipe, and reads a description whole."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            file = Path(parent, name)
+            if file.exists() and not file.is_file():
+                raise ValueError(f"{file} is a pipe or a device, not a file")
+            if name in _WHOLE and file.exists() and file.stat().st_size > _WHOLE_BYTES:
+                raise ValueError(f"{file} is damaged: it has {file.stat().st_size:,} bytes")
+
+
 def _database(folder: Path) -> dict[str, bytes | _Span]:
     """The newest version of an OCDBT database: its small values, and the places of others.
 
@@ -179,7 +196,7 @@ def _database(folder: Path) -> dict[str, bytes | _Span]:
                 return {}
             values[key] = _Span(file, int(offset), int(size))
         return values
-    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError):
         return {}
 
 

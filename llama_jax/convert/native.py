@@ -107,7 +107,10 @@ class _Arrays:
 
         self._folder, self._prefix, self._manifest = folder, prefix, manifest
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-        self._plain = PlainArrays(folder)
+        try:
+            self._plain = PlainArrays(folder)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         self._open: dict[str, PlainArray | Any] = {}
 
     def __call__(self, name: str, layer: int | None) -> Lazy:

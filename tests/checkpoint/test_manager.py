@@ -18,6 +18,7 @@ from llama_jax.checkpoint import (
     storage,
     verify,
 )
+from llama_jax.checkpoint.zarr import PlainArrays
 from llama_jax.config import InputError
 from tests.checkpoint.training_states import (
     abstract,
@@ -293,6 +294,8 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
         os.mkfifo(path)
     with pytest.raises(CheckpointError, match=r"params/d/\w+ is a pipe or a device, not a file$"):
         load_params(tmp_path / "m", abstract(params, None))
+    with pytest.raises(ValueError, match="is a pipe or a device"):
+        PlainArrays(tmp_path / "m/params")
 
 
 def test_numpy_arrays_can_be_saved(tmp_path):

@@ -137,7 +137,13 @@ def test_descriptions_of_any_kind_are_read_or_left_alone(tmp_path):
         assert find(tmp_path) is None
     file.unlink()
     os.mkfifo(file)
-    assert find(tmp_path) is None
+    with pytest.raises(ValueError, match=r"x/\.zarray is a pipe or a device, not a file"):
+        find(tmp_path)
+    file.unlink()
+    with file.open("wb") as out:
+        out.truncate(900 << 20)
+    with pytest.raises(ValueError, match="is damaged: it has 943,718,400 bytes"):
+        find(tmp_path)
 
 
 def test_files_that_are_missing_or_short_are_named(tmp_path):
