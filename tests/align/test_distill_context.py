@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from llama_jax.align import distill_context
-from llama_jax.align.answering import Answered, kept_dialogues, weights_identity
+from llama_jax.align.answering import Answered, kept_dialogues
 from llama_jax.align.distill_context import distil
 from llama_jax.config import InputError
 from llama_jax.config_file import model_json
 from llama_jax.data.chat import encode_prompt
 from llama_jax.data.records import Dialogue
+from llama_jax.models import open_model, weights_identity
 from tests.align.tiny_chat import MODEL, TinyChat, asked
 
 
@@ -148,6 +149,6 @@ def test_dialogues_are_made_once_for_all_that_decides_about_them(tiny, models, t
 
 def test_the_identity_of_a_model_is_that_of_its_newest_weights(models):
     folder, train = models
-    first = weights_identity(folder)
+    first = weights_identity(open_model(folder))
     train("second")
-    assert weights_identity(folder) != first
+    assert weights_identity(open_model(folder)) != first
