@@ -6,10 +6,11 @@ after another, or one object whose values are the rows. A row is a JSON object o
 """
 
 import codecs
+import contextlib
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NoReturn
 
 from llama_jax.config import InputError, require
@@ -31,12 +32,20 @@ def find(path: AnyPath) -> list[AnyPath]:
 
 def read(path: AnyPath) -> Iterator[tuple[int, Row]]:
     """Numbered rows. InputError, with file and row, for whatever is not one."""
-    by_suffix = {".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    return by_suffix.get(path.suffix, _jsonl_rows)(path)
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    by_suffix = {".json": _json_rows, ".csv": _csv_rows}
+    # Closed at once where a row is refused, however long somebody holds the exception.
+    with contextlib.closing(_lines(path)) as lines:
+        yield from by_suffix.get(path.suffix, _jsonl_rows)(path, lines)
 
 
-def _jsonl_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
-    for number, line in _lines(path):
+_Lines = Iterator[tuple[int, str]]
+
+
+def _jsonl_rows(path: AnyPath, lines: _Lines) -> Iterator[tuple[int, Row]]:
+    for number, line in lines:
         if not line.strip():
             continue
         where = f"{path}, row {number}"
@@ -47,7 +56,7 @@ def _jsonl_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
+def _lines(path: AnyPath) -> Generator[tuple[int, str]]:
     with textfiles.open_file(path) as file:
         for number, line in textfiles.raw_lines(path, file):
             yield number, line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
@@ -135,17 +144,17 @@ class _Scanner:
                     raise InputError(problem) from error
 
 
-def _json_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
+def _json_rows(path: AnyPath, lines: _Lines) -> Iterator[tuple[int, Row]]:
     number = 0
-    for value in _objects(path):
+    for value in _objects(path, lines):
         for row in value.values() if _holds_rows(value) else [value]:
             number += 1
             yield number, row
 
 
-def _objects(path: AnyPath) -> Iterator[Row]:
+def _objects(path: AnyPath, lines: _Lines) -> Iterator[Row]:
     """The objects of an array, or those that stand one after another."""
-    scanner, number = _Scanner(_lines(path)), 0
+    scanner, number = _Scanner(lines), 0
     in_array = scanner.next() == "["
     if in_array:
         scanner.skip()
@@ -173,8 +182,8 @@ def _holds_rows(value: Row) -> bool:
     return bool(value) and all(isinstance(entry, dict) for entry in value.values())
 
 
-def _csv_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+def _csv_rows(path: AnyPath, lines: _Lines) -> Iterator[tuple[int, Row]]:
+    reader = csv.reader((line for _, line in lines), strict=True)
     header: list[str] | None = None
     number = 0
     while True:
