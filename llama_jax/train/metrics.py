@@ -1,5 +1,6 @@
 """What a run measures, and where it writes it: JSON lines and TensorBoard."""
 
+import io
 import json
 import logging
 import os
@@ -138,7 +139,9 @@ def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict | None]]:
     """The bytes of each line, and what it says: None unless it is an object with a step."""
     if not path.exists():
         return
-    with open_file(path) if can_rename(path) else path.open("rb") as file:
+    with open_file(path) if can_rename(path) else path.open("rb") as found:
+        # An object store's file knows no limit of a line.
+        file = found if isinstance(found, io.BufferedReader) else io.BufferedReader(found)
         endless = 0
         while (raw := file.readline(_MAX_LINE)) and endless < _MAX_DAMAGE:
             endless = 0 if raw.endswith(b"\n") else endless + len(raw)
