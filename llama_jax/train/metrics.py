@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 from etils import epath
@@ -141,7 +142,8 @@ def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict | None]]:
         return
     with open_file(path) if can_rename(path) else path.open("rb") as found:
         # An object store's file knows no limit of a line.
-        file = found if isinstance(found, io.BufferedReader) else io.BufferedReader(found)
+        stored: Any = found
+        file = stored if isinstance(stored, io.BufferedReader) else io.BufferedReader(stored)
         endless = 0
         while (raw := file.readline(_MAX_LINE)) and endless < _MAX_DAMAGE:
             endless = 0 if raw.endswith(b"\n") else endless + len(raw)
