@@ -6,7 +6,6 @@ command that needs it, so that `--help` answers at once.
 """
 
 import argparse
-import contextlib
 import difflib
 import itertools
 import json
@@ -19,10 +18,10 @@ from typing import Any, NoReturn
 from llama_jax import __version__, cli_eval, cli_serve, cli_train
 from llama_jax.config import InputError, require
 from llama_jax.runtime import environment, failures, interrupts
-from llama_jax.runtime.console import quiet_start, waiting
+from llama_jax.runtime.console import at_work, quiet_start, waiting
 from llama_jax.runtime.files import json_text
 from llama_jax.runtime.malloc import keep_freed_memory
-from llama_jax.runtime.places import expand, naming
+from llama_jax.runtime.places import naming
 from llama_jax.tpu import kernel_table
 
 EXAMPLES = """\
@@ -285,22 +284,9 @@ def _plan(arguments: Sequence[str]) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _at_work(what: str, *models: str) -> Any:
-    """Refuse models that are not there at once; show that the command works on the others."""
-    for model in models:
-        there = "://" in model or os.path.exists(expand(model))
-        require(there, f"{model} does not exist")
-    with waiting(what) as end:
-        from llama_jax.runtime.compilation_cache import keep_programs
-
-        keep_programs()
-        yield end
-
-
 def _generate(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
-    with _at_work(f"loading {args.model}", args.model):
+    with at_work(f"loading {args.model}", args.model):
         from llama_jax.infer.api import stream
         from llama_jax.models import load
 
@@ -315,47 +301,45 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from llama_jax import chat_terminal
-    from llama_jax.models import load
+    sampling = _sampling(args)
+    with at_work(f"loading {args.model}", args.model):
+        from llama_jax import chat_terminal
+        from llama_jax.models import load
 
-    settings = chat_terminal.Settings(_sampling(args), args.system, args.seed, args.json)
-    chat_terminal.run(load(args.model), settings)
+        model = load(args.model)
+    settings = chat_terminal.Settings(sampling, args.system, args.seed, args.json)
+    chat_terminal.run(model, settings)
 
 
 def _eval(args: argparse.Namespace) -> None:
     cli_eval.check(args)
-    with _at_work(f"loading {args.models[0]}", *args.models) as end:
+    with at_work(f"loading {args.models[0]}", *args.models) as end:
         values, text = cli_eval.run(args, end)
     cli_eval.show(args, values, text)
 
 
 def _convert(args: argparse.Namespace) -> None:
     keep_freed_memory()
-    with _at_work("starting", args.source):
+    with at_work("starting", args.source):
         from llama_jax import adapters
         from llama_jax.convert.api import convert, describe
 
+    settings = {"to": args.to, "tokenizer": args.tokenizer, "dtype": args.dtype}
     with naming(args.target):
         if args.to == "peft":
             lines = adapters.write_peft(args.source, args.target)
             print(json_text({"said": lines}) if args.json else "\n".join(lines))
             return
         if adapters.is_adapter(args.source):
-            report = adapters.merge_adapters(
-                args.source, args.target, to=args.to, base=args.base,
-                tokenizer=args.tokenizer, dtype=args.dtype,
-            )  # fmt: skip
-            print(json_text(report) if args.json else describe(report))
-            return
-        require(args.base is None, f"--base: {args.source} holds no adapters")
-        report = convert(
-            args.source, args.target, to=args.to, tokenizer=args.tokenizer, dtype=args.dtype
-        )
+            report = adapters.merge_adapters(args.source, args.target, base=args.base, **settings)
+        else:
+            require(args.base is None, f"--base: {args.source} holds no adapters")
+            report = convert(args.source, args.target, **settings)
     print(json_text(report) if args.json else describe(report))
 
 
 def _verify(args: argparse.Namespace) -> int:
-    with _at_work(f"verifying {args.path}", args.path):
+    with at_work(f"verifying {args.path}", args.path):
         from llama_jax.checkpoint import verify
         from llama_jax.convert import api as convert
 

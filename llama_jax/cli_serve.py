@@ -3,10 +3,8 @@
 import argparse
 import os
 
-from llama_jax.config import require
 from llama_jax.runtime import interrupts
-from llama_jax.runtime.console import waiting
-from llama_jax.runtime.places import expand
+from llama_jax.runtime.console import at_work
 
 HELP = """\
 examples:
@@ -41,14 +39,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it. Raises InputError for settings that cannot be."""
-    there = "://" in args.model or os.path.exists(expand(args.model))
-    require(there, f"{args.model} does not exist")
-    with waiting(f"opening {args.model}"):
-        from llama_jax.runtime.compilation_cache import keep_programs
+    with at_work(f"opening {args.model}", args.model):
         from llama_jax.serve.command import serve
         from llama_jax.serve.settings import Settings, read_keys
 
-        keep_programs()
         settings = Settings(
             host=args.host,
             port=args.port,

@@ -93,9 +93,10 @@ def open_model(path: epath.PathLike, base: str | None = None) -> Opened:
     Raises InputError as `load` does.
     """
     folder = _weights_folder(epath.Path(expand(path)))
-    if "://" not in os.fspath(folder) and peft.is_format(Path(folder)):
+    here = "://" not in os.fspath(folder)
+    if here and peft.is_format(Path(folder)):
         return _with_peft(folder, base)
-    if "://" not in os.fspath(folder) and not native.is_format(folder):
+    if here and not native.is_format(folder):
         source = open_source(os.fspath(folder))
         model = source.tokenizer
         tokenizer = None if model is None else Tokenizer.from_bytes(model, where=str(folder))

@@ -16,27 +16,19 @@ Predicted 39.1 of 95.7 GiB a chip and 75.57 s an iteration or more:
 
 from dataclasses import replace
 
-from llama_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig
-from llama_jax.config_align import PpoConfig
+from experiments.tpu import llama2_7b_ppo
+from llama_jax.config import MeshConfig
 from llama_jax.model.presets import LLAMA2_70B
 
-CONSTANT = OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0)
-CONFIG = PpoConfig(
+PARENT = llama2_7b_ppo.CONFIG
+CONFIG = replace(
+    PARENT,
     workdir="runs/llama2_70b_ppo",
     init_from="runs/llama2_70b_sft",
     helpfulness="runs/llama2_70b_helpfulness",
     safety="runs/llama2_70b_safety",
-    steps=400,
-    batch_size=512,
-    minibatch=64,
-    seq_len=4096,
-    max_new_tokens=1024,
     wave_rows=512,
     beta=0.005,
     model=replace(LLAMA2_70B, remat="full"),
-    optimizer=CONSTANT,
-    value_optimizer=CONSTANT,
-    data=DataConfig(dataset="prompts.jsonl"),
     mesh=MeshConfig(fsdp=-1, tensor=8),
-    checkpoint=CheckpointConfig(every=10, keep=1),
 )

@@ -14,21 +14,15 @@ Predicted 23.4 of 95.7 GiB a chip and 38.14 s a step or more:
 
 from dataclasses import replace
 
-from llama_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig
-from llama_jax.config_align import RewardConfig
+from experiments.tpu import llama2_7b_reward
 from llama_jax.model.presets import LLAMA2_70B
 
-CONFIG = RewardConfig(
+PARENT = llama2_7b_reward.CONFIG
+CONFIG = replace(
+    PARENT,
     workdir="runs/llama2_70b_reward",
     init_from="runs/llama2_70b_sft",
-    steps=2769,
-    batch_size=512,
     accumulate=4,
-    seq_len=4096,
-    eval_every=200,
     model=replace(LLAMA2_70B, head="score", remat="full"),
-    optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=83),
-    data=DataConfig(dataset="pairs.jsonl"),
-    mesh=MeshConfig(fsdp=-1),
-    checkpoint=CheckpointConfig(every=200, keep=1),
+    optimizer=replace(PARENT.optimizer, learning_rate=5e-6),
 )

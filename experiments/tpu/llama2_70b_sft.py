@@ -12,20 +12,15 @@ Predicted 11.4 of 95.7 GiB a chip and 2.39 s a step or more:
 
 from dataclasses import replace
 
-from llama_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig
-from llama_jax.config_align import SftConfig
+from experiments.tpu import llama2_7b_sft
+from llama_jax.config import MeshConfig
 from llama_jax.model.presets import LLAMA2_70B
 
-CONFIG = SftConfig(
+PARENT = llama2_7b_sft.CONFIG
+CONFIG = replace(
+    PARENT,
     workdir="runs/llama2_70b_sft",
     init_from="models/Llama-2-70b-hf",
-    steps=108,
-    batch_size=64,
-    seq_len=4096,
-    eval_every=50,
     model=replace(LLAMA2_70B, remat="full"),
-    optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=3),
-    data=DataConfig(dataset="dialogues.jsonl"),
     mesh=MeshConfig(fsdp=-1, tensor=2),
-    checkpoint=CheckpointConfig(every=50, keep=1),
 )

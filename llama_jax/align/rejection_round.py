@@ -24,7 +24,7 @@ from llama_jax.align.experience import Judges, score_answers
 from llama_jax.align.progress import counted
 from llama_jax.align.prompt_order import prompt_order
 from llama_jax.align.run_files import appending, exists_on_main, write_on_main
-from llama_jax.align.scoring import params_digest, rows_of
+from llama_jax.align.scoring import rows_of
 from llama_jax.align.sft import sft
 from llama_jax.config import require
 from llama_jax.config_align import RejectionConfig, SftConfig
@@ -36,7 +36,7 @@ from llama_jax.infer.rollout import stream_answers
 from llama_jax.infer.samples import Answer
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import gather
-from llama_jax.models import Model
+from llama_jax.models import Model, params_digest
 from llama_jax.runtime.hosts import fail_together, is_main
 from llama_jax.train.metrics import Clock
 

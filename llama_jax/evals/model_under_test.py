@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.align.scoring import params_digest
 from llama_jax.config import require
 from llama_jax.data.chat import encode_prompt
 from llama_jax.data.sources import digest
@@ -25,7 +24,7 @@ from llama_jax.infer.api import tokenizer_of
 from llama_jax.infer.rollout import stream_answers
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import gather
-from llama_jax.models import Model
+from llama_jax.models import Model, params_digest
 
 _DECIDES = (
     "num_heads", "num_kv_heads", "norm_eps", "rope_theta", "rope_scaling", "rope_factor",

@@ -20,10 +20,11 @@ from llama_jax.data import formats, sources
 from llama_jax.data.chat import encode_answer, encode_prompt
 from llama_jax.data.corpora.tales import instructions
 from llama_jax.data.corpora.tales.judge import judge as rule_judge
-from llama_jax.data.records import Message, Prompt
+from llama_jax.data.records import Prompt
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.evals.endpoint import Endpoint
 from llama_jax.evals.kept_answers import KeptAnswers
+from llama_jax.evals.run_task import Beat
 from llama_jax.evals.statistics import WinRate, win_rate
 from llama_jax.models import load
 from llama_jax.parallel.mesh import make_mesh
@@ -34,7 +35,6 @@ _TALES = 200
 
 Score = Callable[[Sequence[Prompt], Sequence[Answered]], Sequence[float]]
 """Scores of answers to prompts, the higher the better."""
-Beat = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def both_orders(
     """The mean of the verdicts of both orders for our answers: 1 if both prefer ours, 0.5 if they
     disagree. Verdicts that are kept are not asked for again."""
     asked = [
-        (judge.prompt(_messages(p), *pair), swapped)
+        (judge.prompt(p.messages, *pair), swapped)
         for p, a, b in zip(prompts, ours, theirs, strict=True)
         for pair, swapped in (((a.text, b.text), False), ((b.text, a.text), True))
     ]
@@ -183,7 +183,3 @@ def both_orders(
         verdicts = [(kept.get(k) or {})["first"] for k in keys]
     ours_first = [1 - v if swapped else v for v, (_, swapped) in zip(verdicts, asked, strict=True)]
     return [(a + b) / 2 for a, b in zip(ours_first[::2], ours_first[1::2], strict=True)]
-
-
-def _messages(prompt: Prompt) -> tuple[Message, ...]:
-    return tuple(prompt.messages)

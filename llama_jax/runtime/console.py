@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from llama_jax.config import require
+from llama_jax.runtime.places import expand
+
 PATIENCE_SECONDS = 0.5
 """What takes longer moves."""
 LOG_SECONDS = 10.0
@@ -67,6 +70,20 @@ def waiting(what: str) -> Iterator[Callable[[], None]]:
         yield wait.end
     finally:
         wait.end()
+
+
+@contextlib.contextmanager
+def at_work(what: str, *models: str) -> Iterator[Callable[[], None]]:
+    """`waiting` of a command that computes with models: those that are not there are refused at
+    once, with InputError, and what is compiled is kept."""
+    for model in models:
+        there = "://" in model or os.path.exists(expand(model))
+        require(there, f"{model} does not exist")
+    with waiting(what) as end:
+        from llama_jax.runtime.compilation_cache import keep_programs  # which imports jax
+
+        keep_programs()
+        yield end
 
 
 class Progress:

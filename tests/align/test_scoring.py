@@ -12,7 +12,6 @@ from llama_jax.align.scoring import (
     RewardModel,
     Scorer,
     open_reward_model,
-    params_digest,
     rows_of,
     token_logprobs_of,
     values_of,
@@ -26,6 +25,7 @@ from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
 from llama_jax.model.weights import abstract_params, map_weights
+from llama_jax.models import params_digest
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.parallel.rules import named_sharding
 from tests.comparison import random_params
