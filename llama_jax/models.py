@@ -118,9 +118,7 @@ def open_model(path: epath.PathLike, base: str | None = None) -> Opened:
     )
 
     def read() -> dict[str, Any]:
-        abstract, default = abstract_params(config), jnp.zeros(()).sharding
-        shardings = _shardings(config) or jax.tree.map(lambda _: default, abstract)
-        return checkpoint.load_params(folder, abstract_with(abstract, shardings))
+        return checkpoint.load_params(folder, _placed(config))
 
     return Opened(os.fspath(folder), config, tokenizer, read, native.read_usage(folder))
 
@@ -142,10 +140,8 @@ def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -
 def read_adapters(run: epath.Path, experiment: TrainConfig) -> dict[str, Any]:
     """What the newest checkpoint that verifies holds: adapters, and the head of a reward model."""
     adapted = AdaptedModel.of(experiment.model, experiment.lora)
-    shardings, default = _shardings(adapted), jnp.zeros(()).sharding
-    whole = abstract_params(adapted)
-    abstract = abstract_with(whole, shardings or jax.tree.map(lambda _: default, whole))
-    return checkpoint.load_params(run, chosen(abstract, lambda n: not stays_fixed(adapted, n)))
+    own = chosen(_placed(adapted), lambda name: not stays_fixed(adapted, name))
+    return checkpoint.load_params(run, own)
 
 
 def _with_peft(folder: epath.Path, base: str | None) -> Opened:
@@ -175,7 +171,8 @@ def _with_peft(folder: epath.Path, base: str | None) -> Opened:
 
 def _on_base(base: dict[str, Any], own: dict[str, Any], adapted: AdaptedModel) -> dict[str, Any]:
     """One tree; a head that the adapted model lacks is left out."""
-    found = {name: w for name, w in base.items() if name in abstract_params(adapted)}
+    wanted = abstract_params(adapted)
+    found = {name: w for name, w in base.items() if name in wanted}
     return {**found, **own, "layers": {**found["layers"], **own["layers"]}}
 
 
@@ -255,6 +252,13 @@ def _weights_folder(path: epath.Path) -> epath.Path:
             f"{path} has finished no round of rejection sampling yet: run the same command again"
         )
     return newest
+
+
+def _placed(config: ModelConfig) -> dict[str, Any]:
+    """The abstract parameters, with the devices that they are read to."""
+    abstract, default = abstract_params(config), jnp.zeros(()).sharding
+    shardings = _shardings(config) or jax.tree.map(lambda _: default, abstract)
+    return abstract_with(abstract, shardings)
 
 
 def _shardings(config: ModelConfig) -> Any:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llama_jax.runtime.files import shown
+from llama_jax.config import InputError
+from llama_jax.runtime.files import parse_json, shown
 from llama_jax.serve.errors import ApiError, invalid
 
 
@@ -95,9 +96,6 @@ def parse_body(content: bytes) -> Fields:
 
     Raises ApiError 400 for what is no JSON object, or holds numbers or text that no JSON has.
     """
-    from llama_jax.config import InputError
-    from llama_jax.runtime.files import parse_json
-
     try:
         values = parse_json(content.decode("utf-8"), "The body", unique=True)
     except UnicodeDecodeError as error:

@@ -218,7 +218,10 @@ def _job(
     salt = fields.text("cache_salt", None, 1024)
     if salt is not None:
         scope = hashlib.sha256(scope + b"\0" + salt.encode("utf-8", "surrogatepass")).digest()
-    sampling = _sampling(fields)
+    sampling, bias = _sampling(fields), _bias(fields, model)
+    penalties = {
+        name: fields.number(name, 0.0, -2, 2) for name in ("presence_penalty", "frequency_penalty")
+    }
     requests = []
     for ids in prompts:
         most = _new_tokens(len(ids), new, default, model.context, "messages" if chat else "prompt")
@@ -232,9 +235,8 @@ def _job(
                     sampling=params,
                     seed=seed,
                     sample=sample,
-                    presence_penalty=fields.number("presence_penalty", 0.0, -2, 2),
-                    frequency_penalty=fields.number("frequency_penalty", 0.0, -2, 2),
-                    bias=_bias(fields, model),
+                    **penalties,
+                    bias=bias,
                     scored=logprobs is not None,
                     prompt_scored=echo and logprobs is not None and sample == 0,
                     scope=scope,
@@ -306,8 +308,3 @@ def _bias(fields: Fields, model: Served) -> dict[int, float]:
             )
         bias[int(name)] = given.number(name, 0.0, -100, 100)
     return bias
-
-
-def scope_of(key: bytes | None) -> bytes:
-    """What a key shares prefixes within: itself alone."""
-    return b"" if key is None else hashlib.sha256(key).digest()

@@ -14,12 +14,10 @@ import numpy as np
 
 from llama_jax.config import require
 
-SCRATCH = 0
-"""The page that nobody owns: idle rows and padding write to it."""
-
 
 class PagePool:
-    """Pages 1 to P-1, each free, held by sequences, or kept for its prefix."""
+    """Pages 1 to P-1, each free, held by sequences, or kept for its prefix. Page 0 is nobody's:
+    idle rows and padding write to it."""
 
     def __init__(self, num_pages: int):
         require(num_pages > 1, f"{num_pages=} must be at least 2: one is never given out")
