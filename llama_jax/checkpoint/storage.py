@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # Arrays that are read at once: a core each while they come from the page cache. More than there
 # are cores wait for each other's new pages.
 _READERS = min(os.cpu_count() or 1, 4)
+_CLOSED = "Event loop is closed"
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -59,6 +60,7 @@ class Writer:
     """Orbax, told to write one folder at a time in the background."""
 
     def __init__(self):
+        _hush_abandoned()
         ocp = _orbax()
         # Directories made in the background would leave threads behind when making them fails,
         # and compressing float32 weights costs more than the tenth of the bytes that it saves.
@@ -228,7 +230,7 @@ def read(
         ocp = _orbax()
         args = _nest({name: _restore_args(a) for name, a in stored.items()})
         request = ocp.args.PyTreeRestore(args, restore_args=args, partial_restore=True)
-        _hush_abandoned_reads()
+        _hush_abandoned()
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
                 restored = orbax.restore(folder, args=request)
@@ -281,21 +283,26 @@ def _explained(error: Exception, folder: epath.Path) -> Exception:
 
 
 @functools.cache
-def _hush_abandoned_reads() -> None:
+def _hush_abandoned() -> None:
     """Keep stderr clean of what adds nothing to a failure that has been raised.
 
-    When one read fails, orbax closes the event loop under the others, and Python reports each of
-    them as it ends.
+    When one read or write fails, orbax closes the event loop under the others. Python reports each
+    of them as it ends; tensorstore, which calls the loop from C++, reports it as not caught.
     """
-    report = sys.unraisablehook
+    unraisable, uncaught = sys.unraisablehook, sys.excepthook
 
-    def hook(unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
+    def report_unraisable(found: Any) -> None:
+        code = getattr(found.object, "cr_code", None)
         of_orbax = code is not None and "orbax" in code.co_filename
-        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
+        if not of_orbax and str(found.exc_value) != _CLOSED:
+            unraisable(found)
 
-    sys.unraisablehook = hook
+    def report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        caller = trace.tb_frame.f_code.co_filename if trace else ""
+        if str(error) != _CLOSED or Path(caller).parent.name != "asyncio":
+            uncaught(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = report_unraisable, report_uncaught
 
 
 def _restore_args(a: Any) -> Any:

@@ -15,7 +15,7 @@ from tests.train.tiny import digests, facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
-KILLS = 6
+KILLS = 4
 STAGES = {
     "sft": ("checkpoints/6/manifest.json", ["--eval-every", "3"]),
     "reward": ("checkpoints/6/manifest.json", ["--steps", "6", "--eval-every", "3"]),

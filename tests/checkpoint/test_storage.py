@@ -1,5 +1,6 @@
 """Damage in any file, kills at any moment, several hosts: equal to what was saved, or named."""
 
+import asyncio
 import os
 import random
 import re
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.checkpoint import Checkpointer, CheckpointError, verify
+from llama_jax.checkpoint import Checkpointer, CheckpointError, storage, verify
 from tests.checkpoint.training_states import abstract, assert_same, files, make_state, run, saved
 
 __all__ = ["run", "saved"]  # fixtures
@@ -238,3 +239,23 @@ def test_two_hosts_save_restore_and_fall_back_together(tmp_path):
     for text in on_two_hosts(directory):
         assert "restored 5\n" in text
         assert "/6 cannot be used: array w is damaged" in text
+
+
+def test_writes_abandoned_after_a_failure_add_no_traceback(tmp_path, monkeypatch):
+    """What tensorstore reports has asyncio's frames alone: it calls from C++."""
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda *found: told.append(found))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    storage._hush_abandoned.cache_clear()
+    Checkpointer(tmp_path / "c", keep=1).close()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(RuntimeError) as caught:
+        loop.call_soon_threadsafe(print)
+    error, trace = caught.value, caught.value.__traceback__
+    sys.excepthook(type(error), error, trace.tb_next)
+    assert not told
+    sys.excepthook(type(error), error, trace)  # a user's own
+    sys.excepthook(ValueError, ValueError("x"), trace.tb_next)
+    assert [kind for kind, _, _ in told] == [RuntimeError, ValueError]
+    storage._hush_abandoned.cache_clear()

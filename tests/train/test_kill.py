@@ -12,7 +12,7 @@ from tests.train.tiny import digests, facts
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 120
 OPTIONS = ("--steps", str(STEPS), "--checkpoint.every", "7", "--eval-every", "40")
-KILLS = 20
+KILLS = 10
 
 
 @pytest.fixture(scope="module")
