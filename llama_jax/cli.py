@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from llama_jax import __version__, cli_eval, cli_serve, cli_train
+from llama_jax import __version__, cli_eval, cli_experiments, cli_serve, cli_train
 from llama_jax.config import InputError, require
 from llama_jax.runtime import environment, failures, interrupts
 from llama_jax.runtime.console import at_work, quiet_start, waiting
@@ -26,11 +26,13 @@ from llama_jax.tpu import kernel_table
 
 EXAMPLES = """\
 examples:
-  llama-jax train experiments/python_docs_cpu.py --workdir runs/docs
-  llama-jax train experiments/python_docs_cpu.py --help       every setting of an experiment
+  llama-jax experiments                                       what comes with the project
+  llama-jax train python_docs_cpu --workdir runs/docs
+  llama-jax train python_docs_cpu --help                      every setting of an experiment
+  llama-jax new mine                                          an experiment of your own
   llama-jax generate runs/docs --prompt "The" --temperature 0
   llama-jax eval runs/docs
-  llama-jax sft experiments/chat/sft.py                       conversations, on a pretrained model
+  llama-jax sft chat/sft                                      conversations, on a pretrained model
   llama-jax chat runs/chat/gatt                               after make chat
   llama-jax serve runs/docs                                   OpenAI's API, and a page
   llama-jax verify runs/docs
@@ -81,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, what in cli_train.HELP.items():
         commands.add_parser(name, help=what)
+
+    cli_experiments.add_commands(command)
 
     sub = command(
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"

@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from llama_jax.config import TrainConfig, load_experiment
+from llama_jax.config import TrainConfig
 from llama_jax.config_align import (
     DistillConfig,
     DpoConfig,
@@ -19,6 +19,7 @@ from llama_jax.config_align import (
     RewardConfig,
     SftConfig,
 )
+from llama_jax.experiment import load_experiment
 from llama_jax.runtime import cluster
 from llama_jax.runtime.console import stdout_for_results
 from llama_jax.runtime.environment import require_jit

@@ -1,21 +1,13 @@
 """Every setting of an experiment, as frozen dataclasses that refuse impossible values.
 
 An experiment is a Python file with `CONFIG = TrainConfig(...)`: values, no logic, derived from
-another with `dataclasses.replace(PARENT.CONFIG, ...)`. `load_experiment` reads one and applies
-command-line overrides. `config_file` keeps what came of it in the run folder.
+another with `dataclasses.replace(PARENT.CONFIG, ...)`. `experiment.load_experiment` reads one and
+applies command-line overrides. `config_file` keeps what came of it in the run folder.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import io
-import os
-import re
-import runpy
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 Dtype = Literal["float32", "bfloat16"]
@@ -363,93 +355,3 @@ def adapted[C: TrainConfig](config: C) -> C:
     if not config.lora.rank:
         return config
     return dataclasses.replace(config, model=AdaptedModel.of(config.model, config.lora))
-
-
-def load_experiment[C: TrainConfig](
-    argv: Sequence[str], prog: str = "llama-jax train", kind: type[C] = TrainConfig
-) -> C:
-    """Read `EXPERIMENT.py [--steps 20 --model.remat full ...]`, which makes a `kind` of experiment.
-
-    `--help` prints every setting with its value in this experiment and ends the process.
-
-    Raises:
-      InputError: the file is missing, does not run or holds no TrainConfig; an override is unknown
-        (the nearest name is given), ill-typed or impossible.
-    """
-    require(argv, f"{prog} needs an experiment file, such as experiments/python_docs_cpu.py")
-    path, *overrides = argv
-    if path in ("-h", "--help"):
-        print(
-            f"usage: {prog} EXPERIMENT.py [--option value ...]\n\n"
-            f"EXPERIMENT.py defines CONFIG = {kind.__name__}(...), as the files in experiments/"
-            " do;\n"
-            f"{prog} EXPERIMENT.py --help lists every option with its value there."
-        )
-        raise SystemExit(0)
-    require(
-        not path.startswith("-"),
-        f"{prog} needs the experiment file first, then its options; got {path}",
-    )
-    require(Path(path).exists(), f"experiment {path} does not exist")
-    require(Path(path).is_file(), f"experiment {path} is not a file: give one such as run.py")
-    before = list(sys.path)
-    sys.path[:] = [os.getcwd(), *before, *_experiment_paths(path)]
-    try:
-        config = runpy.run_path(path).get("CONFIG")
-    except InputError:
-        raise
-    except ModuleNotFoundError as error:
-        hint = "; those files are in the project's checkout: run this in its root folder"
-        hint = hint if error.name == "experiments" else ""
-        raise InputError(f"experiment {path} does not run: {error}{hint}") from error
-    except Exception as error:
-        raise InputError(f"experiment {path} does not run: {error!r}") from error
-    finally:
-        sys.path[:] = before
-    if type(config) is not kind:
-        found = f"CONFIG is a {type(config).__name__}" if config is not None else "it has no CONFIG"
-        own = f"; run it with llama-jax {config.stage}" if isinstance(config, TrainConfig) else ""
-        raise InputError(f"experiment {path} needs CONFIG = {kind.__name__}(...): {found}{own}")
-    return override(config, overrides, f"{prog} {path}")
-
-
-def _experiment_paths(path: str) -> list[str]:
-    """Where `from experiments import PARENT` finds it too: beside the file or above it, or in the
-    checkout that this package is in, if it is in one."""
-    own, package = Path(path).absolute().parent, Path(__file__).parents[1]
-    checkout = [package] if (package / "experiments").is_dir() else []
-    return [str(folder) for folder in (own, own.parent, *checkout)]
-
-
-def override[C: TrainConfig](config: C, options: Sequence[str], prog: str) -> C:
-    """`config` with `--steps 20 --model.remat full ...` put over it; `--help` ends the process.
-
-    Raises InputError for an option that is unknown (the nearest is given), ill-typed or impossible.
-    """
-    import tyro  # 0.2 s that only a command line needs to spend
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                type(config),
-                prog=prog,
-                default=config,
-                args=list(options),
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise InputError(_one_line(said.getvalue(), prog)) from None
-
-
-def _one_line(box: str, command: str) -> str:
-    """What tyro says in a box of many lines, as one: the reason, the nearest option, the help."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
-    reason = " ".join(lines[: lines.index("")]) if "" in lines else " ".join(lines)
-    reason = re.sub(r"^Error parsing [\w.]+: ", "", reason)  # our messages name the setting
-    if "Perhaps you meant:" in lines:
-        nearest = lines[lines.index("Perhaps you meant:") + 1].split()[0]
-        reason += f"; did you mean {nearest}?"
-    return f"{reason} (all options: {command} --help)"

@@ -13,8 +13,8 @@ from llama_jax.config import (
     MeshConfig,
     OptimizerConfig,
     TrainConfig,
-    load_experiment,
 )
+from llama_jax.experiment import load_experiment
 from llama_jax.model.presets import TINY
 
 CONFIG = TrainConfig(
@@ -206,28 +206,3 @@ def test_a_config_is_frozen_and_hashable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.d_model = 3
     assert hash(CONFIG) == hash(replace(CONFIG))
-
-
-def test_an_experiment_finds_its_parent_from_any_folder(tmp_path, monkeypatch):
-    """In a folder `experiments` beside or above it, or that of the checkout; the search path
-    stays as it was."""
-    child = "from dataclasses import replace\nfrom experiments.{} import CONFIG\n"
-    (tmp_path / "own/experiments").mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    before = list(sys.path)
-    mine = tmp_path / "elsewhere/mine.py"
-    mine.write_text(child.format("quickstart") + "CONFIG = replace(CONFIG, steps=2)\n")
-    assert load_experiment([str(mine)]).steps == 2
-    assert sys.path == before
-    monkeypatch.delitem(sys.modules, "experiments", raising=False)
-    monkeypatch.delitem(sys.modules, "experiments.quickstart", raising=False)
-    monkeypatch.setattr("llama_jax.config.__file__", str(tmp_path / "site/llama_jax/config.py"))
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" in p or "lib" in p])
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if "ditable" not in repr(f)])
-    message = refusal([str(mine)])
-    assert "No module named 'experiments'; those files are in the project's checkout" in message
-    (tmp_path / "own/experiments/parent.py").write_text(EXPERIMENT)
-    nested = tmp_path / "own/experiments/child.py"
-    nested.write_text(child.format("parent"))
-    assert load_experiment([str(nested)]) == CONFIG

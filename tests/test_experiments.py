@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.config import MeshConfig, TrainConfig, load_experiment, override
+from llama_jax.config import MeshConfig, TrainConfig
 from llama_jax.config_align import PpoConfig
+from llama_jax.experiment import load_experiment, override
 from llama_jax.model.presets import TINY
 from llama_jax.parallel.arrays import check_batch, shard_batch
 from llama_jax.parallel.mesh import make_mesh

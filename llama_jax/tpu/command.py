@@ -14,11 +14,10 @@ from llama_jax.config import (
     MeshConfig,
     OptimizerConfig,
     TrainConfig,
-    load_experiment,
-    override,
     require,
 )
 from llama_jax.config_align import DpoConfig, PpoConfig, RewardConfig, SftConfig
+from llama_jax.experiment import load_experiment, override
 from llama_jax.model.presets import PRESETS
 from llama_jax.model.weights import parameter_count
 from llama_jax.runtime.places import expand

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from llama_jax.checkpoint.storage import can_rename
 from llama_jax.config import InputError, ModelConfig
@@ -95,7 +95,7 @@ class MetricsWriter:
         _drop_after(path, step)
         self._path, self._file = path, path.open("a")
         folder = self._mirror.local / "tensorboard"
-        self._board = SummaryWriter(str(folder), purge_step=step + 1)
+        self._board = _summary_writer()(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One line of JSON; the numbers go to TensorBoard too."""
@@ -125,6 +125,19 @@ class MetricsWriter:
             self._file.close()
             self._board.close()
             self._mirror.close()
+
+
+def _summary_writer() -> type:
+    """tensorboardX's SummaryWriter. It imports torch, for seconds, wherever torch is installed, and
+    does as well without: while it is imported torch is as if it were not there."""
+    theirs = sys.modules.get("torch")
+    sys.modules["torch"] = theirs  # None stops an import
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if theirs is None:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def read_metrics(path: epath.Path) -> list[dict]:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_jax.config import TrainConfig, load_experiment
+from llama_jax.config import TrainConfig
 from llama_jax.data.corpora.tales import story
+from llama_jax.experiment import load_experiment
 
 EXPERIMENT = """\
 from dataclasses import replace
