@@ -18,6 +18,7 @@ help:
 
 quickstart: .venv/cpu.stamp
 	@$(BIN)/llama-jax train experiments/quickstart.py --workdir $(RUN)
+	@$(BIN)/llama-jax report $(RUN)
 
 chat: .venv/cpu.stamp
 	@$(BIN)/python experiments/chat/run.py

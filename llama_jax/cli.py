@@ -120,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_eval.add_options(sub)
     _add_text_field(sub)
 
+    sub = command("report", cli_eval.report, "write a page about a pretraining run, in its folder")
+    sub.add_argument("run_folder", metavar="RUN", help="a run folder")
+
     sub = command("verify", _verify, "check every digest; repeat the proof of a converted model")
     sub.add_argument("path", metavar="PATH")
     _add_json(sub)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llama_jax.config import require
-from llama_jax.runtime.console import Progress
+from llama_jax.runtime.console import Progress, at_work
 from llama_jax.runtime.files import json_text, write_atomic
 from llama_jax.runtime.places import cache_folder, naming
 
@@ -67,6 +67,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="print one JSON object instead of text, or write it to FILE beside the text",
     )
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write RUN/report.html and say where it is."""
+    with at_work(f"looking at {args.run_folder}", args.run_folder):
+        from llama_jax.evals.run_report import write_report
+
+        path = write_report(args.run_folder)
+    print(f"report   {path} (open it in a browser)")
 
 
 def check(args: argparse.Namespace) -> None:

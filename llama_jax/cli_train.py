@@ -123,6 +123,7 @@ CHAT = ("chat {run}",)
 NEXT = {
     "train": (
         'generate {run} --prompt "Once upon a time" --temperature 0.7',
+        "report {run}",
         "eval {run}",
         "train --help",
     ),

@@ -53,7 +53,8 @@ ARROWS = {
     },
     **{name: {"ops"} for name in LOSSES},
     "evals": {
-        "config", "align", "models", "infer", "data", "model", "ops", "parallel", "runtime",
+        "config", "config_file", "align", "train.metrics", "train.samples", "models", "infer",
+        "data", "model", "ops", "parallel", "runtime",
     },
     "serve": {"config", "models", "infer", "data", "runtime.files"},
     "tpu": {

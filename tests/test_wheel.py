@@ -130,6 +130,7 @@ def test_installed_alone_it_runs_every_kind_of_command(installed):
     run = "runs/quickstart"
     text = installed("generate", run, "--prompt", "One", "--max-new-tokens", "4")
     assert text.startswith("One")
+    assert "report.html" in installed("report", run)
     assert "perplexity" in installed("eval", run)
     assert "all digests agree" in installed("verify", run)
     assert json.loads(installed("convert", run, "hf", "--to", "hf", "--json"))

@@ -1,11 +1,15 @@
 """Small pictures as SVG text, for pages that open from disk without any library."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 W, H, LEFT, BOTTOM, TOP, RIGHT = 460, 260, 48, 40, 14, 12
-COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed")
+COLORS = ("#3b82f6", "#d97706", "#059669", "#dc2626", "#7c3aed")
 
 
 class Bar(NamedTuple):
@@ -76,8 +80,37 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_l
     return _svg(parts, f"{y_label} over {x_label}: {', '.join(series)}")
 
 
+def heat(weights: Float[np.ndarray, "T T"], names: Sequence[str]) -> str:
+    """A square for each token (row) and earlier token (column), as dark as the weight in 0..1."""
+    cell, left, top = 16, 84, 74
+    size = cell * len(names)
+    parts = []
+    for t, name in enumerate(names):
+        y, x = top + cell * t, left + cell * t
+        parts.append(
+            f'<text x="{left - 6}" y="{y + 12}" text-anchor="end">{escape(name)}</text>'
+            f'<text x="0" y="0" transform="translate({x + 12} {top - 6}) rotate(-60)">'
+            f"{escape(name)}</text>"
+        )
+        for s in range(t + 1):
+            weight = float(weights[t, s])
+            parts.append(
+                f'<rect x="{left + cell * s}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
+                f'fill="{COLORS[0]}" fill-opacity="{0.05 + 0.95 * weight:.3f}">'
+                f"<title>{escape(name)} takes {weight:.0%} from {escape(names[s])}</title></rect>"
+            )
+    return _svg(parts, "attention of each token to earlier ones", left + size + 40, top + size + 4)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Some round numbers within low..high."""
+    power = 10 ** math.floor(math.log10((high - low) / 4))
+    step = next(m * power for m in (1, 2, 5, 10) if (high - low) / (m * power) <= 5)
+    return [float(i * step) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _axis(label: str, low: float, high: float, y) -> str:
-    ticks = [low + (high - low) * i / 4 for i in range(5)]
+    ticks = _ticks(low, high)
     marks = "".join(
         f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="currentColor" '
         f'stroke-opacity="0.15"/><text x="{LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.3g}'
@@ -91,8 +124,8 @@ def _axis(label: str, low: float, high: float, y) -> str:
     )
 
 
-def _svg(parts: Sequence[str], described: str) -> str:
+def _svg(parts: Sequence[str], described: str, width: int = W, height: int = H) -> str:
     return (
-        f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{escape(described)}" '
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(described)}" '
         f'font-size="12" fill="currentColor">{"".join(parts)}</svg>'
     )

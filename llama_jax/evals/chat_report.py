@@ -6,18 +6,7 @@ from typing import Any
 
 from llama_jax.evals.calibration import Bin
 from llama_jax.evals.charts import Bar, bars, lines
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
-  color: #1f2328; background: #fff; }
-@media (prefers-color-scheme: dark) { body { color: #e6edf3; background: #0d1117; } }
-svg { width: 100%; max-width: 520px; } figure { display: inline-block; width: 48%; min-width: 340px;
-  margin: 0 0 1rem; vertical-align: top; } figcaption { font-size: .9rem; opacity: .8; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { border-bottom: 1px solid #8884;
-  padding: .3rem .8rem; text-align: left; vertical-align: top; } td.number { text-align: right; }
-details { margin: .5rem 0; } summary { cursor: pointer; }
-code { background: #8882; padding: 0 .3em; }
-"""
+from llama_jax.evals.page import document, table
 
 
 def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[str]) -> str:
@@ -28,10 +17,6 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[s
     talk: commands to go on with.
     """
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width'>",
-        f"<title>From a base model to a chat model</title><style>{STYLE}</style>",
-        "<h1>From a base model to a chat model</h1>",
         "<p>Each stage of Llama 2's alignment, run on this machine in "
         f"{report['seconds'] / 60:.0f} minutes. A program that knows the rules of this small world "
         "judges every answer; no model is its own judge.</p>",
@@ -50,21 +35,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[s
         "<h2>Talk to it</h2>",
         *(f"<p><code>{escape(command)}</code></p>" for command in talk),
     ]
-    return "\n".join(parts) + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An HTML table; numbers are shown with three digits, to the right."""
-    out = ["<table><tr>", *(f"<th>{escape(h)}</th>" for h in head), "</tr>"]
-    for row in rows:
-        cells = [
-            f"<td class=number>{value:.3f}</td>"
-            if isinstance(value, float)
-            else f"<td>{escape(str(value))}</td>"
-            for value in row
-        ]
-        out += ["<tr>", *cells, "</tr>"]
-    return "".join([*out, "</table>"])
+    return document("From a base model to a chat model", parts)
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from llama_jax.train.evaluate import evaluate
 from llama_jax.train.loss_curve import write_loss_curve
 from llama_jax.train.metrics import METRICS_FILE, read_metrics
 from llama_jax.train.report import Reporter
+from llama_jax.train.samples import write_samples
 from llama_jax.train.stage import Stage
 from llama_jax.train.state import TrainState
 from llama_jax.train.step import jit_eval_step
@@ -119,10 +120,3 @@ class Profiler:
             self.running = False
             self.mirror.upload()
             logger.info("profile written to %s: open it with xprof", self.mirror.folder)
-
-
-def write_samples(workdir: epath.Path, step: int, texts: Sequence[str]) -> None:
-    """RUN/samples/step-NNNNNNNN.txt."""
-    folder = workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"step-{step:08d}.txt").write_text("\n\n---\n\n".join(texts) + "\n")

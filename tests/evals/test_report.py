@@ -11,9 +11,10 @@ from llama_jax.config import InputError
 from llama_jax.data.corpora.tales import instructions
 from llama_jax.data.corpora.tales.judge import judge
 from llama_jax.evals.calibration import Bin, calibration
-from llama_jax.evals.charts import Bar, bars, lines
+from llama_jax.evals.charts import Bar, _ticks, bars, heat, lines
 from llama_jax.evals.chat_report import page
 from llama_jax.evals.judged import judge_answers
+from llama_jax.evals.page import shares
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,31 @@ def test_a_line_goes_through_its_points_in_proportion():
     assert x2 - x0 == pytest.approx(4 * (x1 - x0), abs=0.3)
     assert y0 - y2 == pytest.approx(2 * (y0 - y1), abs=0.3)
     assert lines({}, "n", "score") == ""
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.219, 2.58), (-3.0, 4000.0), (1.0, 1.001)])
+def test_ticks_are_a_few_round_numbers_inside_the_axis(low, high):
+    ticks = _ticks(low, high)
+    assert 2 <= len(ticks) <= 6
+    assert low - 1e-9 <= ticks[0] <= ticks[-1] <= high + 1e-9
+    step = (ticks[1] - ticks[0]) / 10 ** np.floor(np.log10(ticks[1] - ticks[0]) + 1e-9)
+    assert min(abs(step - round_step) for round_step in (1, 2, 5, 10)) < 1e-6
+    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0], rtol=1e-6)
+
+
+def test_squares_are_as_strong_as_their_weights():
+    picture = heat(np.array([[1.0, 0.0], [0.25, 0.75]]), ["<s>", "a"])
+    squares = re.findall(r'fill-opacity="([\d.]+)"><title>([^<]+)<', picture)
+    assert squares == [
+        ("1.000", "&lt;s&gt; takes 100% from &lt;s&gt;"),
+        ("0.287", "a takes 25% from &lt;s&gt;"),
+        ("0.762", "a takes 75% from a"),
+    ]
+
+
+def test_a_share_is_a_bar_of_its_length():
+    assert "width:12.5%" in shares([("<b>", 0.125)])
+    assert "<b>" not in shares([("<b>", 0.125)])
 
 
 def test_the_page_stands_alone_and_escapes_what_models_say():
