@@ -7,13 +7,15 @@
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: help quickstart chat test test-slow lint types check locks clean
+.PHONY: help quickstart chat test test-slow docs lint types check locks clean
 
 help:
 	@echo "make quickstart   train a small Llama 2 (a few minutes on two cores) and sample from it"
 	@echo "make chat         from nothing to a chat model: SFT, rewards, rejection sampling, PPO, report"
 	@echo "make test         fast tests            make test-slow   kills, signals, long runs"
-	@echo "make check        lint + types + test   make locks       resolve the dependencies anew"
+	@echo "make test PART=ops                      the tests of one folder"
+	@echo "make check        lint + types + test   make docs        the documentation site"
+	@echo "make locks        resolve the dependencies anew"
 	@echo "make clean        remove .venv; runs/ is yours and stays"
 
 quickstart: .venv/cpu.stamp
@@ -23,11 +25,16 @@ quickstart: .venv/cpu.stamp
 chat: .venv/cpu.stamp
 	@$(BIN)/python experiments/chat/run.py
 
+# PART=ops, PART=train/test_loop.py: the tests of one folder or file.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow" $(PART:%=tests/%)
 
 test-slow: .venv/dev.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PART:%=tests/%)
+
+docs: .venv/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html (open it in a browser)"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -58,6 +65,7 @@ locks: .venv/python.stamp
 	$(UV) --constraint requirements/dev.txt --extra build --extra serve --output-file requirements/cpu.txt
 	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra tpu --output-file requirements/tpu.txt
 	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra cuda --output-file requirements/cuda.txt
+	$(UV) --constraint requirements/dev.txt --extra build --extra docs --output-file requirements/docs.txt
 
 clean:
 	rm -rf .venv
