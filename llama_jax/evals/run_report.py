@@ -188,7 +188,7 @@ def _expected(model: Model, tokenizer: Tokenizer, ids: Sequence[int], given: int
     cards = []
     for name, place in places.items():
         read = tokenizer.decode(list(ids[: place + 1]))
-        read = read if len(read) < 60 else "…" + read[-60:]
+        read = read if len(read) < 60 else "… " + read[-60:].partition(" ")[2]
         best = np.argsort(-p[place], kind="stable")[:CANDIDATES]
         rows = [(_shown(tokenizer, int(i)), float(p[place, i])) for i in best]
         cards.append(f"<div class=card><h3>{name}</h3><p class=text>{escape(read)} ▁</p>"
