@@ -34,7 +34,7 @@ test-slow: .venv/dev.stamp
 
 docs: .venv/docs.stamp
 	$(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html (open it in a browser)"
+	@echo "site/index.html opens in a browser; for its search: $(BIN)/python -m http.server -d site"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

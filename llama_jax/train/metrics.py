@@ -130,13 +130,14 @@ class MetricsWriter:
 def _summary_writer() -> type:
     """tensorboardX's SummaryWriter. It imports torch, for seconds, wherever torch is installed, and
     does as well without: while it is imported torch is as if it were not there."""
-    theirs = sys.modules.get("torch")
-    sys.modules["torch"] = theirs  # None stops an import
+    loaded: dict[str, Any] = sys.modules
+    theirs = loaded.get("torch")
+    loaded["torch"] = theirs  # None stops an import
     try:
         from tensorboardX import SummaryWriter
     finally:
         if theirs is None:
-            del sys.modules["torch"]
+            del loaded["torch"]
     return SummaryWriter
 
 
