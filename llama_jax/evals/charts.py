@@ -62,7 +62,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_l
         return TOP + (H - TOP - BOTTOM) * (1 - (value - y0) / (y1 - y0))
 
     parts = [_axis(y_label, y0, y1, y)]
-    for value in (x0, (x0 + x1) / 2, x1):
+    for value in _ticks(x0, x1) if x1 > x0 else [x0]:
         parts.append(
             f'<text x="{x(value):.1f}" y="{H - BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
         )

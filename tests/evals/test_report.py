@@ -70,6 +70,9 @@ def test_a_line_goes_through_its_points_in_proportion():
     assert x2 - x0 == pytest.approx(4 * (x1 - x0), abs=0.3)
     assert y0 - y2 == pytest.approx(2 * (y0 - y1), abs=0.3)
     assert lines({}, "n", "score") == ""
+    marked = re.findall(r'text-anchor="middle">(\d+)<', picture)
+    assert marked == ["0", "1", "2", "3", "4"]
+    assert ">7</text>" in lines({"one": [(7.0, 1.0)]}, "n", "score")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.219, 2.58), (-3.0, 4000.0), (1.0, 1.001)])
