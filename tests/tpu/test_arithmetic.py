@@ -94,18 +94,20 @@ def test_generation_reads_weights_and_cache_once_a_token():
 
 
 def test_small_weights_and_a_small_cache_are_read_faster_and_leave_room_for_rows():
-    """7B: 6.48e9 of its 6.74e9 parameters are matrices of layers."""
+    """7B: 6.48e9 of its 6.74e9 parameters are matrices of layers, 0.26e9 embedding and head."""
     config, place = experiment("llama2-7b", "v5e-4", batch_size=16), parse("v5e-4")
     plain = decode_plan(config, place)
     matrices, rest = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 262_410_240
     assert plain["hbm_bytes_per_chip"]["weights"] == (matrices + rest) * 2 / 4
     small = decode_plan(config, place, weights="int8", kv="int8")
-    assert small["hbm_bytes_per_chip"]["weights"] == (matrices + 2 * rest) / 4
+    norms, outputs = (2 * 32 + 1) * 4096, 32 * (5 * 4096 + 2 * 11008)
+    outer = 2 * 32000 * (4096 + 4) + 2 * norms
+    assert small["hbm_bytes_per_chip"]["weights"] == (matrices + 4 * outputs + outer) / 4
     assert small["hbm_bytes_per_chip"]["cache"] == 16 * 4096 * 2 * 32 * 32 * (128 + 4) / 4
     assert small["largest_batch_size"] > 2 * plain["largest_batch_size"]
     assert small["predicted_seconds"]["hbm"] < 0.6 * plain["predicted_seconds"]["hbm"]
     smaller = decode_plan(config, place, weights="int4", kv="int8")
-    assert smaller["hbm_bytes_per_chip"]["weights"] == (matrices * (0.5 + 2 / 128) + 2 * rest) / 4
+    assert smaller["hbm_bytes_per_chip"]["weights"] == (matrices * (0.5 + 2 / 32) + outer) / 4
 
 
 def test_a_row_holds_whole_pages_and_reads_what_it_has():
