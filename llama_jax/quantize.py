@@ -55,7 +55,7 @@ TEXT = "tales"
 TOKENS = 1 << 16
 """The most that are read for the report."""
 CALIBRATION = 1 << 16
-"""Those that int4 is chosen for."""
+"""The most that int4 is chosen for."""
 WORST = 5
 """Matrices that the report names."""
 
@@ -190,7 +190,8 @@ def _calibrated(
     loader = Loader(train, batch_size=batch_size, seed=0)
     text = []
     with contextlib.closing(loader):
-        for number in range(-(-CALIBRATION // (batch_size * length))):
+        needed = -(-CALIBRATION // (batch_size * length))
+        for number in range(min(needed, len(loader))):
             batch = loader.batch(number)
             x = rows(embed, jnp.asarray(batch["tokens"]), small.dtype)
             places = (jnp.asarray(batch[name]) for name in ("positions", "segment_ids"))

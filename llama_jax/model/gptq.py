@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import attention, attention_output, mlp, mlp_output
@@ -111,10 +111,11 @@ def rounded(w: Array, products: Float[np.ndarray, "n n"], inputs: int, group: in
 
 def choose(
     w: Float[np.ndarray, "n m"], products: Float[np.ndarray, "n n"], group: int
-) -> tuple[Int[np.ndarray, "N m"], Float[np.ndarray, "groups m"]]:
+) -> tuple[UInt8[np.ndarray, "N m"], Float[np.ndarray, "groups m"]]:
     """Codes 0..15 of N = n inputs, filled up to whole groups, and their scales, float16."""
     n, m = w.shape
-    h = products + DAMPING * max(np.trace(products) / n, np.finfo(np.float64).tiny) * np.eye(n)
+    damping = DAMPING * np.trace(products) / n or 1.0  # where nothing was seen
+    h = products + damping * np.eye(n)
     factor = np.linalg.cholesky(np.linalg.inv(h)).T
     w = w.copy()
     codes = np.full((n + -n % group, m), 8, np.uint8)
@@ -134,8 +135,8 @@ def choose(
     return codes, scales
 
 
-def nearest(w: Float[np.ndarray, "*x"], scale: Float[np.ndarray, "*x"]) -> np.ndarray:
-    """uint8 codes 0..15 of numbers."""
+def nearest(w: Float[np.ndarray, "*x"], scale: Float[np.ndarray, "*x"]) -> UInt8[np.ndarray, "*x"]:
+    """Codes 0..15 of numbers."""
     ratio = np.divide(w, scale, out=np.zeros_like(w), where=scale != 0)
     return np.clip(np.rint(ratio) + 8, 0, 15).astype(np.uint8)
 
