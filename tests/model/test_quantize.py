@@ -104,7 +104,7 @@ def test_no_number_moves_by_more_than_its_share_of_the_largest(seed, magnitude, 
     w = random(64, 4, seed=seed, scale=10**magnitude)
     w[:, 0] = 0
     found = np.asarray(pack(jnp.asarray(w), q, 1).dense())
-    assert np.abs(found - w).max(axis=0) == pytest.approx(0, abs=1.01 * share * np.abs(w).max())
+    assert np.abs(found - w).max() <= 1.01 * share * np.abs(w).max()
     assert not found[:, 0].any()
     again = pack(jnp.asarray(found), q, 1)
     if q is INT8:  # what was rounded stays as it is
