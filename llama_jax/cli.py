@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from llama_jax import __version__, cli_eval, cli_experiments, cli_serve, cli_train
 from llama_jax.config import InputError, require
 from llama_jax.runtime import environment, failures, interrupts
-from llama_jax.runtime.console import at_work, quiet_start, waiting
+from llama_jax.runtime.console import Progress, at_work, quiet_start, waiting
 from llama_jax.runtime.files import json_text
 from llama_jax.runtime.malloc import keep_freed_memory
 from llama_jax.runtime.places import naming
@@ -38,6 +38,7 @@ examples:
   llama-jax verify runs/docs
   llama-jax plan --model llama2-7b --topology v5e-256         no TPU needed
   llama-jax convert Llama-2-7b-hf/ models/llama2-7b           from Hugging Face and others
+  llama-jax quantize runs/docs models/docs-int8 --weights int8
   llama-jax tokenizer train --input books/ --vocab-size 8000 --output tokenizer/
 """
 
@@ -144,6 +145,28 @@ def _parser() -> argparse.ArgumentParser:
         help="tokenizer.model, tokenizer.json, tokenizer.bin, or none (the source's own)",
     )
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(the source's)")
+    _add_json(sub)
+
+    sub = command("quantize", _quantize, "a model with small weights, and what rounding them cost")
+    _add_model(sub)
+    sub.add_argument("target", metavar="OUT", help="a new folder, a model as any other")
+    sub.add_argument("--weights", required=True, choices=["int8", "int4"], help="their type")
+    sub.add_argument(
+        "--group", type=int, metavar="N", help="inputs that share a scale in int4: 32 or 128 (32)"
+    )
+    sub.add_argument(
+        "--calibration",
+        metavar="DATASET",
+        help="choose the numbers of int4 for this text (round each to the nearest)",
+    )
+    sub.add_argument(
+        "--data",
+        metavar="DATASET",
+        help="the text of the report, as for eval (the run's own, or tales)",
+    )
+    sub.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows at a time (8)")
+    sub.add_argument("--seq-len", type=int, metavar="T", help="tokens in a row (the run's own)")
+    _add_text_field(sub)
     _add_json(sub)
 
     sub = command(
@@ -343,6 +366,19 @@ def _convert(args: argparse.Namespace) -> None:
             require(args.base is None, f"--base: {args.source} holds no adapters")
             report = convert(args.source, args.target, **settings)
     print(json_text(report) if args.json else describe(report))
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    with at_work(f"loading {args.model}", args.model) as end, naming(args.target):
+        from llama_jax import quantize
+
+        with Progress("reading", end) as beat:
+            report = quantize.quantize(
+                args.model, args.target, weights=args.weights, group=args.group,
+                calibration=args.calibration, dataset=args.data, batch_size=args.batch_size,
+                seq_len=args.seq_len, text_field=args.text_field, beat=beat,
+            )  # fmt: skip
+    print(json_text(report) if args.json else quantize.describe(report))
 
 
 def _verify(args: argparse.Namespace) -> int:

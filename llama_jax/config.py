@@ -69,6 +69,8 @@ class ModelConfig:
 
     lora: ClassVar["LoraConfig | None"] = None
     """Adapters of the layers; see `AdaptedModel`."""
+    quant: ClassVar["Quantization | None"] = None
+    """How its matrices are kept in fewer bits; see `QuantizedModel`."""
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads",
@@ -100,6 +102,36 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 """Of a layer, by name."""
 
 
+GROUPS = {"int8": (0,), "int4": (32, 128), "nf4": (64,)}
+"""Inputs that may share a scale, the default first; 0 for all inputs of an output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Matrices in fewer bits, multiplied in the compute type; see model/matrix.py."""
+
+    weights: Literal["int8", "int4", "nf4"]
+    """Type of the matrices of the layers."""
+    group: int = 0
+    """Inputs of a matrix that share a scale; 0 for all."""
+    embeddings: bool = False
+    """Keep the embedding and the head in int8 as well, with a scale for each token."""
+
+    def __post_init__(self):
+        groups = GROUPS[self.weights]
+        require(
+            self.group in groups,
+            f"group={self.group} does not go with {self.weights}: choose "
+            f"{' or '.join(map(str, groups))}",
+        )
+
+    @staticmethod
+    def of(weights: Any, group: int | None = None) -> "Quantization":
+        """That of a whole model, the group the default of the type."""
+        group = GROUPS[weights][0] if group is None else group
+        return Quantization(weights=weights, group=group, embeddings=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2021): W stays as it is, and alpha/rank A B is added to it."""
@@ -110,6 +142,9 @@ class LoraConfig:
     """Weight of an adapter, before it is divided by the rank; None for twice the rank."""
     targets: tuple[str, ...] = MATRICES
     """Matrices of a layer that get an adapter."""
+    base: Literal["dense", "int8", "nf4"] = "dense"
+    """How the layers' own matrices are kept meanwhile: as model.param_dtype says, in int8, or in 4
+    bits (QLoRA, Dettmers et al. 2023)."""
 
     def __post_init__(self):
         require(self.rank >= 0, f"lora.rank={self.rank} must not be negative; 0 for no adapters")
@@ -126,6 +161,10 @@ class LoraConfig:
                 f"{', '.join(MATRICES)}",
             )
             require(self.targets.count(name) == 1, f"lora.targets names {name} twice")
+        require(
+            self.base == "dense" or self.rank,
+            f"lora.base={self.base} needs adapters to train: set lora.rank",
+        )
 
     @property
     def scale(self) -> float:
@@ -142,12 +181,32 @@ class AdaptedModel(ModelConfig):
     @staticmethod
     def of(model: ModelConfig, lora: LoraConfig) -> "AdaptedModel":
         """The model with these adapters."""
-        return AdaptedModel(**_fields(model), lora=lora)
+        return AdaptedModel(**_fields(plain(model)), lora=lora)
+
+    @property
+    def quant(self) -> Quantization | None:  # type: ignore[override]
+        """That of the base."""
+        if self.lora.base == "dense":
+            return None
+        return Quantization(weights=self.lora.base, group=GROUPS[self.lora.base][0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModel(ModelConfig):
+    """A model whose matrices are kept in fewer bits."""
+
+    quant: Quantization  # type: ignore[misc]
+
+    @staticmethod
+    def of(model: ModelConfig, quant: Quantization) -> "QuantizedModel":
+        """The model in these types."""
+        return QuantizedModel(**_fields(plain(model)), quant=quant)
 
 
 def plain(model: ModelConfig) -> ModelConfig:
-    """The model without adapters."""
-    return ModelConfig(**{k: v for k, v in _fields(model).items() if k != "lora"})
+    """The model with all weights dense and without adapters."""
+    own = {k: v for k, v in _fields(model).items() if k not in ("lora", "quant")}
+    return ModelConfig(**own)
 
 
 def _fields(config: Any) -> dict[str, Any]:

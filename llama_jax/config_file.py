@@ -9,7 +9,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from llama_jax.config import ModelConfig, TrainConfig, require
+from llama_jax.config import ModelConfig, QuantizedModel, TrainConfig, require
 from llama_jax.config_align import ALIGNMENT
 from llama_jax.runtime.files import read_json, shown
 from llama_jax.runtime.places import expand
@@ -72,7 +72,8 @@ def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
         version == FORMAT_VERSION,
         f"{file} has format_version {shown(version)}; this program reads {FORMAT_VERSION}",
     )
-    return from_dict(ModelConfig, values, str(file)), None
+    kind = QuantizedModel if "quant" in values else ModelConfig
+    return from_dict(kind, values, str(file)), None
 
 
 def model_json(config: ModelConfig) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from etils import epath
 from llama_jax import checkpoint
 from llama_jax.checkpoint import manifest as mf
 from llama_jax.checkpoint.manifest import Manifest
-from llama_jax.config import AdaptedModel, InputError, ModelConfig, TrainConfig, require
+from llama_jax.config import AdaptedModel, InputError, ModelConfig, TrainConfig, plain, require
 from llama_jax.config_file import read_config
 from llama_jax.convert import load as foreign
 from llama_jax.convert import native, peft
@@ -23,6 +23,7 @@ from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llama_jax.model.cache import prepare
 from llama_jax.model.matrix import merged
+from llama_jax.model.quantize import dequantized, quantized
 from llama_jax.model.weights import abstract_params, chosen, map_weights, stays_fixed
 from llama_jax.parallel.arrays import abstract_with
 from llama_jax.parallel.rules import named_sharding
@@ -64,6 +65,13 @@ class Opened:
     """The parameters as `load` gives them. Raises CheckpointError if none verify."""
     usage: Usage = field(default_factory=Usage)
     """As in `Model`."""
+
+    def dense(self) -> "Opened":
+        """The same with every matrix dense, in whatever type it is kept."""
+        config, read = self.config, self.read
+        if config.quant is None:
+            return self
+        return replace(self, config=plain(config), read=lambda: dequantized(read(), config))
 
 
 def load(path: epath.PathLike) -> Model:
@@ -128,7 +136,10 @@ def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -
 
     Raises InputError if that model is not there any more, or is another one now.
     """
-    below, adapted = open_base(run, base), AdaptedModel.of(experiment.model, experiment.lora)
+    below, adapted = (
+        open_base(run, base).dense(),
+        AdaptedModel.of(experiment.model, experiment.lora),
+    )
 
     def read() -> dict[str, Any]:
         return _merged(_on_base(below.read(), read_adapters(run, experiment), adapted), adapted)
@@ -158,7 +169,7 @@ def _with_peft(folder: epath.Path, base: str | None) -> Opened:
         f"{folder} is a LoRA adapter (PEFT) of {base or named}, which is not here, and has to be "
         "merged into it first: llama-jax convert ADAPTER NEW --base MODEL",
     )
-    below = open_model(found[0])
+    below = open_model(found[0]).dense()
     lora, factors = peft.read(path, below.config)
     adapted = AdaptedModel.of(below.config, lora)
 
@@ -179,6 +190,8 @@ def _on_base(base: dict[str, Any], own: dict[str, Any], adapted: AdaptedModel) -
 @partial(jax.jit, static_argnames="adapted")
 def _merged(params: dict[str, Any], adapted: AdaptedModel) -> dict[str, Any]:
     """As they were trained: the base in the type that the run kept it in."""
+    if adapted.quant is not None:
+        params = quantized(params, adapted)
     types = abstract_params(adapted)
     return merged(jax.tree.map(lambda a, t: a.astype(t.dtype), params, types), adapted)
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from llama_jax.config import DataConfig, InputError, MeshConfig, TrainConfig, require
 from llama_jax.config_file import read_config
@@ -142,8 +143,32 @@ def evaluate_model(
     """
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        loaded = load(path)
-    model, params, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+        model = load(path)
+    loader, data = validation_rows(
+        path, model, mesh, dataset=dataset, batch_size=batch_size, seq_len=seq_len,
+        text_field=text_field,
+    )  # fmt: skip
+    assert model.tokenizer is not None
+    observe = partial(text_bytes, tokenizer=model.tokenizer)
+    with contextlib.closing(loader), jax.set_mesh(mesh):
+        eval_step = jit_eval_step(NextToken(model.config))
+        found = evaluate(eval_step, model.params, loader, mesh, observe=observe, beat=beat)
+        return evaluation(*found, data=data)
+
+
+def validation_rows(
+    path: str,
+    model: Model,
+    mesh: Mesh,
+    *,
+    dataset: str | None,
+    batch_size: int,
+    seq_len: int | None,
+    text_field: str | None,
+) -> tuple[Loader, Mixture]:
+    """The rows of a validation split for a model that was loaded from `path`, as `evaluate_model`
+    takes them; raises InputError as it does."""
+    tokenizer, context = model.tokenizer, model.config.max_seq_len
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer to read text with")
     is_run = (epath.Path(expand(path)) / "checkpoints").is_dir()
@@ -155,10 +180,10 @@ def evaluate_model(
         data = DataConfig(dataset=str(dataset))
     if text_field is not None:
         data = dataclasses.replace(data, text_field=text_field)
-    seq_len = seq_len or (experiment.seq_len if experiment else model.max_seq_len)
-    if not 0 < seq_len <= model.max_seq_len or batch_size < 1:
+    seq_len = seq_len or (experiment.seq_len if experiment else context)
+    if not 0 < seq_len <= context or batch_size < 1:
         raise InputError(
-            f"--seq-len {seq_len} must lie between 1 and the context {model.max_seq_len}, and "
+            f"--seq-len {seq_len} must lie between 1 and the context {context}, and "
             f"--batch-size {batch_size} must be positive"
         )
     batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -168,12 +193,7 @@ def evaluate_model(
         raise InputError(
             f"data set {data.dataset} is too small to have a validation split; name other text"
         )
-    loader = Loader(held_out, batch_size=batch_size, seed=0, shuffle=False)
-    observe = partial(text_bytes, tokenizer=tokenizer)
-    with contextlib.closing(loader), jax.set_mesh(mesh):
-        eval_step = jit_eval_step(NextToken(model))
-        found = evaluate(eval_step, params, loader, mesh, observe=observe, beat=beat)
-        return evaluation(*found, data=held_out)
+    return Loader(held_out, batch_size=batch_size, seed=0, shuffle=False), held_out
 
 
 def _results(data, means, counts, observed) -> dict[str, float]:

@@ -61,6 +61,10 @@ ARROWS = {
         "config", "config_align", "config_file", "experiment", "pretrain", "train", "align",
         "infer", "model", "parallel", "kernels", "runtime.files", "runtime.places",
     },
+    "quantize": {
+        "config", "config_file", "pretrain", "train", "models", "convert", "checkpoint", "model",
+        "data", "ops", "parallel", "runtime.console", "runtime.files", "runtime.places",
+    },
     "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
     "cli_train": {"config", "config_align", "experiment", "runtime"},
     "cli_experiments": {"config", "experiment", "runtime.files", "runtime.places"},
@@ -68,8 +72,8 @@ ARROWS = {
     "cli_serve": {"config", "serve", "runtime"},
     "cli": {
         "config", "adapters", "chat_terminal", "cli_eval", "cli_experiments", "cli_serve",
-        "cli_train", "serve", "evals", "align", "pretrain", "tpu", "convert", "train", "infer",
-        "models", "data", "checkpoint", "runtime",
+        "cli_train", "quantize", "serve", "evals", "align", "pretrain", "tpu", "convert", "train",
+        "infer", "models", "data", "checkpoint", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
     "__main__": {"cli"},

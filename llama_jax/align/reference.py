@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,11 +19,13 @@ from jaxtyping import Float
 from llama_jax.align.pairs import answer_rows
 from llama_jax.align.progress import counted
 from llama_jax.align.scoring import Scorer, answer_logprobs_of
-from llama_jax.config import plain
+from llama_jax.config import QuantizedModel, plain
 from llama_jax.config_align import DpoConfig
 from llama_jax.data.loader import Loader, read_columns
 from llama_jax.data.prepare import Mixture, Prepared
 from llama_jax.data.sources import digest
+from llama_jax.model.quantize import quantized
+from llama_jax.model.weights import abstract_params
 from llama_jax.models import open_model, weights_identity
 from llama_jax.runtime.files import as_path, write_atomic
 from llama_jax.runtime.hosts import exchange
@@ -39,7 +42,10 @@ NO_PART = {"remat", "attention"}
 
 def reference_identity(config: DpoConfig) -> str:
     """Digest of what decides how likely the reference finds an answer: weights, function, types."""
-    function = {k: v for k, v in asdict(plain(config.model)).items() if k not in NO_PART}
+    function: dict[str, Any] = asdict(plain(config.model))
+    function = {k: v for k, v in function.items() if k not in NO_PART}
+    if config.model.quant is not None:
+        function["quant"] = asdict(config.model.quant)
     return digest(COLUMN, weights_identity(open_model(config.init_from)), function, VERSION)
 
 
@@ -80,10 +86,12 @@ def reference_logprobs(scorer: Scorer, part: Prepared) -> Float[np.ndarray, "R 2
 
 def _reference(config: DpoConfig) -> Scorer:
     """The model to stay close to; it reads as many rows at once as a step does."""
-    params = open_model(config.init_from).read()
-    dtype = config.model.param_dtype
-    params = jax.tree.map(lambda a: a.astype(dtype), params)
-    return Scorer(plain(config.model), params, 2 * (config.batch_size // config.accumulate))
+    params, model = open_model(config.init_from).dense().read(), plain(config.model)
+    if config.model.quant is not None:  # the base that the policy stands on, bit by bit
+        model = QuantizedModel.of(model, config.model.quant)
+        params = quantized(params, model)
+    params = jax.tree.map(lambda a, b: a.astype(b.dtype), params, abstract_params(model))
+    return Scorer(model, params, 2 * (config.batch_size // config.accumulate))
 
 
 def _is_complete(path: str, part: Prepared) -> str:

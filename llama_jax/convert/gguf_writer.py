@@ -17,10 +17,20 @@ from llama_jax.convert.source import Source, rows_shape, tensors, to_rows
 from llama_jax.data.sentencepiece_proto import KIND_NUMBERS, Piece
 from llama_jax.data.tokenizer import Tokenizer
 
-VARIANTS = ("", "q8_0")
+VARIANTS = ("", "q8_0", "q4_0")
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-BLOCK, _Q8_0_BYTES = QUANTS["Q8_0"].size, QUANTS["Q8_0"].block.itemsize
+BLOCK = QUANTS["Q8_0"].size
+"""Of both types that matrices are rounded to."""
+_STEPS = {"Q8_0": 127, "Q4_0": 8}
+"""Scales, float16, in a block's largest number."""
+
+
+_ROUNDED = {
+    "q8_0": f"matrices rounded to int8 in blocks of {BLOCK} (Q8_0)",
+    "q4_0": f"matrices of the layers rounded to 4 bits in blocks of {BLOCK} (Q4_0), the embedding "
+    "and the head to int8 (Q8_0)",
+}
 
 
 class _Planned(NamedTuple):
@@ -34,7 +44,8 @@ class _Planned(NamedTuple):
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
-    """The model and its tokenizer as one file; the variant "q8_0" rounds the matrices to Q8_0.
+    """The model and its tokenizer as one file; the variant "q8_0" rounds the matrices to Q8_0, and
+    "q4_0" those of the layers to Q4_0, the embedding and the head to Q8_0.
 
     Otherwise matrices are written in the type that they have, float32, float16 or bfloat16. Returns
     what to report. Raises InputError if the `gguf` package is not there, or if the tokenizer is
@@ -62,7 +73,7 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
     finally:
         writer.close()
     if variant:
-        said.append(f"matrices rounded to int8 in blocks of {BLOCK} (Q8_0)")
+        said.append(_ROUNDED[variant])
         halves = sorted({t.name for t in plan if t.type == "F16"})
         if halves:
             said.append(f"{', '.join(halves)} rounded to F16: rows are no multiple of {BLOCK}")
@@ -82,7 +93,8 @@ def _plan(source: Source, variant: str) -> Iterator[_Planned]:
         shape = rows_shape(name, source.config)
         kind = "F32"  # norms: llama.cpp computes with no other type
         if len(shape) == 2 and variant:
-            kind = "Q8_0" if shape[1] % BLOCK == 0 else "F16"
+            rounded = "Q8_0" if layer is None else variant.upper()
+            kind = rounded if shape[1] % BLOCK == 0 else "F16"
         elif len(shape) == 2:
             kind = _OF_DTYPE[str(source.tensor(name, layer).dtype)]
         yield _Planned(name, layer, shape, kind)
@@ -90,22 +102,19 @@ def _plan(source: Source, variant: str) -> Iterator[_Planned]:
 
 def _bytes(t: _Planned) -> int:
     count = int(np.prod(t.shape))
-    return (
-        count // BLOCK * _Q8_0_BYTES
-        if t.type == "Q8_0"
-        else count * np.dtype(_TYPES[t.type]).itemsize
-    )
+    if t.type in _STEPS:
+        return count // BLOCK * QUANTS[t.type].block.itemsize
+    return count * np.dtype(_TYPES[t.type]).itemsize
 
 
 def _packed(rows: np.ndarray, t: _Planned, gguf: Any) -> np.ndarray:
     """The rows in C order as the file holds them."""
-    if t.type != "Q8_0":
+    if t.type not in _STEPS:
         return np.ascontiguousarray(rows, _TYPES[t.type])
     rows = np.ascontiguousarray(rows, np.float32)
-    # A scale is a 127th of a block's largest number, in float16.
-    fits = np.abs(rows).max() <= 127 * float(np.finfo(np.float16).max)
-    require(fits, f"{t.name} holds numbers that are not finite, or too large for Q8_0")
-    return gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q8_0)
+    fits = np.abs(rows).max() <= _STEPS[t.type] * float(np.finfo(np.float16).max)
+    require(fits, f"{t.name} holds numbers that are not finite, or too large for {t.type}")
+    return gguf.quants.quantize(rows, gguf.GGMLQuantizationType[t.type])
 
 
 def _add_settings(writer: Any, c: ModelConfig) -> list[str]:

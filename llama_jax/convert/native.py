@@ -9,6 +9,8 @@ layers alone, and we read it as memory maps. What orbax has written is read thro
 
 import itertools
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,15 @@ from llama_jax.checkpoint import manifest as mf
 from llama_jax.checkpoint import zarr
 from llama_jax.checkpoint.manifest import ArrayRecord, Manifest
 from llama_jax.checkpoint.zarr import PlainArray, PlainArrays
-from llama_jax.config import InputError
+from llama_jax.config import InputError, ModelConfig, plain
 from llama_jax.config_file import model_json, read_config
 from llama_jax.convert import usage
 from llama_jax.convert.blocks import BlockFile
 from llama_jax.convert.source import Lazy, Source
 from llama_jax.convert.usage import Named, Usage
 from llama_jax.data.tokenizer import MAX_BYTES, MODEL_FILE, Tokenizer
-from llama_jax.model.weights import abstract_params
+from llama_jax.model.matrix import dense, matrices, outer_matrices
+from llama_jax.model.weights import abstract_params, dense_weights, layer_weights, outer_weights
 from llama_jax.runtime.files import json_text, read_bytes, read_json
 
 _CACHE_BYTES = 1 << 29  # a compressed array is one chunk, which serves all its layers
@@ -71,16 +74,18 @@ def read(path: Path, named: Named = "own") -> Source:
             "dataset": experiment.data.dataset,
             "training": read_json(path / "config.json"),
         }
-    return Source(
+    tensor = _Arrays(folder / manifest.folder, prefix, manifest)
+    source = Source(
         format="native",
         path=path,
         config=config,
         tokenizer=read_tokenizer(path) if named == "own" else named,
-        tensor=_Arrays(folder / manifest.folder, prefix, manifest),
+        tensor=tensor,
         origin=origin,
         usage=read_usage(path),
         digests={n.split("/")[-1]: manifest.arrays[n].digest for n in wanted},
     )
+    return source if config.quant is None else _dense(source)
 
 
 def read_tokenizer(path: Path | epath.Path) -> bytes | None:
@@ -97,6 +102,52 @@ def read_usage(path: Path | epath.Path) -> Usage:
     """What a folder of ours says of the model's use."""
     file = path / usage.FILENAME
     return Usage.from_json(read_bytes(file), str(file)) if file.exists() else Usage()
+
+
+def _dense(source: Source) -> Source:
+    """A model in fewer bits with its matrices multiplied out, each when it is read."""
+    kept = source.config
+    assert kept.quant is not None, "it has dense matrices"
+    tables = layer_weights(kept), outer_weights(kept)
+    shapes = {n: w.shape for n, w in (dense_weights(kept) | outer_weights(kept)).items()}
+
+    def tensor(name: str, layer: int | None) -> Lazy:
+        table = tables[layer is None]
+        if not table[name].packed:
+            return source.tensor(name, layer)
+        own = [n for n in table if n == name or (n.startswith(f"{name}_") and table[n].packed)]
+        return _Multiplied(source.tensor, name, layer, kept, own, shapes[name])
+
+    return replace(
+        source,
+        config=replace(plain(kept), param_dtype="float32"),
+        tensor=tensor,
+        digests={},
+        changes=(*source.changes, f"matrices in {kept.quant.weights} multiplied out"),
+    )
+
+
+@dataclass(frozen=True)
+class _Multiplied:
+    """A matrix in fewer bits, made dense when it is indexed."""
+
+    read: Callable[[str, int | None], Lazy]
+    name: str
+    layer: int | None
+    config: ModelConfig
+    parts: list[str]
+    """Names of the arrays that it is kept in."""
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> Any:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        flat = {n: jnp.asarray(self.read(n, self.layer)[...]) for n in self.parts}
+        values = outer_matrices if self.layer is None else matrices
+        return np.asarray(dense(values(flat, self.config)[self.name], jnp.float32))[index]
 
 
 class _Arrays:

@@ -28,6 +28,7 @@ from llama_jax.infer.decode_loop import (
 )
 from llama_jax.model.cache import decode, inference_config
 from llama_jax.model.layer import Cache
+from llama_jax.model.matrix import dense
 from llama_jax.ops.loss import chunk_length
 from llama_jax.ops.token_logprobs import token_logprobs
 from llama_jax.parallel.rules import num_shards
@@ -145,7 +146,7 @@ def _score(
     copied = jax.tree.map(lambda a: a[rows], cache)
     x, _ = decode(w, tokens, copied, start, config=cfg)
     B, T = tokens.shape
-    chunk, head = chunk_length(B, T, config.vocab_size), w["head"]
+    chunk, head = chunk_length(B, T, config.vocab_size), dense(w["head"], cfg.dtype)
     logp, _, best = token_logprobs(
         x.astype(head.dtype), head, targets, temperature=1.0, chunk=chunk
     )

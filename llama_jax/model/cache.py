@@ -16,10 +16,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import ModelConfig, plain
 from llama_jax.model.layer import Cache, Pages, decoder_layer, order_of_cache
-from llama_jax.model.matrix import merged
+from llama_jax.model.matrix import (
+    Int8,
+    Int8Rows,
+    matrices,
+    merged,
+    outer_matrices,
+    project,
+    rows,
+)
 from llama_jax.model.weights import layer_weights, outer_weights
 from llama_jax.ops.cached_attention import VALUES
-from llama_jax.ops.linear import project
 from llama_jax.ops.norm import rms_norm
 from llama_jax.parallel.rules import named_sharding, spec_in_context
 
@@ -79,13 +86,17 @@ def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     A tied head becomes a tensor of its own, in the layout that is read fastest.
     """
 
-    def cast(w):
-        return w.astype(config.dtype) if w.ndim > 1 else w
+    def cast(name, w, table):
+        return w.astype(config.dtype) if table[name].is_matrix else w
 
-    stacked = params["layers"]
-    layers = [{k: cast(w[i]) for k, w in stacked.items()} for i in range(config.num_layers)]
-    outer = {k: cast(w) for k, w in params.items() if k != "layers"}
-    return {"head": outer["embed"].T, **outer, "layers": layers}
+    inner, outer = layer_weights(config), outer_weights(config)
+    layers = [
+        matrices({k: cast(k, w[i], inner) for k, w in params["layers"].items()}, config)
+        for i in range(config.num_layers)
+    ]
+    found = {k: cast(k, w, outer) for k, w in params.items() if k != "layers"}
+    found = outer_matrices(found, config)
+    return {"head": found["embed"].T, **found, "layers": layers}
 
 
 def decode(
@@ -102,7 +113,7 @@ def decode(
     `w` is what `unstack` returns.
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    x = w["embed"][tokens]
+    x = rows(w["embed"], tokens, config.dtype)
     written: list[Any] = []
     for layer, kv in zip(w["layers"], cache, strict=True):
         x, kv = decoder_layer(layer, x, kv, positions, None, cfg=config)
@@ -112,7 +123,9 @@ def decode(
 
 def logits_of(w: dict[str, Any], x: Float[Array, "B 1 D"]) -> Float[Array, "B V"]:
     """The head: float32 logits of one position a row."""
-    return project(x.astype(jnp.float32), w["head"].astype(jnp.float32))[:, 0]
+    head = w["head"]
+    head = head.astype(jnp.float32) if isinstance(head, jax.Array) else head
+    return project(x.astype(jnp.float32), head)[:, 0]
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:
@@ -125,7 +138,12 @@ def inference_config(config: ModelConfig) -> ModelConfig:
 def prepare(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """The parameters as generation reads them: layers apart, in the type it computes with, adapters
     merged."""
-    return unstack(merged(params, config), inference_config(plain(config)))
+    return unstack(merged(params, config), inference_config(_prepared(config)))
+
+
+def _prepared(config: ModelConfig) -> ModelConfig:
+    """That of prepared parameters, whose adapters are merged."""
+    return config if config.lora is None else plain(config)
 
 
 def is_prepared(params: dict[str, Any]) -> bool:
@@ -143,13 +161,17 @@ def gather(w: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return w
+    config = _prepared(config)
 
     def whole(array: Array, axes: Sequence[str]) -> Array:
         kept = [None if axis == "embed" else axis for axis in axes]
         return jax.device_put(array, named_sharding(kept, mesh, array.shape))
 
     outer = {name: weight.axes for name, weight in outer_weights(config).items()}
-    outer = {"head": outer["embed"][::-1], **outer}
     inner = {name: weight.axes for name, weight in layer_weights(config).items()}
-    layers = [{name: whole(layer[name], inner[name]) for name in layer} for layer in w["layers"]]
-    return {**{name: whole(w[name], outer[name]) for name in outer}, "layers": layers}
+    outer, inner = outer_matrices(outer, config), matrices(inner, config)
+    table = outer["embed"]
+    packed = isinstance(table, Int8Rows)
+    tied = Int8(table.values[::-1], table.scale) if packed else table[::-1]
+    axes = {"head": tied, **outer, "layers": [inner] * len(w["layers"])}
+    return jax.tree.map(whole, w, axes)

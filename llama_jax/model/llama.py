@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import ModelConfig
 from llama_jax.model.layer import BY_POSITION, WHOLE, decoder_layer
-from llama_jax.model.matrix import matrices
+from llama_jax.model.matrix import dense, matrices, outer_matrices, rows
 from llama_jax.model.precision import compute_weights, keep_master_weights
 from llama_jax.model.weights import Weight, layer_weights, outer_weights
 from llama_jax.ops.norm import rms_norm
@@ -83,10 +83,11 @@ class Llama(nn.Module):
         outer = outer_weights(cfg)
         weights = declare(self, outer, cfg)
         w = compute_weights(weights, outer, self.variables.get("slots", {}), cfg.dtype)
+        w = outer_matrices(w, cfg)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        table = {"embed": outer["embed"].axes}
-        x = by_rows(lambda w, tokens: w["embed"][tokens], {"embed": w["embed"]}, table, tokens)
+        axes = outer_matrices({name: weight.axes for name, weight in outer.items()}, cfg)
+        x = by_rows(partial(rows, dtype=cfg.dtype), w["embed"], axes["embed"], tokens)
         x = constrain(x, BY_POSITION)
         layer = DecoderLayer
         if cfg.remat != "none":
@@ -103,7 +104,7 @@ class Llama(nn.Module):
         x = relayout(rms_norm(x, w["norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
         if cfg.head == "score":
             return x, {name: w[name] for name in ("score", "score_bias")}
-        return x, w["embed"].T if cfg.tie_embeddings else w["head"]
+        return x, dense(w["embed"].T if cfg.tie_embeddings else w["head"], cfg.dtype)
 
 
 @partial(jax.jit, static_argnames="cfg")

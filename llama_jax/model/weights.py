@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llama_jax.config import ModelConfig
+from llama_jax.config import MATRICES, ModelConfig, Quantization
 
 
 class Weight(NamedTuple):
@@ -19,11 +19,13 @@ class Weight(NamedTuple):
     init: Callable[..., jax.Array]
     dtype: str | None = None
     """In which it is kept; None for the model's param_dtype."""
+    packed: bool = False
+    """Part of a matrix in fewer bits, and read as it is; see model/matrix.py."""
 
     @property
     def is_matrix(self) -> bool:
         """Whether it is multiplied in the compute type and decays; norms and scores are neither."""
-        return not {"norm", "score"} & set(self.axes)
+        return not self.packed and not {"norm", "score"} & set(self.axes)
 
 
 Table = Mapping[str, Any]
@@ -42,6 +44,10 @@ def fan_in(
 
 A, B = "_a", "_b"
 """Endings of the names of an adapter's two factors."""
+
+
+SCALE, LOW, STEP = "_scale", "_low", "_step"
+"""Endings of the names of what a matrix in fewer bits has besides its values."""
 
 
 def adapter_inputs(name: str) -> int:
@@ -84,12 +90,43 @@ def chosen(tree: Mapping[str, Any], keep: Callable[[str], bool], path: str = "")
     return found
 
 
+def packed_weights(q: Quantization, name: str, w: Weight) -> dict[str, Weight]:
+    """The arrays that a matrix of the layers is kept in, in the order of its class's fields.
+
+    Groups are along the inputs, flattened; the last one is filled up.
+    """
+    inputs, outputs = w.shape[: (n := adapter_inputs(name))], w.shape[n:]
+
+    def row(shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> Weight:
+        return Weight((*shape, *outputs), (*axes, *w.axes[n:]), zeros, dtype, packed=True)
+
+    if q.weights == "int8":
+        return {name: row(inputs, w.axes[:n], "int8"), name + SCALE: row((), (), "float32")}
+    groups = -(-math.prod(inputs) // q.group)
+    axis = f"{w.axes[0]}_groups"
+    found = {name: row((groups, q.group // 2), (axis, "group"), "uint8")}
+    if q.weights == "int4":
+        return found | {name + SCALE: row((groups,), (axis,), "float16")}
+    found[name + SCALE] = row((groups,), (axis,), "uint8")
+    return found | {name + end: row((), (), "float32") for end in (LOW, STEP)}
+
+
 def layer_weights(c: ModelConfig) -> dict[str, Weight]:
-    """One decoder layer, adapters included."""
+    """One decoder layer as it is kept, adapters included."""
+    table = dense_weights(c)
+    adapters = adapter_weights(c, table)
+    if c.quant is not None:
+        for name in MATRICES:
+            table |= packed_weights(c.quant, name, table.pop(name))
+    return table | adapters
+
+
+def dense_weights(c: ModelConfig) -> dict[str, Weight]:
+    """One decoder layer as it is multiplied, its matrices dense and without adapters."""
     D, N, K, H, F = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim, c.d_ff
     # What is added to the residual stream shrinks with depth, so that its variance does not grow.
     residual = 1 / (2 * c.num_layers)
-    table = {
+    return {
         "attn_norm": Weight((D,), ("norm",), ones),
         "q": Weight((D, N, H), ("embed", "heads", "head_dim"), fan_in(0, (1, 2))),
         "k": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), fan_in(0, (1, 2))),
@@ -100,7 +137,6 @@ def layer_weights(c: ModelConfig) -> dict[str, Weight]:
         "up": Weight((D, F), ("embed", "mlp"), fan_in(0, 1)),
         "down": Weight((F, D), ("mlp", "embed"), fan_in(0, 1, residual)),
     }
-    return table | adapter_weights(c, table)
 
 
 def outer_weights(c: ModelConfig) -> dict[str, Weight]:
@@ -124,6 +160,10 @@ def outer_weights(c: ModelConfig) -> dict[str, Weight]:
         table["score_bias"] = Weight((1,), ("score",), zeros)
     elif not c.tie_embeddings:
         table["head"] = Weight((D, V), ("embed", "vocab"), fan_in(0, 1))
+    if c.quant is not None and c.quant.embeddings:
+        for name in [name for name in ("embed", "head") if name in table]:
+            table[name] = table[name]._replace(init=zeros, dtype="int8", packed=True)
+            table[name + SCALE] = Weight((V,), ("vocab",), zeros, "float32", packed=True)
     return table
 
 
@@ -157,8 +197,16 @@ def logical_axes(c: ModelConfig) -> dict:
 
 
 def parameter_count(c: ModelConfig) -> int:
-    """Parameters of the model, embedding and head included."""
-    return sum(math.prod(w.shape) for w in jax.tree.leaves(abstract_params(c)))
+    """Parameters of the model, embedding, head and adapters included, however they are kept."""
+    dense = dense_weights(c)
+    layer = sum(math.prod(w.shape) for w in (dense | adapter_weights(c, dense)).values())
+    outer = (w for name, w in outer_weights(c).items() if not name.endswith(SCALE))
+    return c.num_layers * layer + sum(math.prod(w.shape) for w in outer)
+
+
+def kept_bytes(c: ModelConfig) -> int:
+    """Bytes of the parameters in the types that they are kept in."""
+    return sum(math.prod(w.shape) * w.dtype.itemsize for w in jax.tree.leaves(abstract_params(c)))
 
 
 def grow_vocabulary(

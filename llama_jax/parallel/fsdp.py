@@ -5,7 +5,7 @@ cut afterwards, and a sum of such gradients once for each of its terms. Here a d
 own, and what leaves it is scattered: half the bytes, and nobody keeps the whole.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,8 +37,8 @@ def by_rows(function: Callable[..., Any], w: Any, axes: Any, *rows: Any) -> Any:
     # Axes of one device too: Pallas kernels want all of them, or none, to be left to the compiler.
     own = {a for a, size in mesh.shape.items() if size == 1 or a in RULES["batch"]}
 
-    def spec(axes: Axes) -> PartitionSpec:
-        entries = partition_spec(axes, mesh)
+    def spec(axes: Axes, shape: Sequence[int] | None = None) -> PartitionSpec:
+        entries = partition_spec(axes, mesh, shape)
         names = [(e,) if isinstance(e, str) else e or () for e in entries]
         return PartitionSpec(*(tuple(n for n in entry if n in own) or None for entry in names))
 
@@ -46,20 +46,25 @@ def by_rows(function: Callable[..., Any], w: Any, axes: Any, *rows: Any) -> Any:
     own_axes = jax.tree.leaves(axes, is_leaf=lambda a: isinstance(a, tuple))
 
     def local(parts, *rows):
-        found = [whole(*part) for part in zip(parts, own_axes, specs, strict=True)]
+        found = [whole(*part) for part in zip(parts, own_axes, shapes, specs, strict=True)]
         return function(tree.unflatten(found), *rows)
 
-    def whole(part: Array, axes: Axes, spec: PartitionSpec) -> Array:
-        left = partition_spec(axes, jax.sharding.get_abstract_mesh())
+    def whole(part: Array, axes: Axes, shape: Sequence[int], spec: PartitionSpec) -> Array:
+        left = partition_spec(axes, jax.sharding.get_abstract_mesh(), shape)
         for dim, entry in enumerate(spec):
             for axis in reversed((entry,) if isinstance(entry, str) else entry or ()):
                 part = gather(part, axis, dim, left)
         return part
 
-    specs, split = [spec(axes) for axes in own_axes], spec(("batch",))
+    shapes = [array.shape for array in arrays]
+    specs, split = list(map(spec, own_axes, shapes)), spec(("batch",))
     first = rows[0]
     if jnp.issubdtype(first.dtype, jnp.inexact):
-        arrays, first = _settled(arrays, first)
+        # Integers have no gradient to wait for.
+        floats = [n for n, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
+        settled, first = _settled([arrays[n] for n in floats], first)
+        for n, a in zip(floats, settled, strict=True):
+            arrays[n] = a
     summed, values = _summed_in_float32(local, (arrays, first, *rows[1:]), own)
     return jax.shard_map(
         summed,

@@ -32,6 +32,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "norm": (),
     "score": (),
     "rank": (),
+    # Of a quantised matrix: groups of inputs, split as those are where they divide, and a group.
+    "embed_groups": ("fsdp",),
+    "heads_groups": ("tensor",),
+    "mlp_groups": ("tensor",),
+    "group": (),
     "layers": (),
 }
 Axes = Sequence[str | None]
@@ -41,6 +46,8 @@ def partition_spec(
     axes: Axes, mesh: Mesh | AbstractMesh, shape: Sequence[int] | None = None, name: str = "array"
 ) -> PartitionSpec:
     """The PartitionSpec of a tensor with these logical axes on this mesh.
+
+    Given the shape, groups that the devices do not divide stay whole.
 
     Raises:
       InputError: two axes of the tensor ask for one mesh axis, an axis has no rule, or (given the
@@ -52,6 +59,10 @@ def partition_spec(
         if axis is not None and axis not in RULES:
             raise InputError(f"{name}: no sharding rule for axis {axis!r}; known: {sorted(RULES)}")
         split = tuple(a for a in RULES[axis] if _size(mesh, a) > 1) if axis else ()
+        parts = math.prod(mesh.shape[a] for a in split)
+        divides = shape is None or shape[position] % parts == 0
+        if not divides and str(axis).endswith("_groups"):
+            split, divides = (), True
         for mesh_axis in split:
             if mesh_axis in taken:
                 raise InputError(
@@ -59,8 +70,7 @@ def partition_spec(
                     f"mesh axis {mesh_axis!r}"
                 )
             taken[mesh_axis] = str(axis)
-        parts = math.prod(mesh.shape[a] for a in split)
-        if shape is not None and shape[position] % parts:
+        if shape is not None and not divides:
             sizes = ", ".join(f"{a}={mesh.shape[a]}" for a in split)
             raise InputError(
                 f"{name}: {axis}={shape[position]} is not divisible by {parts} (mesh {sizes}); "

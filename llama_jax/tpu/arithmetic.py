@@ -7,7 +7,12 @@ import dataclasses
 import math
 
 from llama_jax.config import ModelConfig, TrainConfig, adapted
-from llama_jax.model.weights import layer_weights, outer_weights, parameter_count
+from llama_jax.model.weights import (
+    kept_bytes,
+    layer_weights,
+    outer_weights,
+    parameter_count,
+)
 from llama_jax.parallel.mesh import axis_sizes
 from llama_jax.tpu.topology import Topology
 
@@ -136,6 +141,9 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     tokens = tokens_of(config) / config.accumulate / replicas / mesh["sequence"]
     count = parameter_count(c)
     held = count / (mesh["fsdp"] * mesh["tensor"])
+    stored, copied = held * BYTES[c.param_dtype], held * width
+    if config.lora.base != "dense":  # made dense layer by layer
+        stored, copied = kept_bytes(adapted(config).model) / (mesh["fsdp"] * mesh["tensor"]), 0
     own = parameter_count(adapted(config).model) - count if config.lora.rank else count
     trained = own / (mesh["fsdp"] * mesh["tensor"])
     layer = sum(math.prod(w.shape) for w in layer_weights(c).values())
@@ -151,13 +159,13 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     }[c.remat]
     residual = tokens / mesh["tensor"] * D
     hbm = {
-        "parameters": held * BYTES[c.param_dtype],
+        "parameters": stored,
         "optimizer": trained * (4 + BYTES[config.optimizer.moment_dtype]),
         "gradients": trained * (width if config.accumulate == 1 else 4),
         "activations": c.num_layers * width * (residual + tokens / mesh["tensor"] * kept),
         # Weights as they are computed with; one layer's, gathered, and their gradients; its widest
         # activations; or at the end of the stack the head and its gradient.
-        "temporaries": held * width
+        "temporaries": copied
         + max(
             (1.5 * layer * width + tokens * (3 * F + heads) * width) / mesh["tensor"]
             + 4 * residual,

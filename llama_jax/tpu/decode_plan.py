@@ -1,16 +1,15 @@
 """Generation on a slice by arithmetic alone: weights and cache in HBM, read once a token."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from llama_jax.config import ModelConfig, TrainConfig, require
-from llama_jax.model.weights import layer_weights, parameter_count
+from llama_jax.config import ModelConfig, Quantization, QuantizedModel, TrainConfig, require
+from llama_jax.model.weights import kept_bytes
 from llama_jax.tpu.arithmetic import BYTES, attention_products, layer_products
 from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.topology import Topology
 
-GROUP = 128
-"""Weights that share a scale, of two bytes, at 4 bits."""
 SCALE_BYTES = 4
 """Of an int8 cache: one scale for each head and position."""
 WEIGHTS = ("int8", "int4")
@@ -31,7 +30,7 @@ def decode_plan(
     least: reading both once, the products, and two sums over the chips in each layer.
 
     Args:
-      weights: int8 or int4 for the matrices of the layers; None for the compute type throughout.
+      weights: int8 or int4 for the matrices; None for the compute type throughout.
       kv: int8 for the cache; None for the compute type.
       page: positions that a row takes of the cache at once.
 
@@ -95,12 +94,11 @@ def decode_plan(
 
 
 def weight_bytes(c: ModelConfig, weights: str | None) -> float:
-    """Bytes of the parameters where the matrices of the layers are of a type of their own."""
-    matrices = c.num_layers * sum(
-        math.prod(w.shape) for w in layer_weights(c).values() if w.is_matrix
-    )
-    each = {None: BYTES[c.dtype], "int8": 1, "int4": 0.5 + 2 / GROUP}[weights]
-    return float((parameter_count(c) - matrices) * BYTES[c.dtype] + matrices * each)
+    """Bytes of the parameters, in the compute type or as `llama-jax quantize` keeps them."""
+    c = replace(c, param_dtype=c.dtype)
+    if weights is not None:
+        c = QuantizedModel.of(c, Quantization.of(weights))
+    return float(kept_bytes(c))
 
 
 def decode_text(p: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from etils import epath
 
 from llama_jax.config import InputError, ModelConfig, TrainConfig, require
 from llama_jax.config_file import read_config
+from llama_jax.model.quantize import quantized
 from llama_jax.models import Opened, open_model
 from llama_jax.train.state import with_updates
 
@@ -41,7 +42,7 @@ def open_source[C: TrainConfig](
         if config.init_from_config:
             config = replace(config, model=as_source(config.model, read_config(workdir)[0]))
         return config, None
-    source = open_model(config.init_from)
+    source = open_model(config.init_from).dense()
     if config.init_from_config:
         config = replace(config, model=as_source(config.model, source.config))
     check_source(config.model, source.config, source.path)
@@ -100,6 +101,8 @@ def source_params(source: Opened, fresh: dict[str, Any], model: ModelConfig) -> 
     out, one of the new model stays fresh. With a mesh in context the weights are split over it.
     """
     read = source.read()
+    if model.quant is not None:
+        read = quantized(read, model)
     if source.config.param_dtype != model.param_dtype:
         logger.info(
             "%s: weights cast from %s to %s",

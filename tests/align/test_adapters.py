@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from llama_jax.align.sft import sft
-from llama_jax.config import InputError, LoraConfig
+from llama_jax.config import AdaptedModel, InputError, LoraConfig, QuantizedModel
+from llama_jax.model.quantize import dequantized, quantized
 from llama_jax.models import load, open_model, params_digest
 from tests.align.conftest import devices
 from tests.train.tiny import digests
@@ -103,6 +104,25 @@ def test_adapters_without_a_base_or_wider_than_it_are_refused(files, world):
         config_of(files, world, "wide", lora=LoraConfig(rank=33))
     with pytest.raises(InputError, match=r"lora.rank=2 does not go with ppo"):
         files.ppo(lora=LORA)
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_adapters_of_a_base_in_fewer_bits(files, world, base):
+    """They are saved alone, and open in the dense matrices that the base was trained as."""
+    lora = replace(LORA, base=base)
+    sft(config_of(files, world, base, lora=lora))
+    saved = digests(world / base, 2)
+    assert {n.removeprefix("params/") for n in saved if n.startswith("params/")} == NAMES
+    dense, model = load(str(world / "base")), load(str(world / base))
+    assert model.config == dense.config
+    quant = AdaptedModel.of(dense.config, lora).quant
+    config = QuantizedModel.of(dense.config, quant)
+    theirs = dequantized(quantized(dense.params, config), config)
+    assert not np.array_equal(theirs["layers"]["gate"], dense.params["layers"]["gate"])
+    for name in ("gate", "k"):  # without adapters
+        np.testing.assert_array_equal(model.params["layers"][name], theirs["layers"][name])
+    own = np.abs(np.asarray(model.params["layers"]["down"] - theirs["layers"]["down"]))
+    assert 0 < own.max() < 0.1
 
 
 def command(*arguments):

@@ -12,7 +12,7 @@ import pytest
 from llama_jax.align import reference as reference_module
 from llama_jax.align.dpo import Preferences, dpo
 from llama_jax.align.reference import reference_identity, with_reference
-from llama_jax.config import InputError
+from llama_jax.config import InputError, LoraConfig
 from llama_jax.data.conversations import prepare_preferences
 from llama_jax.data.loader import Loader, read_columns
 from llama_jax.data.packing import positions_of, target_mask
@@ -186,6 +186,13 @@ def test_a_run_begins_at_ln_2_and_refuses_another_reference(files, start, tmp_pa
     with pytest.raises(InputError, match="was trained on another reference"):
         dpo(replace(config, steps=2, init_from=other))
     assert dpo(replace(config, steps=2)).loss < np.log(2)
+
+
+def test_the_reference_stands_on_the_base_in_fewer_bits_that_adapters_have(files, start, tmp_path):
+    lora = LoraConfig(rank=2, base="nf4")
+    config = files.dpo(init_from=start, workdir=str(tmp_path / "run"), steps=1, lora=lora)
+    assert dpo(config).loss == pytest.approx(np.log(2), abs=1e-6)
+    assert abs(facts(tmp_path / "run")[0]["train/kl"]) < 1e-4
 
 
 def test_what_cannot_be_optimised_is_refused(files, start):

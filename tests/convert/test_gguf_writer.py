@@ -3,13 +3,16 @@
 import sys
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.config import InputError
+from llama_jax.config import InputError, Quantization
 from llama_jax.convert import gguf, gguf_writer
-from llama_jax.convert.source import tensors
+from llama_jax.convert.source import tensors, to_rows
 from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.model.quantize import pack
+from llama_jax.model.weights import adapter_inputs
 from llama_jax.ops.rope import rope_frequencies
 from tests.convert.gguf_bytes import infos_of, q8_0
 from tests.convert.models import GROUPED, SHAPES, V, assert_same_tensors, source, tokenizer
@@ -58,6 +61,31 @@ def test_q8_0_is_rounded_once(package, tmp_path, config):
         differ = mine != tensor.data.reshape(-1).view(np.int8)
         # A tie between two int8 can fall either way: ggml multiplies by 1 / scale.
         assert differ.mean() < 1e-3, tensor.name
+
+
+@shapes
+def test_q4_0_is_that_of_the_package_and_of_our_own_int4(package, tmp_path, config):
+    """Each block also holds the codes that `llama-jax quantize --weights int4` makes of it."""
+    model = source(config)
+    path, said = written(tmp_path, model, "q4_0")
+    assert any("4 bits in blocks of 32 (Q4_0)" in line for line in said)
+    kinds = {tensor.name: tensor for tensor in package.GGUFReader(path).tensors}
+    found = gguf.read(path)
+    quant = Quantization(weights="int4", group=32)
+    for name, layer, weight in tensors(config):
+        tensor = kinds[gguf.NAMES[name].format(layer)]
+        if layer is None or len(weight.shape) == 1:
+            assert tensor.tensor_type.name == ("Q8_0" if len(weight.shape) > 1 else "F32")
+            continue
+        assert tensor.tensor_type.name == "Q4_0"
+        rows = to_rows(name, model.read(name, layer), interleaved=True)
+        expected = package.quants.quantize(np.ascontiguousarray(rows), tensor.tensor_type)
+        assert tensor.data.tobytes() == expected.tobytes()
+        packed = pack(jnp.asarray(model.read(name, layer)), quant, adapter_inputs(name))
+        np.testing.assert_array_equal(packed.dense(), found.read(name, layer))
+    (tmp_path / "second").mkdir()
+    again, _ = written(tmp_path / "second", found, "q4_0")
+    assert again.read_bytes() == path.read_bytes()
 
 
 @shapes

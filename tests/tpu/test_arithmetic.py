@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llama_jax.config import InputError
+from llama_jax.config import InputError, LoraConfig
 from llama_jax.model.presets import LLAMA2_7B, LLAMA2_70B, PRESETS
 from llama_jax.tpu.arithmetic import estimate, flops
 from llama_jax.tpu.chips import GiB
@@ -17,6 +17,25 @@ from llama_jax.train.metrics import flops_per_token
 def experiment(name, topology="v5e-256", **changes):
     config = preset_experiment(name, parse(topology))
     return replace(config, **changes)
+
+
+def test_qlora_of_the_70b_fits_16_chips():
+    """In nf4 with blocks of 64: half a byte, a byte a block, two numbers an output."""
+    model = replace(LLAMA2_70B, param_dtype="bfloat16", remat="full")
+    config = experiment("llama2-70b", "v5e-16", batch_size=64, accumulate=4, model=model)
+    config = replace(config, init_from="base", lora=LoraConfig(rank=16, base="nf4"))
+    L, D, K, F = 80, 8192, 1024, 28672
+    matrices, outputs = L * (2 * D * D + 2 * D * K + 3 * D * F), L * (3 * D + 2 * K + 2 * F)
+    adapters = 16 * L * (2 * (D + D) + 2 * (D + K) + 3 * (D + F))
+    others = 2 * 32000 * D + (2 * L + 1) * D
+    place = parse("v5e-16")
+    found = estimate(config, place)
+    parameters = matrices * (0.5 + 1 / 64) + outputs * 8 + others * 2 + adapters * 4
+    assert found.hbm["parameters"] == parameters / 16
+    assert found.hbm["optimizer"] == adapters * 8 / 16
+    assert found.total < place.chip.hbm_bytes
+    dense = replace(config, lora=replace(config.lora, base="dense"))
+    assert estimate(dense, place).total > place.chip.hbm_bytes
 
 
 @pytest.mark.parametrize("model", ["llama2-7b", "llama2-13b", "llama2-70b", "llama1-33b"])
@@ -94,18 +113,20 @@ def test_generation_reads_weights_and_cache_once_a_token():
 
 
 def test_small_weights_and_a_small_cache_are_read_faster_and_leave_room_for_rows():
-    """7B: 6.48e9 of its 6.74e9 parameters are matrices of layers."""
+    """7B: 6.48e9 of its 6.74e9 parameters are matrices of layers, 0.26e9 embedding and head."""
     config, place = experiment("llama2-7b", "v5e-4", batch_size=16), parse("v5e-4")
     plain = decode_plan(config, place)
     matrices, rest = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 262_410_240
     assert plain["hbm_bytes_per_chip"]["weights"] == (matrices + rest) * 2 / 4
     small = decode_plan(config, place, weights="int8", kv="int8")
-    assert small["hbm_bytes_per_chip"]["weights"] == (matrices + 2 * rest) / 4
+    norms, outputs = (2 * 32 + 1) * 4096, 32 * (5 * 4096 + 2 * 11008)
+    outer = 2 * 32000 * (4096 + 4) + 2 * norms
+    assert small["hbm_bytes_per_chip"]["weights"] == (matrices + 4 * outputs + outer) / 4
     assert small["hbm_bytes_per_chip"]["cache"] == 16 * 4096 * 2 * 32 * 32 * (128 + 4) / 4
     assert small["largest_batch_size"] > 2 * plain["largest_batch_size"]
     assert small["predicted_seconds"]["hbm"] < 0.6 * plain["predicted_seconds"]["hbm"]
     smaller = decode_plan(config, place, weights="int4", kv="int8")
-    assert smaller["hbm_bytes_per_chip"]["weights"] == (matrices * (0.5 + 2 / 128) + 2 * rest) / 4
+    assert smaller["hbm_bytes_per_chip"]["weights"] == (matrices * (0.5 + 2 / 32) + outer) / 4
 
 
 def test_a_row_holds_whole_pages_and_reads_what_it_has():

@@ -19,6 +19,7 @@ from llama_jax.config import ModelConfig
 from llama_jax.infer.decode_loop import row_keys
 from llama_jax.model.cache import decode, empty_cache, inference_config, logits_of
 from llama_jax.model.layer import Cache, Pages
+from llama_jax.model.matrix import dense
 from llama_jax.ops.sampling import draw, sampling_logits
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def score(
     config: ModelConfig,
 ) -> Scores:
     """Of the token that follows each position of a chunk."""
-    head = w["head"].astype(jnp.float32)
+    head = dense(w["head"], jnp.float32)
     return _scores(jnp.tensordot(x[0].astype(jnp.float32), head, axes=1), targets, vocab_limit)
 
 
