@@ -7,13 +7,14 @@
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: help quickstart chat test test-slow lint types check locks clean
+.PHONY: help quickstart chat test test-slow lint types check notebooks locks clean
 
 help:
 	@echo "make quickstart   train a small Llama 2 (a few minutes on two cores) and sample from it"
 	@echo "make chat         from nothing to a chat model: SFT, rewards, rejection sampling, PPO, report"
 	@echo "make test         fast tests            make test-slow   kills, signals, long runs"
 	@echo "make check        lint + types + test   make locks       resolve the dependencies anew"
+	@echo "make notebooks    run the notebooks and keep their outputs"
 	@echo "make clean        remove .venv; runs/ is yours and stays"
 
 quickstart: .venv/cpu.stamp
@@ -36,6 +37,9 @@ types: .venv/dev.stamp
 	$(BIN)/pyrefly check
 
 check: lint types test
+
+notebooks: .venv/dev.stamp
+	$(BIN)/python notebooks/build.py --execute
 
 .venv/python.stamp:
 	@sh requirements/make_venv.sh "$(PYTHON)"
