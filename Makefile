@@ -7,7 +7,7 @@
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: help quickstart chat test test-slow docs lint types check locks clean
+.PHONY: help quickstart chat test test-slow docs notebooks lint types check locks clean
 
 help:
 	@echo "make quickstart   train a small Llama 2 (a few minutes on two cores) and sample from it"
@@ -16,6 +16,7 @@ help:
 	@echo "make test PART=ops                      the tests of one folder"
 	@echo "make check        lint + types + test   make docs        the documentation site"
 	@echo "make locks        resolve the dependencies anew"
+	@echo "make notebooks    run the notebooks and keep their outputs"
 	@echo "make clean        remove .venv; runs/ is yours and stays"
 
 quickstart: .venv/cpu.stamp
@@ -30,7 +31,7 @@ test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n auto -m "not slow" $(PART:%=tests/%)
 
 test-slow: .venv/dev.stamp
-	$(BIN)/python -m pytest -m slow $(PART:%=tests/%)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow $(PART:%=tests/%)
 
 docs: .venv/docs.stamp
 	$(BIN)/mkdocs build --strict --quiet
@@ -44,6 +45,9 @@ types: .venv/dev.stamp
 	$(BIN)/pyrefly check
 
 check: lint types test
+
+notebooks: .venv/dev.stamp
+	$(BIN)/python notebooks/build.py --execute
 
 .venv/python.stamp:
 	@sh requirements/make_venv.sh "$(PYTHON)"
