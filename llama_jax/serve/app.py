@@ -96,8 +96,8 @@ class Api:
             self._log(request, 499, begun)
             raise
         except ConnectionError:
-            self._log(request, 499, begun)
-            raise
+            # The reader went while it was written to: raised again, it would be logged as one.
+            response = web.Response(status=499)
         except Exception:
             logger.exception("request %s failed", number)
             failed = ApiError(500, f"Request {number} failed.", kind="server_error")

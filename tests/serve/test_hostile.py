@@ -1,6 +1,7 @@
 """Clients that trickle, stall, or die: others are answered, and no page stays with them."""
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -75,6 +76,19 @@ def test_a_reader_that_takes_nothing_is_let_go(engine, served, monkeypatch):
         with stalled(server):
             wait_until(lambda: not server.service.open, 300)
         assert server.ask("GET", "/health")[0] == 200
+
+
+def test_a_reader_that_goes_while_it_is_written_to_is_no_failure(server, monkeypatch, caplog):
+    def gone(*_):
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    caplog.set_level(logging.INFO, "llama_jax")
+    monkeypatch.setattr("llama_jax.serve.app.Reply.chunks", gone)
+    with connect(server) as connection:
+        connection.sendall(raw_request(server, max_tokens=1, stream=True))
+        wait_until(lambda: "/v1/completions 499" in caplog.text)
+    wait_until(lambda: not server.service.open)
+    assert "Error handling request" not in caplog.text
 
 
 CLIENT = """
