@@ -1,18 +1,14 @@
-"""Clients that others wrote, unchanged, against the server: openai, lm-evaluation-harness,
-LangChain, curl, and a fuzzer that reads `/openapi.json`."""
+"""Clients that others wrote, unchanged, against the server; and what `/openapi.json` promises."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import warnings
 from typing import Literal
 
 import pytest
 
 from llama_jax.serve.openapi import document
-from tests.serve.server import CONTEXT, running
 from tests.serve.test_api import CHAT, PROMPT, greedy
 
 
@@ -115,93 +111,6 @@ def test_curl_streams(server, model):
     assert "".join(texts) == greedy(model)
 
 
-@pytest.mark.slow
-def test_langchain_answers_whole_and_in_pieces(server):
-    langchain = imported("langchain_openai")
-    chat = langchain.ChatOpenAI(
-        model="tiny", base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", seed=3,
-        max_tokens=12, temperature=0.8, max_retries=0, stream_usage=True,
-    )  # fmt: skip
-    found = chat.invoke([("system", "Be kind."), ("user", "Hi")])
-    assert found.content
-    assert found.usage_metadata["output_tokens"] > 0
-    parts = list(chat.stream([("system", "Be kind."), ("user", "Hi")]))
-    assert "".join(part.content for part in parts) == found.content
-    text = langchain.OpenAI(
-        model="tiny", base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none",
-        max_tokens=5, temperature=0, max_retries=0,
-    )  # fmt: skip
-    assert text.invoke(PROMPT)
-
-
-# A question, and the answer of another one beside its own; short enough for the context.
-QUESTIONS = [
-    ("who has the most wins", "the red team", "in the park"),
-    ("where did the dog go", "to the park", "a boy"),
-    ("what did the boy see", "a big dog", "the sun"),
-    ("when is the sun up", "in the day", "a red ball"),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["local-completions", "local-chat-completions"])
-def test_the_harness_finds_what_it_finds_in_process(server, model, tmp_path, monkeypatch, kind):
-    """lm-evaluation-harness over HTTP, tokens and all, beside the same harness on the model."""
-    lm_eval = imported("lm_eval")
-    from llama_jax.evals.harness import adapt
-    from llama_jax.evals.model_under_test import ModelUnderTest
-
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    (tmp_path / "rows.json").write_text(
-        "\n".join(json.dumps({"q": q, "choices": [a, b], "gold": 0}) for q, a, b in QUESTIONS)
-    )
-    common = {
-        "dataset_path": "json", "dataset_kwargs": {"data_files": str(tmp_path / "rows.json")},
-        "test_split": "train", "doc_to_text": "{{q}}",
-    }  # fmt: skip
-    choice = {
-        **common, "task": "choose", "output_type": "multiple_choice", "doc_to_target": "gold",
-        "doc_to_choice": "choices", "metric_list": [{"metric": "acc"}],
-    }  # fmt: skip
-    write = {
-        **common, "task": "write", "output_type": "generate_until", "doc_to_target": "{{gold}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
-        "metric_list": [{"metric": "exact_match"}],
-    }  # fmt: skip
-    chat = kind == "local-chat-completions"
-    route = "chat/completions" if chat else "completions"
-    arguments = {
-        "model": "tiny", "base_url": f"http://127.0.0.1:{server.port}/v1/{route}",
-        "max_length": CONTEXT, "max_retries": 1,
-    }  # fmt: skip
-    if not chat:
-        arguments |= {"tokenizer_backend": "remote", "num_concurrent": 2, "add_bos_token": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        over_http = lm_eval.simple_evaluate(
-            model=kind, model_args=arguments, tasks=[write] if chat else [choice, write],
-            batch_size=1 if chat else 4, apply_chat_template=chat, log_samples=True,
-            bootstrap_iters=0,
-        )  # fmt: skip
-        if chat:
-            answers = [s["resps"][0][0] for s in over_http["samples"]["write"]]
-            assert all(isinstance(answer, str) for answer in answers)
-            return
-        inside = lm_eval.simple_evaluate(
-            model=adapt(ModelUnderTest(model, 4)), tasks=[choice, write], log_samples=True,
-            bootstrap_iters=0,
-        )  # fmt: skip
-    for ours, theirs in zip(
-        inside["samples"]["choose"], over_http["samples"]["choose"], strict=True
-    ):
-        for (one,), (other,) in zip(ours["resps"], theirs["resps"], strict=True):
-            assert float(one[0]) == pytest.approx(float(other[0]), abs=1e-3)
-            assert str(one[1]) == str(other[1])
-    assert [s["resps"] for s in inside["samples"]["write"]] == [
-        s["resps"] for s in over_http["samples"]["write"]
-    ]
-
-
 # ---- What `/openapi.json` promises
 
 
@@ -228,24 +137,3 @@ def references(node):
         own = {node["$ref"]} if "$ref" in node else set()
         return own.union(*map(references, node.values()))
     return set().union(*map(references, node)) if isinstance(node, list) else set()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_fuzzer_finds_no_failure_and_no_answer_that_the_document_does_not_have(engine, served):
-    """schemathesis, valid and invalid data. `LLAMA_JAX_FUZZ` is the number of cases for each
-    operation."""
-    imported("schemathesis")
-    cases = os.environ.get("LLAMA_JAX_FUZZ", "50")
-    with running(engine, served, deadline_seconds=30.0) as server:
-        done = subprocess.run(
-            [sys.executable, "-m", "schemathesis.cli", "run",
-             f"http://127.0.0.1:{server.port}/openapi.json", "--phases", "coverage,fuzzing",
-             "--max-examples", cases, "--mode", "all", "--seed", "1", "--request-timeout", "60",
-             "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
-             "response_schema_conformance,negative_data_rejection",
-             "--suppress-health-check", "all", "--no-color"],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
-        assert engine.scheduler.pool.held == 0

@@ -3,15 +3,11 @@
 import contextlib
 import logging
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-
-import pytest
 
 from llama_jax.serve import app
 from tests.serve.server import raw_request, running, wait_until
@@ -113,33 +109,3 @@ def test_a_client_that_is_killed_leaves_nothing(server, engine, monkeypatch):
         os.kill(client.pid, signal.SIGKILL)
     wait_until(lambda: all_free(server, engine))
     assert engine.totals.generation_tokens - drawn < 3 * 50
-
-
-@pytest.mark.slow
-def test_five_hundred_cancelled_requests_leave_every_page_free(server, engine):
-    compiled, failures = engine.compiled.count, []
-
-    def client(seed):
-        mine = random.Random(seed)
-        for _ in range(50):
-            asked = raw_request(
-                server, max_tokens=50, n=mine.choice([1, 3]), stream=mine.random() < 0.5,
-                ignore_eos=True,
-            )  # fmt: skip
-            try:
-                with connect(server) as connection:
-                    connection.sendall(asked)
-                    time.sleep(mine.random() / 10)
-            except OSError as error:
-                failures.append(error)
-
-    threads = [threading.Thread(target=client, args=(n,)) for n in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    wait_until(lambda: all_free(server, engine))
-    assert engine.waiting == 0
-    assert engine.compiled.count == compiled
-    server.post("/v1/completions", prompt="a", max_tokens=2)

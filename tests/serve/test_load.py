@@ -13,8 +13,8 @@ PROMPTS = ["Once upon a time", "The cat", "", "One day a boy went to the park an
 
 @pytest.mark.slow
 def test_each_of_many_clients_gets_the_answer_that_it_would_get_alone(model, served):
-    """Two hundred clients for a while, among them some that go away; a queue that is too short for
-    all, so that some are told to come back; and `/health` all along."""
+    """Fifty clients for a while, among them some that go away; a queue that is too short for all,
+    so that some are told to come back; and `/health` all along."""
     engine = engine_of(model)
     engine.queue = 16
     engine.start()
@@ -56,7 +56,7 @@ def test_each_of_many_clients_gets_the_answer_that_it_would_get_alone(model, ser
                 health.append(server.ask("GET", "/health")[0])
                 time.sleep(0.05)
 
-        threads = [threading.Thread(target=client, args=(n,)) for n in range(200)]
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(50)]
         threads.append(threading.Thread(target=watch))
         for thread in threads:
             thread.start()
