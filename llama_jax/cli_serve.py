@@ -30,7 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--api-key-file", str, None, "FILE", "keys that are let in, one a line (everybody)")
     option("--rows", int, 8, "N", "answers that are drawn together (8)")
     option("--queue", int, 64, "N", "answers that may wait for a row (64)")
-    option("--speculate", int, 0, "N", "tokens guessed from the text while rows idle (0)")
+    option("--speculate", int, None, "N", "tokens guessed while rows idle (0; 4 with --draft)")
+    option("--draft", str, None, "MODEL", "a small model that guesses them (the text itself)")
     option("--context", int, None, "T", "tokens of a prompt and its answer (the model's own)")
     option("--cache-gib", float, None, "G", "memory of keys and values (a quarter of what is free)")
     option("--deadline", float, 600.0, "S", "seconds that a request may take (600)")
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
             keys=() if args.api_key_file is None else read_keys(args.api_key_file),
             rows=args.rows,
             queue=args.queue,
-            drafts=args.speculate,
+            drafts=args.speculate if args.speculate is not None else 4 * (args.draft is not None),
+            draft=args.draft,
             context=args.context,
             cache_gib=args.cache_gib,
             deadline_seconds=args.deadline,

@@ -18,13 +18,16 @@ from llama_jax.runtime.files import shown
 from llama_jax.serve import job as jobs
 from llama_jax.serve.errors import ApiError, invalid
 from llama_jax.serve.fields import Fields, parse_body
+from llama_jax.serve.openapi import document
 from llama_jax.serve.replies import Choice, Delta, Reply
 from llama_jax.serve.service import Service
 from llama_jax.serve.text import token_text
 
 logger = logging.getLogger(__name__)
 BODY_SECONDS, PING_SECONDS, STALLED_READER_SECONDS = 30.0, 15.0, 60.0
-PAGE = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+IDLE_SECONDS = 75.0
+"""A connection that has brought no whole head of a request for so long is closed."""
+PAGE = {"/": "index.html", **{f"/{name}": name for name in ("page.css", "page.js", "api.js")}}
 PUBLIC = {"/health", "/ready", *PAGE}
 """What needs no key."""
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -39,6 +42,16 @@ _SAFE = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def runner(service: Service) -> web.AppRunner:
+    """What runs the routes of a service. A client that goes away cancels its handler."""
+    return web.AppRunner(
+        Api(service).app(),
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=IDLE_SECONDS,
+    )
 
 
 class Api:
@@ -58,6 +71,7 @@ class Api:
         app.router.add_post("/tokenize", self.tokenize)
         app.router.add_post("/detokenize", self.detokenize)
         app.router.add_get("/tokenizer_info", self.tokenizer_info)
+        app.router.add_get("/openapi.json", self.openapi)
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)
         app.router.add_get("/metrics", self.metrics)
@@ -82,8 +96,8 @@ class Api:
             self._log(request, 499, begun)
             raise
         except ConnectionError:
-            self._log(request, 499, begun)
-            raise
+            # The reader went while it was written to: raised again, it would be logged as one.
+            response = web.Response(status=499)
         except Exception:
             logger.exception("request %s failed", number)
             failed = ApiError(500, f"Request {number} failed.", kind="server_error")
@@ -277,6 +291,10 @@ class Api:
         )
 
     # ---- The server
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        """GET /openapi.json: this API, as OpenAPI describes one."""
+        return _json(document(self.served, self.settings))
 
     async def health(self, _: web.Request) -> web.Response:
         """GET /health: whether the process and its device thread live."""

@@ -10,8 +10,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from llama_jax.config import InputError, require
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.infer.engine.draft_model import DraftModel
 from llama_jax.infer.engine.engine import Engine
 from llama_jax.infer.engine.sizes import layout_of
 from llama_jax.models import Model, Opened, open_model
@@ -41,6 +44,7 @@ def serve(path: str, settings: Settings) -> int:
         opened.config.head == "language",
         "the model is a reward model: it scores answers and writes none; name a language model",
     )
+    draft = None if settings.draft is None else _open_draft(settings.draft, tokenizer)
     context, most = settings.context, opened.config.max_seq_len
     require(
         context is None or 0 < context <= most,
@@ -55,7 +59,19 @@ def serve(path: str, settings: Settings) -> int:
         add_bos=opened.usage.add_bos,
     )
     with listening(settings) as bound:
-        return asyncio.run(_serve(Service(settings, served), opened, bound))
+        return asyncio.run(_serve(Service(settings, served), opened, draft, bound))
+
+
+def _open_draft(path: str, tokenizer: Tokenizer) -> Opened:
+    """The model that guesses. Raises InputError if its tokens are not the other's."""
+    draft = open_model(path)
+    require(draft.config.head == "language", f"the draft model {path} is a reward model")
+    own = draft.tokenizer
+    require(
+        own is not None and own.vocabulary.pieces == tokenizer.vocabulary.pieces,
+        f"the draft model {path} has another tokenizer than the model: use one with the same",
+    )
+    return draft
 
 
 @contextlib.contextmanager
@@ -76,21 +92,30 @@ def listening(settings: Settings):
         yield bound
 
 
-def make_engine(opened: Opened, settings: Settings) -> Engine:
-    """The engine of a model, warmed up."""
+def make_engine(opened: Opened, draft: Opened | None, settings: Settings) -> Engine:
+    """The engine of a model, warmed up, with guesses of a `draft` model."""
     layout = layout_of(
-        opened.config, rows=settings.rows, context=settings.context, cache_gib=settings.cache_gib
+        opened.config,
+        rows=settings.rows,
+        context=settings.context,
+        cache_gib=settings.cache_gib,
+        draft=None if draft is None else draft.config,
     )
     assert opened.tokenizer is not None
-    # Only what generation reads is kept: the parameters themselves are freed.
-    w = Model(opened.config, opened.read(), opened.tokenizer, opened.usage).prepared
+    limit = opened.tokenizer.vocab_size
+    guesses = None
+    if draft is not None:
+        guesses = DraftModel(
+            _prepared(draft), config=draft.config, layout=layout, vocab_limit=limit
+        )
     engine = Engine(
-        w,
+        _prepared(opened),
         config=opened.config,
         layout=layout,
-        vocab_limit=opened.tokenizer.vocab_size,
+        vocab_limit=limit,
         queue=settings.queue,
         drafts=settings.drafts,
+        draft_model=guesses,
     )
 
     def tell(number: int, total: int, what: str) -> None:
@@ -106,21 +131,28 @@ def make_engine(opened: Opened, settings: Settings) -> Engine:
     return engine
 
 
-async def _serve(service: Service, opened: Opened, bound: socket.socket) -> int:
+def _prepared(opened: Opened) -> dict[str, Any]:
+    """The weights as generation reads them, and nothing else: the parameters are freed."""
+    return Model(opened.config, opened.read(), opened.tokenizer, opened.usage).prepared
+
+
+async def _serve(
+    service: Service, opened: Opened, draft: Opened | None, bound: socket.socket
+) -> int:
     try:
         from aiohttp import web
 
-        from llama_jax.serve.app import Api
+        from llama_jax.serve.app import runner as make_runner
     except ModuleNotFoundError as error:
         raise InputError(f"serving needs {error.name}: pip install aiohttp") from error
     host, port = bound.getsockname()[:2]
-    runner = web.AppRunner(
-        Api(service).app(), handler_cancellation=True, access_log=None, keepalive_timeout=75
-    )
+    runner = make_runner(service)
     await runner.setup()
     await web.SockSite(runner, bound, backlog=128).start()
     ending = _on_signals()
-    loading = asyncio.ensure_future(_in_thread(lambda: make_engine(opened, service.settings)))
+    loading = asyncio.ensure_future(
+        _in_thread(lambda: make_engine(opened, draft, service.settings))
+    )
     try:
         await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():

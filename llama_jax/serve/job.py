@@ -2,17 +2,20 @@
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from llama_jax.config import InputError
 from llama_jax.data.chat import encode_prompt
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.infer.engine.request import Request
+from llama_jax.infer.engine.request import Grammar, Request
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.runtime.files import shown
 from llama_jax.serve.errors import ApiError, invalid, too_long, unsupported
 from llama_jax.serve.fields import Fields
+from llama_jax.serve.grammar import Grammars
 
 MAX_N, MAX_PROMPTS, MAX_LOGPROBS = 8, 128, 20
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_BIASES = 16, 256, 8, 1024
@@ -24,7 +27,7 @@ _ABSENT: dict[str, tuple[Any, ...]] = {
     "function_call": ("none",), "audio": (), "modalities": (["text"],), "prediction": (),
     "web_search_options": (), "min_p": (0, 0.0), "repetition_penalty": (1, 1.0), "min_tokens": (0,),
     "prompt_logprobs": (), "truncate_prompt_tokens": (), "logprob_token_ids": ([],),
-    "response_format": ({"type": "text"},), "guided_json": (), "chat_template": (),
+    "guided_json": (), "chat_template": (),
 }  # fmt: skip
 
 
@@ -41,6 +44,11 @@ class Served:
     end_ids: tuple[int, ...]
     """Tokens that end a text, EOS among them."""
     add_bos: bool
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles schemas for its answers."""
+        return Grammars(self.tokenizer, self.end_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +226,7 @@ def _job(
     salt = fields.text("cache_salt", None, 1024)
     if salt is not None:
         scope = hashlib.sha256(scope + b"\0" + salt.encode("utf-8", "surrogatepass")).digest()
-    sampling, bias = _sampling(fields), _bias(fields, model)
+    sampling, bias, grammar = _sampling(fields), _bias(fields, model), _grammar(fields, model)
     penalties = {
         name: fields.number(name, 0.0, -2, 2) for name in ("presence_penalty", "frequency_penalty")
     }
@@ -237,6 +245,7 @@ def _job(
                     sample=sample,
                     **penalties,
                     bias=bias,
+                    grammar=grammar,
                     scored=logprobs is not None,
                     prompt_scored=echo and logprobs is not None and sample == 0,
                     scope=scope,
@@ -308,3 +317,27 @@ def _bias(fields: Fields, model: Served) -> dict[int, float]:
             )
         bias[int(name)] = given.number(name, 0.0, -100, 100)
     return bias
+
+
+def _grammar(fields: Fields, model: Served) -> Callable[[], Grammar] | None:
+    """What `response_format` makes answers keep to."""
+    wanted = fields.object("response_format")
+    kind = wanted.text("type", "text" if not wanted.values else None, 64)
+    if kind not in ("text", "json_object", "json_schema"):
+        raise invalid(
+            "response_format.type", f"must be text, json_object or json_schema, not {shown(kind)}"
+        )
+    if kind == "text":
+        return None
+    schema, param = None, "response_format"
+    if kind == "json_schema":
+        described = wanted.object("json_schema")
+        schema, param = described.get("schema"), described.name("schema")
+        described.text("name", None, 64)
+        described.flag("strict")
+        if not isinstance(schema, dict):
+            raise invalid(param, f"must be a JSON schema, an object, not {shown(schema)}")
+    try:
+        return model.grammars.compile(schema)
+    except InputError as error:
+        raise invalid(param, f"{error}") from error

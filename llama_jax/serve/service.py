@@ -109,6 +109,8 @@ class Service:
             choice = reading.get(ticket)
             if choice is None:
                 continue
+            if piece.finish == "stuck":
+                raise invalid("response_format", "has a schema that is too complex to follow")
             if piece.finish in ("failed", "cancelled"):
                 raise ApiError(500, "The answer could not be finished.", kind="server_error")
             self._time(piece, ticket, said, begun)

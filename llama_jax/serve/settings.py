@@ -32,6 +32,8 @@ class Settings:
     """Answers that may wait for a row; more are refused with 429."""
     drafts: int = 0
     """Tokens that are guessed for an answer while rows idle."""
+    draft: str | None = None
+    """The model that guesses them; None for the text itself."""
     context: int | None = None
     """Tokens of a prompt and its answer, where that is less than the model's."""
     cache_gib: float | None = None
@@ -48,6 +50,10 @@ class Settings:
         count(self.rows, "rows", 1, "the answers that are drawn together")
         count(self.queue, "queue", 1, "the answers that may wait")
         count(self.drafts, "speculate", 0, "the tokens that are guessed")
+        require(
+            self.draft is None or self.drafts,
+            "a draft model guesses nothing with --speculate 0: leave one of the two out",
+        )
         require(
             self.cache_gib is None or 0 < self.cache_gib < float("inf"),
             f"cache_gib={self.cache_gib} must be a number above 0",

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import jax
@@ -18,7 +19,7 @@ from llama_jax.infer.engine.engine import Engine
 from llama_jax.infer.engine.scheduler import Layout
 from llama_jax.model.llama import init_params
 from llama_jax.model.presets import TINY
-from llama_jax.serve.app import Api
+from llama_jax.serve.app import runner
 from llama_jax.serve.job import Served
 from llama_jax.serve.service import Service
 from llama_jax.serve.settings import Settings
@@ -91,19 +92,20 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(engine, served, **settings):
-    """A server with this engine, None for one that loads."""
+def running(engine, served, *, send_buffer=None, **settings):
+    """A server with this engine, None for one that loads; its sockets hold so many bytes."""
     service = Service(Settings(name="tiny", **settings), served)
     service.engine = engine
     loop, started, bound = asyncio.new_event_loop(), threading.Event(), socket.socket()
+    if send_buffer is not None:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     bound.bind(("127.0.0.1", 0))
     runners = []
 
     async def start():
-        runner = web.AppRunner(Api(service).app(), handler_cancellation=True, access_log=None)
-        await runner.setup()
-        await web.SockSite(runner, bound).start()
-        runners.append(runner)
+        runners.append(runner(service))
+        await runners[0].setup()
+        await web.SockSite(runners[0], bound).start()
         started.set()
 
     def run():
@@ -120,3 +122,21 @@ def running(engine, served, **settings):
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+def wait_until(true, seconds=20):
+    """Return as soon as it is; fail if that does not come."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def raw_request(server, **body):
+    """A request for a completion as the bytes that a client sends."""
+    content = json.dumps({"model": "tiny", "prompt": "a", **body}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost:{server.port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content

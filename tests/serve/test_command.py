@@ -15,6 +15,7 @@ import pytest
 from llama_jax import cli
 from llama_jax.checkpoint import save_model
 from llama_jax.config_file import model_json
+from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.model.llama import init_params
 
 
@@ -48,6 +49,12 @@ def test_bad_input_is_one_line(capsys, folder, model, tmp_path):
         assert f"127.0.0.1 port {port} is in use" in said
     assert "context=65 is out of range" in refused(capsys, folder, "--context", 65)
     assert "rows=0 is out of range" in refused(capsys, folder, "--rows", 0)
+    assert "guesses nothing" in refused(capsys, folder, "--draft", folder, "--speculate", 0)
+    assert "no-model does not exist" in refused(capsys, folder, "--draft", tmp_path / "no-model")
+    other = tmp_path / "other"
+    tokens = train_tokenizer(["others say other things"] * 20, 300).model_bytes
+    save_model(other, model.params, model_json(model.config), tokens, {})
+    assert "has another tokenizer than the model" in refused(capsys, folder, "--draft", other)
     assert "has no tokenizer" in refused(capsys, untold(folder, tmp_path / "dumb"))
     config = replace(model.config, head="score")
     reward = tmp_path / "reward"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import UInt32
 
 from llama_jax.config import ModelConfig
 from llama_jax.infer.engine import programs
@@ -29,6 +30,8 @@ class Draw(NamedTuple):
     """Its last token."""
     drafts: Sequence[int] = ()
     """Guesses of the next ones. Of a sequence that nothing acts on (`Request.shaped`)."""
+    allowed: UInt32[np.ndarray, " words"] | None = None
+    """Bits of the tokens that it may draw, one step only; None for all. See `Grammar`."""
 
 
 class Result(NamedTuple):
@@ -72,6 +75,7 @@ class Device:
             presence=np.zeros(B, np.float32),
             frequency=np.zeros(B, np.float32),
             shaped=np.zeros(B, bool),
+            constrained=np.zeros(B, bool),
             scored=np.zeros(B, bool),
             stop_ids=np.full((B, STOPS), -1, np.int32),
         )
@@ -79,10 +83,12 @@ class Device:
     def warm_up(self, tell: Callable[[int, int, str], None]) -> None:
         """Compile everything there is; `tell` hears which of how many programs comes next."""
         chunks, fewer = self.layout.chunks, self.layout.fewer_rows
-        total = 2 * len(chunks) + len(fewer) + 2
+        total = 2 * len(chunks) + len(fewer) + 3
         names = iter(range(1, total + 1))
         tell(next(names), total, "rows")
         jax.block_until_ready(self._begin(0, {}))
+        tell(next(names), total, "grammars")
+        jax.block_until_ready(self._allow(0, np.zeros(0, np.uint32)))
         for size in chunks:
             tell(next(names), total, f"prompts, {size} tokens at a time")
             x = jax.block_until_ready(self._prefill(range(size), 0, size, []))
@@ -146,7 +152,7 @@ class Device:
         return self._score(x, sequence.prompt[start + 1 : end + 1])
 
     def draw(self, drawing: Sequence[Draw], steps: int) -> list[Result]:
-        """Draw up to `steps` tokens for each; one step only where there are drafts."""
+        """Draw up to `steps` tokens for each; one step only where there are drafts or grammars."""
         rows, places = Rows(*(values.copy() for values in self.rows)), []
         rows.length[:], rows.limit[:], rows.table[:] = 1, 0, 0
         own = [_row_of(draw) for draw in drawing]
@@ -182,6 +188,9 @@ class Device:
     def _set(self, rows: Rows, draw: Draw, place: Sequence[int]) -> None:
         """A sequence in its row, and its drafts in others, one position after another."""
         sequence = draw.sequence
+        if draw.allowed is not None:
+            rows.constrained[place[0]] = True
+            self._allow(place[0], draw.allowed)
         for n, (row, token) in enumerate(zip(place, (draw.last, *draw.drafts), strict=True)):
             for values in (rows.seeds, rows.temperature, rows.top_k, rows.top_p, rows.scored):
                 values[row] = values[place[0]]
@@ -206,6 +215,13 @@ class Device:
             dense[token] = value
         self.state = programs.begin_row(self.state, np.int32(row), dense)
         return self.state.bias
+
+    def _allow(self, row: int, allowed: UInt32[np.ndarray, " words"]) -> Any:
+        """Tokens behind the last given word are not allowed."""
+        words = np.zeros(programs.words_of(self.config.vocab_size), np.uint32)
+        words[: len(allowed)] = allowed
+        self.state = programs.allow(self.state, np.int32(row), words)
+        return self.state.allowed
 
     def _prefill(self, tokens: Sequence[int], start: int, size: int, pages: Sequence[int]) -> Any:
         block, table = np.zeros((1, size), np.int32), np.zeros((1, self.layout.width), np.int32)

@@ -15,8 +15,9 @@ from typing import Any
 from llama_jax.config import ModelConfig, require
 from llama_jax.infer.engine import programs
 from llama_jax.infer.engine.device import Device, Draw, Result
+from llama_jax.infer.engine.draft_model import DraftModel, Wanted
 from llama_jax.infer.engine.drafts import Proposer, from_the_text
-from llama_jax.infer.engine.request import Busy, Finish, Piece, Request, Score
+from llama_jax.infer.engine.request import Busy, Finish, Grammar, Piece, Request, Score
 from llama_jax.infer.engine.scheduler import Chunk, Layout, Scheduled, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Ticket:
     prompt_scores: list[Score] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     """The prompt and what was drawn."""
+    grammar: Grammar | None = None
+    """What the answer keeps to."""
 
     @property
     def cached_tokens(self) -> int:
@@ -70,7 +73,8 @@ class Engine:
       vocab_limit: ids from here on spell nothing and are never drawn.
       queue: requests that may wait; more are refused.
       drafts: tokens that are guessed for each sequence where rows idle; 0 for none.
-      propose: guesses them.
+      propose: guesses them, from the text alone.
+      draft_model: guesses them instead.
     """
 
     def __init__(
@@ -83,10 +87,11 @@ class Engine:
         queue: int = 64,
         drafts: int = 0,
         propose: Proposer = from_the_text,
+        draft_model: DraftModel | None = None,
     ):
         require(layout.max_len <= config.max_seq_len, f"{layout.max_len=} exceeds the context")
         self.config, self.layout, self.queue = config, layout, queue
-        self.drafts, self.propose = drafts, propose
+        self.drafts, self.propose, self.draft_model = drafts, propose, draft_model
         limit = config.vocab_size if vocab_limit is None else vocab_limit
         self._device = Device(w, config, layout, limit)
         self.totals = Totals()
@@ -131,7 +136,9 @@ class Engine:
             )
             first.setdefault(alike, sequence)
             self.scheduler.check(sequence)
-            tickets.append(Ticket(request, listen, sequence, tokens=list(request.prompt)))
+            grammar = None if request.grammar is None else request.grammar()
+            tokens = list(request.prompt)
+            tickets.append(Ticket(request, listen, sequence, tokens=tokens, grammar=grammar))
         with self._wake:
             if self._queued + len(tickets) > self.queue:
                 raise Busy(f"{self._queued} requests are waiting, of {self.queue} at most")
@@ -179,6 +186,8 @@ class Engine:
     def warm_up(self, tell: Callable[[int, int, str], None] = lambda *_: None) -> None:
         """Compile everything there is; `tell` hears which of how many programs comes next."""
         self._device.warm_up(tell)
+        if self.draft_model is not None:
+            self.draft_model.warm_up(tell)
         self.compiled = programs.CompileCounter()
         self.beat = time.monotonic()
 
@@ -227,6 +236,8 @@ class Engine:
         sequence = ticket.sequence
         assert sequence.row is not None
         self._device.begin(sequence.row, ticket.request)
+        if self.draft_model is not None:
+            self.draft_model.begin(sequence.row, ticket.request)
         self.totals.prompt_tokens += len(sequence.prompt)
 
     def _prefill(self, chunk: Chunk) -> None:
@@ -242,9 +253,11 @@ class Engine:
     def _draw(self, ready: list[Scheduled], steps: int) -> None:
         begin = time.perf_counter()
         drawing = self._with_drafts(ready)
-        drafted = any(draw.drafts for draw in drawing)
-        results = self._device.draw(drawing, 1 if drafted else steps)
-        taken = 1 if drafted else max(len(result.tokens) for result in results)
+        if not drawing:
+            return
+        single = any(draw.drafts or draw.allowed is not None for draw in drawing)
+        results = self._device.draw(drawing, 1 if single else steps)
+        taken = 1 if single else max(len(result.tokens) for result in results)
         self._step_seconds = (time.perf_counter() - begin) / taken
         self.totals.draws += taken
         for draw, result in zip(drawing, results, strict=True):
@@ -255,25 +268,39 @@ class Engine:
             self.scheduler.drawn(sequence, len(tokens))
             ticket.tokens += tokens
             self.totals.generation_tokens += len(tokens)
-            finish = None
+            finish = None if ticket.grammar is None else ticket.grammar.take(tokens[-1])
             if tokens[-1] in ticket.request.sampling.stop_ids:
                 finish = "stop"
-            elif sequence.length >= sequence.limit:
+            elif finish is None and sequence.length >= sequence.limit:
                 finish = "length"
             self._tell(ticket, tokens, scores, finish)
 
     def _with_drafts(self, ready: list[Scheduled]) -> list[Draw]:
-        """What draws, with guesses for as many rows as idle."""
-        drawing, free = [], self.layout.rows - len(ready)
+        """What draws, with guesses for as many rows as idle. A sequence whose grammar has no answer
+        ends here."""
+        drawing: list[Draw] = []
+        free = self.layout.rows - len(ready)
+        wanted: dict[int, Wanted] = {}
         for sequence in ready:
-            ticket = self._tickets[sequence]
+            ticket, allowed = self._tickets[sequence], None
+            if ticket.grammar is not None and (allowed := ticket.grammar.allowed()) is None:
+                self._tell(ticket, [], [], "stuck")
+                continue
             # One step draws a token after each guess, and none may lie beyond the limit.
             most = min(self.drafts, free, sequence.limit - sequence.length - 1)
             drafts: Sequence[int] = ()
-            if most > 0 and not ticket.request.shaped:
-                drafts = list(self.propose(ticket.tokens, most))[:most]
-            free -= len(drafts)
-            drawing.append(Draw(sequence, ticket.tokens[-1], drafts))
+            if most > 0 and allowed is None and not ticket.request.shaped:
+                if self.draft_model is None:
+                    drafts = list(self.propose(ticket.tokens, most))[:most]
+                    free -= len(drafts)
+                else:
+                    wanted[len(drawing)] = Wanted(sequence, ticket.tokens, most)
+                    free -= most
+            drawing.append(Draw(sequence, ticket.tokens[-1], drafts, allowed))
+        if self.draft_model is not None and wanted:
+            guessed = self.draft_model.propose([*wanted.values()])
+            for n, drafts in zip(wanted, guessed, strict=True):
+                drawing[n] = drawing[n]._replace(drafts=drafts)
         return drawing
 
     @staticmethod
@@ -310,3 +337,5 @@ class Engine:
         self.scheduler.pool.forget()
         if not self.broken:
             self._device.clear()
+            if self.draft_model is not None:
+                self.draft_model.clear()

@@ -40,6 +40,8 @@ class State(NamedTuple):
     """How often each row drew each token."""
     bias: Float[Array, "B V"]
     """Added to each row's logits."""
+    allowed: UInt32[Array, "B words"]
+    """One bit for each token that a row with a grammar may draw next, the lowest first."""
 
 
 class Rows(NamedTuple):
@@ -61,6 +63,8 @@ class Rows(NamedTuple):
     """And this once for each time."""
     shaped: Bool[Any, " B"]
     """Whether penalties or a bias act on the row."""
+    constrained: Bool[Any, " B"]
+    """Whether the row draws from `State.allowed` alone: right for one step."""
     scored: Bool[Any, " B"]
     """Whether somebody asks for its log-probabilities."""
     stop_ids: Int[Any, "B stops"]
@@ -94,13 +98,25 @@ def new_state(config: ModelConfig, *, rows: int, num_pages: int, page: int) -> S
         pages=empty_cache(inference_config(config), num_pages, page),
         counts=jnp.zeros(shape, jnp.int32),
         bias=jnp.zeros(shape, jnp.float32),
+        allowed=jnp.zeros((rows, words_of(config.vocab_size)), jnp.uint32),
     )
+
+
+def words_of(vocab_size: int) -> int:
+    """Words of 32 bits that hold one bit for each token."""
+    return -(-vocab_size // 32)
 
 
 @partial(jax.jit, donate_argnames="state")
 def begin_row(state: State, row: Int[Any, ""], bias: Float[Any, " V"]) -> State:
     """A row that drew nothing, with a bias of its own."""
     return state._replace(counts=state.counts.at[row].set(0), bias=state.bias.at[row].set(bias))
+
+
+@partial(jax.jit, donate_argnames="state")
+def allow(state: State, row: Int[Any, ""], allowed: UInt32[Any, " words"]) -> State:
+    """What a row may draw next."""
+    return state._replace(allowed=state.allowed.at[row].set(allowed))
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -150,7 +166,8 @@ def draw_steps(
     `rows` may be the first ones alone.
     """
     B, V = len(rows.token), state.counts.shape[1]
-    whole, state = state, state._replace(counts=state.counts[:B], bias=state.bias[:B])
+    whole = state
+    state = state._replace(counts=state.counts[:B], bias=state.bias[:B], allowed=state.allowed[:B])
     base = row_keys(rows.seeds)
     top = min(TOP, V)
     drawn = Drawn(
@@ -172,8 +189,11 @@ def draw_steps(
         shaped = jax.lax.cond(
             jnp.any(rows.shaped), lambda: _shape(logits, state, rows), lambda: logits
         )
+        possible = jax.lax.cond(
+            jnp.any(rows.constrained), lambda: _constrain(shaped, state, rows), lambda: shaped
+        )
         choices = sampling_logits(
-            shaped,
+            possible,
             temperature=rows.temperature,
             top_k=rows.top_k,
             top_p=rows.top_p,
@@ -198,7 +218,7 @@ def draw_steps(
             length=length,
             taken=step + 1,
         )
-        return State(pages, counts, state.bias), drawn, token, limit
+        return state._replace(pages=pages, counts=counts), drawn, token, limit
 
     def unfinished(carry):
         _, drawn, _, limit = carry
@@ -207,7 +227,7 @@ def draw_steps(
     begin = state, drawn, jnp.asarray(rows.token), jnp.asarray(rows.limit)
     state, drawn, _, _ = jax.lax.while_loop(unfinished, body, begin)
     counts = whole.counts.at[:B].set(state.counts)
-    return State(state.pages, counts, whole.bias), drawn
+    return whole._replace(pages=state.pages, counts=counts), drawn
 
 
 def _decode(w, state: State, tokens, table, start, config: ModelConfig):
@@ -225,6 +245,15 @@ def _shape(logits, state: State, rows: Rows):
     drawn = (counts > 0).astype(jnp.float32)
     penalty = rows.presence[:, None] * drawn + rows.frequency[:, None] * counts
     return jnp.where(rows.shaped[:, None], logits + state.bias - penalty, logits)
+
+
+def _constrain(logits, state: State, rows: Rows):
+    """Logits with -inf for what a grammar forbids."""
+    R, V = logits.shape
+    bits = state.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None] & 1
+    allowed = bits.reshape(R, -1)[:, :V] == 1
+    free = jnp.logical_not(rows.constrained)[:, None]
+    return jnp.where(jnp.logical_or(free, allowed), logits, -jnp.inf)
 
 
 def _scores(logits, tokens, vocab_limit) -> Scores:

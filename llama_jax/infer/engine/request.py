@@ -1,15 +1,33 @@
 """What is asked of the engine, and what it answers: values that go between threads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt32
 
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.infer.decode_loop import check_prompts
 from llama_jax.infer.engine.programs import STOPS
 from llama_jax.infer.sampling_params import SamplingParams, check_seeds
 
-Finish = Literal["stop", "length", "cancelled", "failed"]
+Finish = Literal["stop", "length", "cancelled", "failed", "stuck"]
+"""`stuck`: the parser of its grammar gave up."""
+
+
+@runtime_checkable
+class Grammar(Protocol):
+    """Where one answer stands in a grammar that it must keep to."""
+
+    def allowed(self) -> UInt32[np.ndarray, " words"] | None:
+        """One bit for each token that may come next, the lowest of a word first; None if there is
+        no telling."""
+        ...
+
+    def take(self, token: int) -> Finish | None:
+        """Go on by a token; how the answer ends if nothing can follow it."""
+        ...
 
 
 class Busy(InputError):
@@ -33,6 +51,8 @@ class Request:
     """Subtracted as often as they were drawn."""
     bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of tokens."""
+    grammar: Callable[[], Grammar] | None = None
+    """Makes the grammar that the answer keeps to."""
     scored: bool = False
     """Whether log-probabilities of what is drawn are wanted."""
     prompt_scored: bool = False

@@ -24,11 +24,12 @@ def layout_of(
     rows: int,
     context: int | None = None,
     cache_gib: float | None = None,
+    draft: ModelConfig | None = None,
 ) -> Layout:
     """Sizes for `rows` sequences at once of `context` tokens at most (the model's own).
 
     The cache holds all rows at full length where a quarter of the free memory, or `cache_gib`, is
-    enough for that, and fewer pages otherwise.
+    enough for that, and fewer pages otherwise. The pages of a `draft` model lie beside the others.
 
     Raises:
       InputError: not one sequence of full length fits.
@@ -38,7 +39,8 @@ def layout_of(
     page, chunks, budget = CPU_SIZES if cpu else DEVICE_SIZES
     one = -(-most // page)
     limit = _free_bytes() // SHARE if cache_gib is None else int(cache_gib * 2**30)
-    affordable = limit // (page * cache_bytes(config))
+    bytes_ = cache_bytes(config) + (0 if draft is None else cache_bytes(draft))
+    affordable = limit // (page * bytes_)
     require(
         affordable > one,
         f"{limit:,} bytes of cache hold {affordable} pages of {page} tokens, and one sequence of "

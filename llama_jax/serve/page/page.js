@@ -4,9 +4,12 @@
 
 const $ = (id) => document.getElementById(id);
 const STORE = "llama-jax-conversations";
-const SETTINGS = ["mode", "system", "temperature", "top_p", "max_tokens", "seed", "probabilities"];
+const SETTINGS = [
+  "mode", "system", "temperature", "second", "top_p", "max_tokens", "seed", "probabilities",
+];
 const MAX_IMPORT = 20e6;
 let model = "";
+let context = 0; // tokens that a conversation can have
 let conversations = [];
 let current = null;
 let running = null; // AbortController of the answer that is being drawn
@@ -22,7 +25,7 @@ function sound(conversation) {
   return conversation && text(conversation.id) && Array.isArray(conversation.messages)
     && typeof conversation.settings === "object" && conversation.settings !== null
     && conversation.messages.every((m) => m && ["user", "assistant"].includes(m.role)
-      && text(m.content));
+      && text(m.content) && (m.other === undefined || (m.other && text(m.other.content))));
 }
 
 function load() {
@@ -112,17 +115,34 @@ function show() {
 function article(message, place) {
   const node = element("article", undefined, { class: message.role });
   node.append(element("h2", message.role === "user" ? "You" : model || "Model"));
+  if (message.other) {
+    const both = element("div", undefined, { class: "both" });
+    both.append(...[message, message.other].map((one) => version(one, message, place)));
+    node.append(both);
+  } else {
+    node.append(version(message, message, place));
+  }
+  return node;
+}
+
+function version(message, whole, place) {
+  const node = element("section");
+  if (whole.other) node.append(element("h3", `Temperature ${message.temperature}`));
   const text = element("p", undefined, { dir: "auto" });
   fill(text, message);
   const footer = element("footer");
   node.append(text, footer);
+  const last = place === current.messages.length - 1;
   if (message.role === "user") {
     footer.append(button("Edit", "Edit this message", () => edit(place)));
   } else {
     footer.append(button("Copy", "Copy this answer", () => {
       navigator.clipboard.writeText(message.content).then(() => say("Copied."), () => say("Not copied."));
     }));
-    if (place === current.messages.length - 1) {
+    if (whole.other && !running) {
+      footer.append(button("Keep", "Keep this answer and drop the other", () => keep(place, message)));
+    }
+    if (last && message === whole) {
       footer.append(button("Retry", "Draw another answer", () => retry(place)));
     }
     if (message.note) footer.append(element("span", message.note));
@@ -175,93 +195,55 @@ function retry(place) {
   answer();
 }
 
+function keep(place, message) {
+  const { other, temperature, ...kept } = message;
+  current.messages[place] = kept;
+  save();
+  show();
+}
+
 function stop() {
   if (running) running.abort();
-}
-
-function number(name) {
-  const value = $(name).value.trim();
-  return value === "" ? undefined : Number(value);
-}
-
-function wanted() {
-  const seed = number("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0];
-  const body = {
-    model, stream: true, stream_options: { include_usage: true }, seed,
-    temperature: number("temperature"), top_p: number("top_p"), max_tokens: number("max_tokens"),
-  };
-  const said = current.messages;
-  if ($("mode").value === "text") {
-    body.prompt = said.map((m) => m.content).join("");
-    if ($("probabilities").checked) body.logprobs = 5;
-    return ["v1/completions", body];
-  }
-  const system = $("system").value.trim();
-  body.messages = said.map(({ role, content }) => ({ role, content }));
-  if (system) body.messages.unshift({ role: "system", content: system });
-  if ($("probabilities").checked) Object.assign(body, { logprobs: true, top_logprobs: 5 });
-  return ["v1/chat/completions", body];
-}
-
-async function ask(path, body, signal) {
-  for (;;) {
-    const key = sessionStorage.getItem("key");
-    const headers = key ? { Authorization: `Bearer ${key}` } : {};
-    if (body) headers["Content-Type"] = "application/json";
-    const response = await fetch(path, {
-      method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body),
-    });
-    if (response.status !== 401) return response;
-    if (!(await askKey())) throw new Error("The server needs a key.");
-  }
-}
-
-function askKey() {
-  const dialog = $("keys");
-  $("key").value = "";
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((done) => dialog.addEventListener("close", () => {
-    sessionStorage.setItem("key", $("key").value);
-    done(dialog.returnValue === "ok" && $("key").value !== "");
-  }, { once: true }));
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("The connection ended before the answer did.");
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      if (!part.startsWith("data: ")) continue;
-      if (part === "data: [DONE]") return;
-      const event = JSON.parse(part.slice(6));
-      if (event.error) throw new Error(event.error.message);
-      yield event;
-    }
-  }
 }
 
 async function answer() {
   const mine = current;
   const [path, body] = wanted();
   const message = { role: "assistant", content: "" };
+  const versions = [message];
+  const second = number("second");
+  if (second !== undefined) {
+    message.temperature = body.temperature;
+    message.other = { role: "assistant", content: "", temperature: second };
+    versions.push(message.other);
+  }
   mine.messages.push(message);
   save();
   show();
-  const node = $("log").lastElementChild.querySelector("p");
+  const nodes = $("log").lastElementChild.querySelectorAll("p");
   const controller = running = new AbortController();
   busy(true);
+  await Promise.all(versions.map((version, n) => draw(
+    version, nodes[n], path, { ...body, temperature: version.temperature ?? body.temperature },
+    controller.signal, () => mine === current, n === 0,
+  )));
+  if (running === controller) {
+    running = null;
+    busy(false);
+  }
+  save();
+  if (mine === current) show();
+}
+
+// Stream one answer into a message and its node, as long as that is seen.
+async function draw(message, node, path, body, signal, seen, spoken) {
   const began = performance.now();
   let usage = null;
   let reason = "";
   let unsaid = "";
   const decoder = new TextDecoder(); // of the bytes of tokens, which may be parts of a character
   try {
-    const response = await ask(path, body, controller.signal);
+    const response = await ask(path, body, signal);
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const event of events(response)) {
       usage = event.usage || usage;
@@ -270,9 +252,9 @@ async function answer() {
         reason = choice.finish_reason || reason;
         message.content += text;
         collect(message, choice.logprobs, decoder);
-        unsaid = speak(unsaid + text);
+        if (spoken) unsaid = speak(unsaid + text);
       }
-      if (mine === current) {
+      if (seen()) {
         const low = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80;
         fill(node, message);
         if (low) end();
@@ -283,37 +265,17 @@ async function answer() {
     if (usage) {
       message.note += `, ${usage.completion_tokens} tokens, `
         + `${(usage.completion_tokens / seconds).toFixed(1)} a second, `
-        + `${usage.total_tokens} of the context`;
+        + `${usage.total_tokens} of ${context} in the context`;
     }
     if (reason === "length") message.note += ", cut at the limit";
+    if (!message.content) message.failed = "The model said nothing.";
   } catch (error) {
-    if (error.name === "AbortError") message.note = `seed ${body.seed}, stopped`;
-    else message.failed = String(error.message || error);
+    if (error instanceof TypeError) message.failed = "The connection was lost.";
+    else if (error.name !== "AbortError") message.failed = String(error.message || error);
+    else if (!message.content) message.failed = "Stopped before anything was said.";
+    else message.note = `seed ${body.seed}, stopped`;
   }
   if (unsaid.trim()) $("spoken").textContent = unsaid;
-  if (!message.content && !message.failed) mine.messages.pop();
-  if (running === controller) {
-    running = null;
-    busy(false);
-  }
-  save();
-  if (mine === current) show();
-}
-
-function collect(message, logprobs, decoder) {
-  if (!logprobs) return;
-  message.tokens ??= [];
-  if (logprobs.content) {
-    for (const t of logprobs.content) {
-      const text = decoder.decode(new Uint8Array(t.bytes), { stream: true });
-      message.tokens.push([text, t.logprob, t.top_logprobs.map((o) => [o.token, o.logprob])]);
-    }
-  } else {
-    logprobs.tokens.forEach((text, n) => {
-      const tops = Object.entries(logprobs.top_logprobs[n]).sort((a, b) => b[1] - a[1]);
-      message.tokens.push([text, logprobs.token_logprobs[n], tops]);
-    });
-  }
 }
 
 function speak(text) {
@@ -415,7 +377,12 @@ async function begin() {
     await new Promise((done) => setTimeout(done, 1000));
   }
   const response = await ask("v1/models");
-  model = (await response.json()).data[0].id;
+  const [card] = (await response.json()).data;
+  model = card.id;
+  // An answer must leave room for what it answers.
+  const most = $("max_tokens");
+  context = most.max = card.max_model_len;
+  if (number("max_tokens") > context / 2) most.value = Math.floor(context / 2);
   $("model").textContent = model;
   say("");
   show();

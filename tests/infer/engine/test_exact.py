@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from llama_jax.config import InputError
 from llama_jax.infer.engine.engine import Engine
 from llama_jax.infer.engine.programs import CompileCounter
-from llama_jax.infer.engine.request import Busy
+from llama_jax.infer.engine.request import Busy, Request
+from llama_jax.infer.generate import generate_tokens
+from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import prepare
 from tests.infer.engine.tiny import LAYOUT, Heard, all_free, alone, request
 from tests.infer.small import SMALL, full, params_of
@@ -37,6 +39,24 @@ def test_greedy_tokens_and_their_scores_are_those_of_full_forward_passes(engine,
         np.testing.assert_allclose(values, logp[at, list(ids)], atol=1e-3)
         np.testing.assert_allclose(values, np.sort(logp[at])[::-1][:20], atol=1e-3)
     assert all(score.logp == max(p for _, p in score.top) for score in scores)
+
+
+@pytest.mark.parametrize("setting", [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.8, 5, 1.0), (1.3, 0, 0.7)])
+def test_the_whole_loop_of_generate_draws_the_same(engine, setting):
+    """Which commands use that have the device for themselves: one program, no step to the host."""
+    temperature, top_k, top_p = setting
+    prompts = [list(range(1, n)) for n in (2, 5, 9, 20)]
+    sampling = SamplingParams(
+        max_new_tokens=14, temperature=temperature, top_k=top_k, top_p=top_p, stop_ids=(7, 33)
+    )
+    whole = generate_tokens(
+        params_of(SMALL), prompts, sampling, config=SMALL, seeds=range(len(prompts))
+    )
+    for seed, (prompt, expected) in enumerate(zip(prompts, whole, strict=True)):
+        wanted = Request(prompt=prompt, sampling=sampling, seed=seed)
+        tokens, _, _, finish = alone(engine, wanted)
+        assert tokens[: len(expected)] == expected
+        assert finish == ("stop" if len(expected) < 14 else "length")
 
 
 PROMPTS = st.one_of(

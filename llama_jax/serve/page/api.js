@@ -1,0 +1,87 @@
+"use strict";
+// What the page asks of the server, and how its answers come in.
+
+function number(name) {
+  const value = $(name).value.trim();
+  return value === "" ? undefined : Number(value);
+}
+
+function wanted() {
+  const seed = number("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0];
+  const body = {
+    model, stream: true, stream_options: { include_usage: true }, seed,
+    temperature: number("temperature"), top_p: number("top_p"), max_tokens: number("max_tokens"),
+  };
+  const said = current.messages;
+  if ($("mode").value === "text") {
+    body.prompt = said.map((m) => m.content).join("");
+    if ($("probabilities").checked) body.logprobs = 5;
+    return ["v1/completions", body];
+  }
+  const system = $("system").value.trim();
+  body.messages = said.map(({ role, content }) => ({ role, content }));
+  if (system) body.messages.unshift({ role: "system", content: system });
+  if ($("probabilities").checked) Object.assign(body, { logprobs: true, top_logprobs: 5 });
+  return ["v1/chat/completions", body];
+}
+
+let asking = null; // the key is asked for once, however many requests need it
+
+async function ask(path, body, signal) {
+  for (;;) {
+    const key = sessionStorage.getItem("key");
+    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    if (body) headers["Content-Type"] = "application/json";
+    const response = await fetch(path, {
+      method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body),
+    });
+    if (response.status !== 401) return response;
+    asking ??= askKey().finally(() => { asking = null; });
+    if (!(await asking)) throw new Error("The server needs a key.");
+  }
+}
+
+function askKey() {
+  const dialog = $("keys");
+  $("key").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((done) => dialog.addEventListener("close", () => {
+    sessionStorage.setItem("key", $("key").value);
+    done(dialog.returnValue === "ok" && $("key").value !== "");
+  }, { once: true }));
+}
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error("The connection ended before the answer did.");
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      if (!part.startsWith("data: ")) continue;
+      if (part === "data: [DONE]") return;
+      const event = JSON.parse(part.slice(6));
+      if (event.error) throw new Error(event.error.message);
+      yield event;
+    }
+  }
+}
+
+function collect(message, logprobs, decoder) {
+  if (!logprobs) return;
+  message.tokens ??= [];
+  if (logprobs.content) {
+    for (const t of logprobs.content) {
+      const text = decoder.decode(new Uint8Array(t.bytes), { stream: true });
+      message.tokens.push([text, t.logprob, t.top_logprobs.map((o) => [o.token, o.logprob])]);
+    }
+  } else {
+    logprobs.tokens.forEach((text, n) => {
+      const tops = Object.entries(logprobs.top_logprobs[n]).sort((a, b) => b[1] - a[1]);
+      message.tokens.push([text, logprobs.token_logprobs[n], tops]);
+    });
+  }
+}
