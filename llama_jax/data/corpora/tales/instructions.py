@@ -84,7 +84,8 @@ def short_story(index: int, split: str = "train", seed: int = 0) -> str:
     if what < 0.12:
         return " ".join([dice.pick(facts.FACTS).answers[0] for _ in range(6)])
     titled = dice.chance(0.5)
-    story = tell(wishes.draw(dice), dice.draws(NUM_DRAWS))
+    wanted = wishes.draw(dice, ending=titled and dice.chance(0.6))
+    story = tell(wanted, dice.draws(NUM_DRAWS))
     return f"{asking.title(story.facts, dice)} {story.text}" if titled else story.text
 
 
