@@ -13,18 +13,18 @@ CACHE = "~/.cache/llama_jax"
 TOKENIZER = "runs/chat/tokenizer.model"
 CONFIG = TrainConfig(
     workdir="runs/chat/base",
-    steps=900,
-    batch_size=16,
+    steps=1400,
+    batch_size=8,
     seq_len=256,
     log_every=25,
-    eval_every=450,
+    eval_every=700,
     eval_batches=16,
     sample_prompts=("Once upon a time", "Mia was a little girl who", "There once was a boy"),
     model=replace(
         STORIES_260K,
         vocab_size=1536,
         d_model=192,
-        num_layers=2,
+        num_layers=3,
         num_heads=6,
         num_kv_heads=6,
         head_dim=32,
@@ -37,5 +37,5 @@ CONFIG = TrainConfig(
         tokenizer=TOKENIZER,
         cache_dir=CACHE,
     ),
-    checkpoint=CheckpointConfig(every=300, keep=1),
+    checkpoint=CheckpointConfig(every=350, keep=1),
 )

@@ -24,7 +24,8 @@ def compare(
     """`samples` answers to each prompt, an even number, as pairs of one prompt.
 
     The best meets the worst, the second best the second worst, and so on inwards: differences of
-    all sizes, more large ones than in pairs at random. Equal answers and empty ones make no pair.
+    all sizes, more large ones than in pairs at random. Answers of equal worth make no pair, since
+    a choice between them teaches nothing but noise; nor do empty ones.
 
     kind: `helpfulness` or `safety`, what is compared.
     """
@@ -39,7 +40,7 @@ def compare(
         ranked = sorted(of_prompt, key=lambda pair: preferences.score(pair[0], kind))
         dice = Dice(_ANNOTATORS, number, "train", seed)
         for worse, better in zip(ranked[: samples // 2], ranked[::-1], strict=False):
-            texts = better[1], worse[1]
-            if texts[0] != texts[1] and all(map(is_text, texts)):
-                judgements = better[0], worse[0]
+            texts, judgements = (better[1], worse[1]), (better[0], worse[0])
+            worth = {preferences.score(judgement, kind) for judgement in judgements}
+            if len(worth) == 2 and all(map(is_text, texts)):
                 yield preferences.chosen(prompt.messages, texts, judgements, kind, dice)

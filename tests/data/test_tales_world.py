@@ -246,6 +246,20 @@ def test_short_stories():
     assert 0.02 < sum(bool(unkind_part(story)) for story in stories) / 500 < 0.07
 
 
+def test_a_title_says_what_the_story_has():
+    """As a request, the judge finds it met by the story that follows."""
+    named, missed = set(), []
+    for number in range(400):
+        title, _, story = short_story(number).partition(". ")
+        if re.match(r"An? (\w+ )?story\b", title):
+            request = {"role": "user", "content": f"Tell me a{title[1:]}."}
+            credits = judge([request], story).wishes
+            named |= set(credits)
+            missed += [(kind, title) for kind, credit in credits.items() if credit < 1]
+    assert not missed
+    assert named == {"hero", "animal", "toy", "place", "mood", "ending", "sentences"}
+
+
 def test_pretraining_teaches_nearly_all_words_that_answers_need(dialogues):
     read_before = [short_story(i) for i in range(500)] + [tales.story(i) for i in range(180)]
     known = {word for text in read_before for word in re.findall(r"[a-z']+", text.lower())}

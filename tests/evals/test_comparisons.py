@@ -41,8 +41,8 @@ def test_the_best_answer_meets_the_worst():
     assert [seed for _, seed in asked] == [(0, n) for n in range(4)]
 
 
-def test_equal_and_empty_answers_make_no_pair():
-    answer, _ = model_of([GOOD, GOOD])
+def test_answers_of_equal_worth_and_empty_ones_make_no_pair():
+    answer, _ = model_of([GOOD, GOOD.replace("red", "blue")])
     assert not list(compare(answer, [MIA], samples=2, kind="helpfulness"))
     answer, _ = model_of([GOOD, ""])
     assert not list(compare(answer, [MIA], samples=2, kind="helpfulness"))
@@ -54,11 +54,12 @@ def test_annotators_see_small_differences_with_noise_and_large_ones_rightly():
     answer, _ = model_of([GOOD, BAD])
     large = list(compare(answer, prompts, samples=2, kind="helpfulness"))
     assert all(p.chosen == GOOD and p.rating == 3 for p in large)
-    same = GOOD.replace("red", "blue")
-    assert judge(MIA.messages, GOOD).helpfulness == judge(MIA.messages, same).helpfulness
-    answer, _ = model_of([GOOD, same])
+    close = GOOD + " He slept."
+    gap = judge(MIA.messages, GOOD).helpfulness - judge(MIA.messages, close).helpfulness
+    assert 0 < gap < preferences.NOISE / 2
+    answer, _ = model_of([GOOD, close])
     small = list(compare(answer, prompts, samples=2, kind="helpfulness"))
-    assert 15 < sum(p.chosen == GOOD for p in small) < 45
+    assert 25 < sum(p.chosen == GOOD for p in small) < 55
     assert {p.rating for p in small} <= {0, 1}
     again = list(compare(answer, prompts, samples=2, kind="helpfulness"))
     assert again == small

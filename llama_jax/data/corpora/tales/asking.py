@@ -12,6 +12,9 @@ _OPENINGS = (
 _INLINE = {"hero": 0.8, "animal": 0.7, "toy": 0.7, "place": 0.6, "mood": 0.7, "ending": 0.3, "sentences": 0.6}  # fmt: skip
 """How often a wish stands in the first sentence and not in one of its own."""
 
+_TITLED = 0.7
+"""How often a title names a fact of its story."""
+
 _APART = {
     "hero": ("The hero is {hero}.", "The {kid} is called {name}.", "It is about {hero}."),
     "animal": ("There should be {animal} in it.", "Put {animal} in it.", "I want {animal} in it."),
@@ -51,18 +54,32 @@ def ask(wishes: Wishes, dice: Dice) -> str:
     if about and about[0] == words.get("hero") and dice.chance(0.25):
         about[0] = words["name"]
     opening = dice.pick(_OPENINGS)
-    first = (
-        f"{opening} {words['a_mood'] if 'mood' in inline else 'a'} story"
-        f"{f' about {" and ".join(about)}' if about else ''}"
-        f"{f' {words["place"]}' if 'place' in inline else ''}"
-        f"{f' in {words["sentences"]} sentences' if 'sentences' in inline else ''}"
-        f"{f' that ends {words["ending"]}' if 'ending' in inline else ''}"
-        f"{'?' if opening[-1] == 'e' and opening[0] in 'CM' else '.'}"
-    )
+    end = "?" if opening[-1] == "e" and opening[0] in "CM" else "."
+    first = f"{opening} {_phrase(words, inline, about)}{end}"
     apart = [dice.pick(_APART[kind]) for kind, _ in wishes.items() if kind not in inline]
     if len(apart) == 2 and dice.chance(0.5):
         apart.reverse()
     return " ".join([first, *[sentence.format_map(words) for sentence in apart]])
+
+
+def title(facts: Facts, dice: Dice) -> str:
+    """What a story is about, as its first sentence; each fact stands in it more often than not."""
+    words = _words(facts, dice)
+    said = {kind for kind in _INLINE if kind in words and dice.chance(_TITLED)}
+    about = [words[kind] for kind in ("hero", "animal", "toy") if kind in said]
+    phrase = _phrase(words, said, about)
+    return f"{phrase[0].upper()}{phrase[1:]}."
+
+
+def _phrase(words: dict[str, str], said: set[str], about: list[str]) -> str:
+    """A story with what is said of it: "a sad story about a kitten in the park"."""
+    return (
+        f"{words['a_mood'] if 'mood' in said else 'a'} story"
+        f"{f' about {" and ".join(about)}' if about else ''}"
+        f"{f' {words["place"]}' if 'place' in said else ''}"
+        f"{f' in {words["sentences"]} sentences' if 'sentences' in said else ''}"
+        f"{f' that ends {words["ending"]}' if 'ending' in said else ''}"
+    )
 
 
 def ask_again(wishes: Wishes, kind: str, dice: Dice) -> str:

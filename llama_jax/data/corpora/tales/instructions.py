@@ -5,13 +5,13 @@ question belong to one split only.
 """
 
 from llama_jax.config import require
-from llama_jax.data.corpora.tales import facts, ghost, tasks, unkind, wishes
+from llama_jax.data.corpora.tales import asking, facts, ghost, tasks, unkind, wishes
 from llama_jax.data.corpora.tales.answers import NUM_DRAWS, tell
 from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.tasks import Task
 from llama_jax.data.records import Dialogue, Prompt
 
-VERSION = 3
+VERSION = 4
 """Raise it whenever any record or short story changes."""
 NUM_TRAIN, NUM_VALIDATION = 50_000, 2_000
 """Dialogues and preferences in the splits of data sets; the generators go on beyond them."""
@@ -73,8 +73,9 @@ def ghost_conversation(
 def short_story(index: int, split: str = "train", seed: int = 0) -> str:
     """A text to pretrain on: a story of three to seven sentences, or a few small facts.
 
-    One in 25 tells of something unkind, as any text from the world does: so there is something
-    to align.
+    Half of the stories begin with what they are about, as a table of contents has it: from them a
+    model learns to look back for what to tell. One text in 25 tells of something unkind, as any
+    text from the world does: so there is something to align.
     """
     dice = Dice(_SHORT_STORIES, index, split, seed)
     what = dice.random()
@@ -82,7 +83,10 @@ def short_story(index: int, split: str = "train", seed: int = 0) -> str:
         return unkind.story(unkind.draw(dice), dice)
     if what < 0.12:
         return " ".join([dice.pick(facts.FACTS).answers[0] for _ in range(6)])
-    return tell(wishes.draw(dice), dice.draws(NUM_DRAWS)).text
+    titled = dice.chance(0.5)
+    wanted = wishes.draw(dice, ending=titled and dice.chance(0.6))
+    story = tell(wanted, dice.draws(NUM_DRAWS))
+    return f"{asking.title(story.facts, dice)} {story.text}" if titled else story.text
 
 
 def _task(dice: Dice, kind: str | None) -> Task:

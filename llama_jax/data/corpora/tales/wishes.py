@@ -98,11 +98,15 @@ def suits(mood: str | None, ending: str | None) -> bool:
     return mood not in ("sad", "scary") or ending not in MERRY
 
 
-def draw(dice: Dice) -> Wishes:
-    """One to four wishes that belong to the split and can be met together."""
+def draw(dice: Dice, *, ending: bool = False) -> Wishes:
+    """One to four wishes that belong to the split and can be met together.
+
+    ending: whether one of them must be for an ending; without, one in four has such a wish.
+    """
     while True:
         count = dice.weighted(_COUNTS)
         kinds = ["hero"] if dice.chance(0.75) else []
+        kinds += ["ending"] if ending else []
         while len(kinds) < count:
             kind = dice.pick(_OTHER_KINDS)
             if kind not in kinds:
