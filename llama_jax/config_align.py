@@ -104,11 +104,6 @@ class RolloutConfig(TrainConfig):
         )
         require(self.wave_rows > 0, f"wave_rows={self.wave_rows} must be positive")
         require(self.init_from, "init_from is empty: name the model to start from")
-        require(
-            not self.lora.rank,
-            f"lora.rank={self.lora.rank} does not go with {self.stage}, which trains all weights: "
-            "leave it out",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +112,8 @@ class PolicyConfig(RolloutConfig):
 
     `steps` counts iterations: batch_size answers, and one update for each minibatch of them.
     init_from is the policy to start from and the reference to stay close to; `optimizer` is the
-    policy's.
+    policy's. With `lora.rank` all models are adapters of init_from, whose weights are held once:
+    the policy, the value, and the reward models that were trained as adapters of it.
     """
 
     init_from: str
@@ -285,6 +281,11 @@ class RejectionConfig(RolloutConfig):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
         require(self.prompts >= 0, f"prompts={self.prompts} must not be negative")
+        require(
+            not self.lora.rank,
+            f"lora.rank={self.lora.rank} does not go with {self.stage}, which trains all weights: "
+            "leave it out",
+        )
         bad = [t for t in self.temperatures if not 0 < t < float("inf")]
         require(not bad, f"temperatures={bad} must be positive: greedy answers are all the same")
 

@@ -16,14 +16,13 @@ from llama_jax.align.iterations import Metrics, PolicySummary, run
 from llama_jax.align.policy_objectives import GroupedPolicy
 from llama_jax.align.reward_functions import open_function
 from llama_jax.align.rewards import Rewards, Scores, open_judges
-from llama_jax.align.scoring import Scorer
-from llama_jax.align.trainer import Trainer
+from llama_jax.align.trainer import Trainer, read_source
 from llama_jax.config_align import GrpoConfig
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.models import Opened
 from llama_jax.train.objective import Objective
 from llama_jax.train.optimizer import make_optimizer
-from llama_jax.train.state import trained_table
+from llama_jax.train.state import select, trained_table
 
 
 def grpo(config: GrpoConfig) -> PolicySummary:
@@ -45,19 +44,21 @@ class Grpo:
     """A `Learner`: reward models or a function, the reference, and the policy."""
 
     def __init__(self, config: GrpoConfig, tokenizer: Tokenizer, source: Opened, mesh: Mesh):
-        block = config.minibatch // config.accumulate
         self.config = config
+        base = read_source(config, source, mesh)
+        self.trainer = Trainer(config, *objectives(config), mesh, base)
+        self.reference = self.trainer.reference
+        shared = base if config.lora.rank else None
         self.rewards: Rewards = (
             open_function(config.reward)
             if config.reward
-            else open_judges(config, tokenizer, block=block)
+            else open_judges(config, tokenizer, block=self.reference.block, base=shared)
         )
-        self.trainer = Trainer(config, *objectives(config), mesh)
-        self.reference = Scorer(config.model, self.trainer.reference(source), block)
 
     def begin(self) -> None:
-        """The reference's parameters."""
-        self.trainer.begin(policy=self.reference.params)
+        """The reference's parameters, or its adapters where they are trained."""
+        policy = self.trainer.objectives["policy"]
+        self.trainer.begin(policy=select(self.reference.params, policy))
 
     def experience(
         self, number: int, rows: Mapping[str, np.ndarray], scores: Scores, stopped: np.ndarray

@@ -26,10 +26,11 @@ from llama_jax.align.scoring import RewardModel, Scorer, open_reward_model
 from llama_jax.align.trainer import Trainer
 from llama_jax.align.variety import variety
 from llama_jax.checkpoint import Checkpointer
+from llama_jax.config import adapted
 from llama_jax.config_align import PolicyConfig
 from llama_jax.data.conversations import EncodedPrompt, prepare_prompts
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.models import Opened, params_digest
+from llama_jax.models import Opened, base_pointer, params_digest
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.runtime.compilation_cache import keep_programs
@@ -147,9 +148,12 @@ def run[C: PolicyConfig](
 
         # ---- Models: those that judge, the reference, and those that learn.
         with fail_together(), clock("models"):
-            learner = open_learner(config, tokenizer, source, mesh)
-            examiner = _examiner(config, tokenizer)
+            learner = open_learner(adapted(config), tokenizer, source, mesh)
             trainer = learner.trainer
+            examiner = _examiner(config, tokenizer, trainer)
+            pointer = {}
+            if config.lora.rank:  # a checkpoint holds adapters alone
+                pointer = {"base": trainer.base.identity} | base_pointer(source, workdir)
             identity = {
                 "reward model": learner.rewards.digest(),
                 "reference": params_digest(learner.reference.params),
@@ -195,7 +199,7 @@ def run[C: PolicyConfig](
             stop = preemption.reached(done) or stopped is not None
             if stop or done % config.checkpoint.every == 0 or done == config.steps:
                 with progress.phase("checkpoint"):
-                    checkpoints.save(done, trainer.tree(), identity)
+                    checkpoints.save(done, trainer.tree(), identity | pointer)
                     checkpoints.wait()
                 rollouts.forget(done)
             if stop:
@@ -207,12 +211,17 @@ def run[C: PolicyConfig](
         )
 
 
-def _examiner(config: PolicyConfig, tokenizer: Tokenizer) -> RewardModel | None:
+def _examiner(config: PolicyConfig, tokenizer: Tokenizer, trainer: Trainer) -> RewardModel | None:
     """The reward model that tells what a policy learned from the others."""
     if config.heldout is None:
         return None
-    block = config.minibatch // config.accumulate
-    return open_reward_model(config.heldout, tokenizer, seq_len=config.seq_len, block=block)
+    return open_reward_model(
+        config.heldout,
+        tokenizer,
+        seq_len=config.seq_len,
+        block=trainer.reference.block,
+        base=trainer.base if config.lora.rank else None,
+    )
 
 
 def iteration(

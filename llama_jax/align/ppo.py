@@ -1,7 +1,8 @@
 """Proximal policy optimisation with two reward models (Llama 2, section 3.2.3).
 
 Policy and value learn from each minibatch; the value starts from the helpfulness model, whose
-scores it expects, on the scale that they are whitened to.
+scores it expects, on the scale that they are whitened to. With --lora.rank they, the reference and
+the reward models are adapters of one frozen base.
 """
 
 import dataclasses
@@ -20,16 +21,15 @@ from llama_jax.align.losses import ScoreScale
 from llama_jax.align.policy_objectives import Policy, Value
 from llama_jax.align.rewards import Judges, Scores, open_judges
 from llama_jax.align.scores import SMALLEST_SPREAD
-from llama_jax.align.scoring import Scorer
-from llama_jax.align.trainer import Trainer
-from llama_jax.config import ModelConfig
+from llama_jax.align.trainer import Trainer, read_source
+from llama_jax.config import ModelConfig, require
 from llama_jax.config_align import PpoConfig
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.heads import HEAD, rescale_head
 from llama_jax.models import Opened
 from llama_jax.train.objective import Objective
 from llama_jax.train.optimizer import make_optimizer
-from llama_jax.train.state import trained_table
+from llama_jax.train.state import select, trained_table
 
 
 def ppo(config: PpoConfig) -> PolicySummary:
@@ -55,18 +55,27 @@ class Ppo:
     """A `Learner`: two or three models that judge, the reference, policy and value."""
 
     def __init__(self, config: PpoConfig, tokenizer: Tokenizer, source: Opened, mesh: Mesh):
-        block = config.minibatch // config.accumulate
+        block, adapts = config.minibatch // config.accumulate, bool(config.lora.rank)
         self.config = config
-        self.rewards: Judges = open_judges(config, tokenizer, block=block)
+        base = read_source(config, source, mesh)
+        self.rewards: Judges = open_judges(
+            config, tokenizer, block=block, base=base if adapts else None
+        )
         like, score = config.model, self.rewards.helpfulness.scorer.config
+        require(
+            not adapts or score.lora is not None,
+            f"helpfulness {config.helpfulness} is no adapter of init_from {config.init_from} in "
+            f"{like.param_dtype}, which the value starts from with lora.rank={config.lora.rank}: "
+            "train it with llama-jax reward --lora.rank N from that model",
+        )
         value = dataclasses.replace(
             score, dtype=like.dtype, param_dtype=like.param_dtype, remat=like.remat,
             attention=like.attention,
         )  # fmt: skip
-        self.trainer = Trainer(config, *objectives(config, value), mesh)
+        self.trainer = Trainer(config, *objectives(config, value), mesh, base)
+        self.reference = self.trainer.reference
         scalar: Any = jax.ShapeDtypeStruct((), np.float32)
         self.scale = ScoreScale(scalar, scalar, scalar)
-        self.reference = Scorer(config.model, self.trainer.reference(source), block)
 
     @property
     def scale(self) -> ScoreScale:
@@ -78,10 +87,14 @@ class Ppo:
         self.trainer.extra["scale"] = scale
 
     def begin(self) -> None:
-        """The reference's parameters, and those of the helpfulness model."""
-        self.trainer.begin(
-            policy=self.reference.params, value=self.rewards.helpfulness.scorer.params
-        )
+        """The reference's parameters, and those of the helpfulness model; of either its adapters
+        where they are trained."""
+        models = {
+            "policy": self.reference.params,
+            "value": self.rewards.helpfulness.scorer.params,
+        }
+        objectives = self.trainer.objectives
+        self.trainer.begin(**{k: select(params, objectives[k]) for k, params in models.items()})
         nothing: Any = np.zeros((), np.float32)  # on the host, as scores are
         self.scale = ScoreScale(nothing, nothing, nothing)
 

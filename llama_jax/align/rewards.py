@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from llama_jax.align.answering import Answered
 from llama_jax.align.losses import SAFETY_THRESHOLD, combined_score
-from llama_jax.align.scoring import RewardModel, Rows, open_reward_model
+from llama_jax.align.scoring import Base, RewardModel, Rows, open_reward_model
 from llama_jax.config_align import RolloutConfig
 from llama_jax.data.conversations import EncodedPrompt
 from llama_jax.data.tokenizer import Tokenizer
@@ -70,11 +70,13 @@ class Judges:
         return score_answers(self, rows, np.array([p.safety for p in prompts]))
 
 
-def open_judges(config: RolloutConfig, tokenizer: Tokenizer, *, block: int) -> Judges:
+def open_judges(
+    config: RolloutConfig, tokenizer: Tokenizer, *, block: int, base: Base | None = None
+) -> Judges:
     """The reward models that an experiment names. Raises InputError if one does not fit."""
 
     def read(path: str) -> RewardModel:
-        return open_reward_model(path, tokenizer, seq_len=config.seq_len, block=block)
+        return open_reward_model(path, tokenizer, seq_len=config.seq_len, block=block, base=base)
 
     assert config.helpfulness is not None, "the experiment requires it"
     return Judges(read(config.helpfulness), None if config.safety is None else read(config.safety))

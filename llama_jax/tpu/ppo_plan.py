@@ -85,6 +85,10 @@ def ppo_plan(config: PolicyConfig, topology: Topology) -> PpoPlan:
     """
     shards = _row_shards(config, topology)
     require(
+        not config.lora.rank,
+        f"lora.rank={config.lora.rank}: iterations that train adapters cannot be planned yet",
+    )
+    require(
         config.batch_size % shards == 0,
         f"batch_size={config.batch_size} answers do not divide over the {shards} devices that "
         f"split rows: use a multiple of {shards}",
