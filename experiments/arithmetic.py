@@ -6,8 +6,8 @@ solution.
 
 Command   python experiments/arithmetic.py          all of it, and the share of right answers
           llama-jax grpo experiments/arithmetic.py  the second half alone, with any option
-Hardware  two CPU cores, minutes
-Expected  GRPO raises the share of right answers to held-out problems far above that of fine-tuning
+Hardware  two CPU cores
+Expected  not measured yet
 """
 
 import json

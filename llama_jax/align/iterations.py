@@ -97,14 +97,14 @@ class PolicySummary:
         state = "complete" if self.step == self.steps else "stopped early; the same command resumes"
         state = self.stopped or state
         lines = [f"iteration {self.step} of {self.steps}: {state}"]
-        for name, key in (
+        for name, *keys in (
             ("score", "score/mean"),
             ("KL an answer", "kl/answer"),
-            ("held-out score", "heldout/score"),
+            ("held-out score", "heldout/score", "heldout/proxy"),
         ):
-            key = "heldout/proxy" if name.startswith("held") and key not in self.last else key
-            if key in self.last:
-                lines.append(f"  {name:<16} {self.last[key]:.3f}")
+            found = [self.last[key] for key in keys if key in self.last]
+            if found:
+                lines.append(f"  {name:<16} {found[0]:.3f}")
         spent = ", ".join(f"{name} {s:.0f} s" for name, s in self.seconds.items())
         return [*lines, f"  time             {spent}"]
 

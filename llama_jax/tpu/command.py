@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from llama_jax.config import (
     DataConfig,
@@ -198,16 +199,18 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
         ]
         tensor = min(enough, default=splits[-1])
         constant = OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0)
-        own = {"value_optimizer": constant} if stage == "ppo" else {}
-        return _POLICIES[stage](
-            **{**common, **own, "batch_size": 512},
-            steps=400,
-            minibatch=64,
-            max_new_tokens=model.max_seq_len // 4,
-            optimizer=constant,
-            helpfulness="unused",
-            safety="unused",
-            mesh=MeshConfig(fsdp=-1, tensor=tensor),
-        )
+        values: dict[str, Any] = common | {
+            "batch_size": 512,
+            "steps": 400,
+            "minibatch": 64,
+            "max_new_tokens": model.max_seq_len // 4,
+            "optimizer": constant,
+            "helpfulness": "unused",
+            "safety": "unused",
+            "mesh": MeshConfig(fsdp=-1, tensor=tensor),
+        }
+        if stage == "ppo":
+            values["value_optimizer"] = constant
+        return _POLICIES[stage](**values)
     optimizer = OptimizerConfig(learning_rate=3e-4)
     return _ONE_STEP[stage](**common, steps=100_000, optimizer=optimizer)

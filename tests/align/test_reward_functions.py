@@ -1,7 +1,6 @@
 """Rewards that a function gives: found by name, called once, and refused in one line."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,7 +99,7 @@ def test_functions_of_files_and_modules_are_found(tmp_path, monkeypatch):
 
 def test_the_rule_judge_is_that_of_the_reports():
     prompt = instructions.prompt(3, "validation")
-    asked_for = SimpleNamespace(messages=prompt.messages)
+    asked_for = EncodedPrompt("0" * 16, prompt.messages, (1,), False, "", 1.0)
     answers = [Answered("Mia had a kitten. They played.", (), ended) for ended in (True, False)]
     found = open_function("judge").function([asked_for] * 2, answers)
     assert found == [judge(prompt.messages, a.text, a.ended).helpfulness for a in answers]
