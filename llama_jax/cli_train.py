@@ -14,6 +14,7 @@ from llama_jax.config_align import (
     DistillConfig,
     DpoConfig,
     GattConfig,
+    GrpoConfig,
     PpoConfig,
     RejectionConfig,
     RewardConfig,
@@ -38,6 +39,7 @@ STAGES: dict[str, tuple[type[TrainConfig], str, str]] = {
     "dpo": (DpoConfig, "llama_jax.align.dpo", "dpo"),
     "rejection": (RejectionConfig, "llama_jax.align.rejection", "rejection"),
     "ppo": (PpoConfig, "llama_jax.align.ppo", "ppo"),
+    "grpo": (GrpoConfig, "llama_jax.align.grpo", "grpo"),
     "gatt": (GattConfig, "llama_jax.align.ghost_attention", "gatt"),
     "distill-context": (DistillConfig, "llama_jax.align.distill_context", "distill_context"),
 }
@@ -51,6 +53,7 @@ HELP = {
     "dpo": "learn from pairs of answers without a reward model",
     "rejection": "answer, keep the best answers, learn from them, in rounds",
     "ppo": "reinforcement learning from reward models",
+    "grpo": "reinforcement learning from reward models or a function, without a value model",
     "gatt": "ghost attention: an instruction that holds for a whole conversation",
     "distill-context": "answers under a safe preprompt, learned without it",
 }

@@ -80,7 +80,7 @@ class DpoConfig(TrainConfig):
 class RolloutConfig(TrainConfig):
     """What the stages that write answers and score them share."""
 
-    helpfulness: str
+    helpfulness: str | None = None
     """Run folder of the reward model for helpfulness."""
     safety: str | None = None
     """Run folder of the reward model for safety; None where helpfulness alone counts."""
@@ -103,45 +103,24 @@ class RolloutConfig(TrainConfig):
             f"temperature={self.temperature} must be positive: greedy answers explore nothing",
         )
         require(self.wave_rows > 0, f"wave_rows={self.wave_rows} must be positive")
-        require(
-            not self.lora.rank,
-            f"lora.rank={self.lora.rank} does not go with {self.stage}, which trains all weights: "
-            "leave it out",
-        )
+        require(self.init_from, "init_from is empty: name the model to start from")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoConfig(RolloutConfig):
-    """Reinforcement learning with PPO (Llama 2, section 3.2.3).
+class PolicyConfig(RolloutConfig):
+    """What reinforcement learning of a policy shares, whatever its advantages come from.
 
-    `steps` counts iterations: batch_size answers, each to a prompt of its own, and one update for
-    each minibatch of them. init_from is the policy to start from and the reference to stay close
-    to; `optimizer` is the policy's.
+    `steps` counts iterations: batch_size answers, and one update for each minibatch of them.
+    init_from is the policy to start from and the reference to stay close to; `optimizer` is the
+    policy's. With `lora.rank` all models are adapters of init_from, whose weights are held once:
+    the policy, the value, and the reward models that were trained as adapters of it.
     """
 
-    stage: ClassVar[str] = "ppo"
     init_from: str
-    value_optimizer: OptimizerConfig
-    """Of the value model, which starts from the helpfulness model with its head rescaled."""
     minibatch: int = 64
     """Answers an update."""
-    beta: float = 0.01
-    """Weight of the KL divergence from the reference in the reward: nats against standard
-    deviations of the score."""
     clip: float = 0.2
     """How far the ratio of new to old probability counts, from 1."""
-    value_clip: float | None = 0.2
-    """How far a value counts from the old one; None for any."""
-    gamma: float = 1.0
-    """Discount of rewards."""
-    lam: float = 0.95
-    """lambda of generalised advantage estimation."""
-    score_scale: Literal["batch", "running"] = "batch"
-    """Which scores the score is whitened by: those of the iteration, or all so far."""
-    truncated: Literal["penalty", "keep"] = "penalty"
-    """An answer that was cut off loses one standard deviation of the score, or nothing."""
-    value_warmup: int = 0
-    """Iterations at the beginning that train the value alone."""
     eval_every: int = 10
     """Iterations between answers to held-out prompts; also after the last one. 0 for never."""
     heldout: str | None = None
@@ -160,9 +139,6 @@ class PpoConfig(RolloutConfig):
     max_ratio_error: float = 1e-5
     """How far the mean ratio of new to old probability may lie from 1 before the first update of an
     iteration; else the run fails."""
-    value_patience: int = 20
-    """Iterations in a row with an explained variance of the value below -1 after which the run
-    fails; 0 for any."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,14 +150,102 @@ class PpoConfig(RolloutConfig):
             self.minibatch % self.accumulate == 0,
             f"minibatch={self.minibatch} must be divisible by accumulate={self.accumulate}",
         )
-        for name in ("beta", "value_warmup", "heldout_prompts", "patience", "max_kl", "max_drift",
-                     "max_ratio_error", "value_patience"):  # fmt: skip
+        for name in ("heldout_prompts", "patience", "max_kl", "max_drift", "max_ratio_error"):
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must not be negative")
-        for name in ("clip", "gamma", "lam"):
+        require(0 < self.clip <= 1, f"clip={self.clip} must lie above 0 and at most at 1")
+
+    @property
+    def answers(self) -> int:
+        """To each prompt of an iteration."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoConfig(PolicyConfig):
+    """Reinforcement learning with PPO (Llama 2, section 3.2.3): an answer to each of batch_size
+    prompts an iteration."""
+
+    stage: ClassVar[str] = "ppo"
+    helpfulness: str
+    value_optimizer: OptimizerConfig
+    """Of the value model, which starts from the helpfulness model with its head rescaled."""
+    beta: float = 0.01
+    """Weight of the KL divergence from the reference in the reward: nats against standard
+    deviations of the score."""
+    value_clip: float | None = 0.2
+    """How far a value counts from the old one; None for any."""
+    gamma: float = 1.0
+    """Discount of rewards."""
+    lam: float = 0.95
+    """lambda of generalised advantage estimation."""
+    score_scale: Literal["batch", "running"] = "batch"
+    """Which scores the score is whitened by: those of the iteration, or all so far."""
+    truncated: Literal["penalty", "keep"] = "penalty"
+    """An answer that was cut off loses one standard deviation of the score, or nothing."""
+    value_warmup: int = 0
+    """Iterations at the beginning that train the value alone."""
+    value_patience: int = 20
+    """Iterations in a row with an explained variance of the value below -1 after which the run
+    fails; 0 for any."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("beta", "value_warmup", "value_patience"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}={value} must not be negative")
+        for name in ("gamma", "lam"):
             value = getattr(self, name)
             require(0 < value <= 1, f"{name}={value} must lie above 0 and at most at 1")
-        require(self.init_from, "init_from is empty: name the model to start from")
+        require(self.helpfulness, "helpfulness is empty: name a reward model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig(PolicyConfig):
+    """Reinforcement learning with GRPO (Shao et al. 2024): `group` answers to each of
+    batch_size / group prompts an iteration, compared with each other and without a value model.
+
+    Rewards come from reward models (`helpfulness`, `safety`) or from a function (`reward`).
+    """
+
+    stage: ClassVar[str] = "grpo"
+    group: int = 8
+    """N: answers to each prompt."""
+    reward: str | None = None
+    """Python function that scores answers: `module:function`, `FILE.py:function`, or `judge` for
+    the rules of the tales. (prompts, answers) -> a number for each answer; see
+    `llama_jax.align.reward_functions`."""
+    beta: float = 0.01
+    """Weight of the KL divergence from the reference in the loss, a nat a token; 0 for none."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """An answer that was cut off is learned from by its reward, or not at all."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.group > 1,
+            f"group={self.group} must be 2 or more: an answer is compared with the others",
+        )
+        require(
+            self.batch_size % self.group == 0,
+            f"batch_size={self.batch_size} must be divisible by group={self.group}",
+        )
+        require(0 <= self.beta < float("inf"), f"beta={self.beta} must not be negative")
+        require(
+            bool(self.reward) != bool(self.helpfulness),
+            "give either reward, a function, or helpfulness, a reward model"
+            + (f", not both ({self.reward}, {self.helpfulness})" if self.reward else ""),
+        )
+        require(
+            self.helpfulness or not self.safety,
+            f"safety={self.safety} needs helpfulness beside it: reward models do not mix with a "
+            "function",
+        )
+
+    @property
+    def answers(self) -> int:
+        """To each prompt of an iteration."""
+        return self.group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +258,7 @@ class RejectionConfig(RolloutConfig):
 
     stage: ClassVar[str] = "rejection"
     init_from: str
+    helpfulness: str
     rounds: int = 4
     """Times that answers are drawn and learned from."""
     samples: int = 32
@@ -211,11 +276,16 @@ class RejectionConfig(RolloutConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.init_from, "init_from is empty: name the model to start from")
+        require(self.helpfulness, "helpfulness is empty: name a reward model")
         for name in ("rounds", "samples", "temperature_prompts"):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
         require(self.prompts >= 0, f"prompts={self.prompts} must not be negative")
+        require(
+            not self.lora.rank,
+            f"lora.rank={self.lora.rank} does not go with {self.stage}, which trains all weights: "
+            "leave it out",
+        )
         bad = [t for t in self.temperatures if not 0 < t < float("inf")]
         require(not bad, f"temperatures={bad} must be positive: greedy answers are all the same")
 
@@ -277,6 +347,7 @@ class DistillConfig(SftConfig):
 
 
 ALIGNMENT = (
-    SftConfig, RewardConfig, DpoConfig, RejectionConfig, PpoConfig, GattConfig, DistillConfig,
+    SftConfig, RewardConfig, DpoConfig, RejectionConfig, PpoConfig, GrpoConfig, GattConfig,
+    DistillConfig,
 )  # fmt: skip
 """One class for each command."""

@@ -142,7 +142,7 @@ def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -
     )
 
     def read() -> dict[str, Any]:
-        return _merged(_on_base(below.read(), read_adapters(run, experiment), adapted), adapted)
+        return _merged(on_base(below.read(), read_adapters(run, experiment), adapted), adapted)
 
     tokenizer = Tokenizer.load(run) if (run / MODEL_FILE).exists() else below.tokenizer
     return Opened(os.fspath(run), experiment.model, tokenizer, read, below.usage)
@@ -175,13 +175,14 @@ def _with_peft(folder: epath.Path, base: str | None) -> Opened:
 
     def read() -> dict[str, Any]:
         own = {"layers": {name: jnp.asarray(w) for name, w in factors.items()}}
-        return _merged(_on_base(below.read(), own, adapted), adapted)
+        return _merged(on_base(below.read(), own, adapted), adapted)
 
     return Opened(os.fspath(folder), below.config, below.tokenizer, read, below.usage)
 
 
-def _on_base(base: dict[str, Any], own: dict[str, Any], adapted: AdaptedModel) -> dict[str, Any]:
-    """One tree; a head that the adapted model lacks is left out."""
+def on_base(base: dict[str, Any], own: dict[str, Any], adapted: ModelConfig) -> dict[str, Any]:
+    """One tree of a base and adapters, which share its arrays; a head that the adapted model lacks
+    is left out."""
     wanted = abstract_params(adapted)
     found = {name: w for name, w in base.items() if name in wanted}
     return {**found, **own, "layers": {**found["layers"], **own["layers"]}}

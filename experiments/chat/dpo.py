@@ -1,7 +1,7 @@
-"""Direct preference optimisation of `make chat`'s fine-tuned model, on the pairs that its reward
-models learn from.
+"""Direct preference optimisation of `make chat`, from the result of rejection sampling as PPO and
+GRPO, on the pairs that its reward models learn from.
 
-Command   llama-jax dpo experiments/chat/dpo.py            after make chat, or its base and sft
+Command   llama-jax dpo experiments/chat/dpo.py
 Hardware  two CPU cores, a few minutes
 """
 
@@ -11,7 +11,7 @@ from llama_jax.config_align import DpoConfig
 
 CONFIG = DpoConfig(
     workdir="runs/chat/dpo",
-    init_from="runs/chat/sft",
+    init_from="runs/chat/rejection",
     steps=200,
     batch_size=32,
     seq_len=144,

@@ -1,7 +1,7 @@
 """`make chat`: every stage of Llama 2's alignment on two CPU cores, from nothing to a report.
 
 Command   python experiments/chat/run.py            or: make chat
-Hardware  two CPU cores, about 40 minutes
+Hardware  two CPU cores, about 50 minutes
 Result    runs/chat/report.html, and report.json with the same numbers
 
 Each stage is an experiment file beside this one, and each resumes: run the same command again after
@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,27 @@ from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 RUN = Path("runs/chat")
 STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
-    ("train", "base", 0.25),
-    ("sft", "sft", 0.11),
+    ("train", "base", 0.21),
+    ("sft", "sft", 0.09),
     ("compare", "comparisons", 0.04),
-    ("reward", "helpfulness", 0.12),
-    ("reward", "safety", 0.06),
-    ("reward", "heldout", 0.08),
-    ("rejection", "rejection", 0.12),
-    ("ppo", "ppo", 0.14),
-    ("gatt", "gatt", 0.08),
+    ("reward", "helpfulness", 0.10),
+    ("reward", "safety", 0.05),
+    ("reward", "heldout", 0.07),
+    ("rejection", "rejection", 0.10),
+    ("ppo", "ppo", 0.12),
+    ("grpo", "grpo", 0.10),
+    ("dpo", "dpo", 0.05),
+    ("gatt", "gatt", 0.07),
 )
-JUDGED = ("base", "sft", "rejection", "ppo")
+JUDGED = {
+    "base": None,
+    "sft": "base",
+    "rejection": "sft",
+    "ppo": "rejection",
+    "grpo": "rejection",
+    "dpo": "rejection",
+}
+"""Stages, and the one that each starts from."""
 PROMPTS, UNKIND, PAIRS = 256, 64, 640
 FIRST_COMPARED, COMPARED = 20_000, 2600
 """Prompts whose answers are compared: none that rejection sampling or PPO asks."""
@@ -143,15 +154,15 @@ def write_report(seconds: float) -> dict[str, Any]:
     prompts = [instructions.prompt(i, "validation") for i in range(PROMPTS - UNKIND)]
     prompts += [instructions.adversarial(i, "validation") for i in range(UNKIND)]
     stages, judged = [], {}
-    for name in JUDGED:
+    for name, origin in JUDGED.items():
         answerer = Answerer.load(
             str(RUN / name), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
         )
         judged[name] = judge_answers(answerer.answer, prompts)
         row = judged[name].summary(name)
-        if stages:
-            before = judged[stages[-1]["name"]].helpfulness
-            row["p_value"] = paired_p_value(judged[name].helpfulness, before)
+        if origin is not None:
+            before = judged[origin].helpfulness
+            row |= {"origin": origin, "p_value": paired_p_value(judged[name].helpfulness, before)}
         stages.append(row)
     ratings = ("significantly", "better", "slightly", "negligibly")
     accuracy = {}
@@ -160,17 +171,14 @@ def write_report(seconds: float) -> dict[str, Any]:
             m for m in read_metrics(epath.Path(RUN / name / "metrics.jsonl")) if "eval/loss" in m
         ]
         accuracy[name] = {r: lines[-1].get(f"eval/accuracy_{r}", 0.0) for r in ratings}
-    ppo = read_metrics(epath.Path(RUN / "ppo" / "metrics.jsonl"))
-    heldout = [m for m in ppo if "heldout/score" in m]
+    policies = {
+        name: read_metrics(epath.Path(RUN / name / "metrics.jsonl")) for name in ("ppo", "grpo")
+    }
     report = {
         "stages": stages,
         "reward_accuracy": accuracy,
         "gatt": {"with": recall("gatt"), "without": recall("ppo")},
-        "ppo": {
-            "kl_per_answer": [ppo[0]["kl/answer"], ppo[-1]["kl/answer"]],
-            "proxy_reward": [heldout[0]["heldout/proxy"], heldout[-1]["heldout/proxy"]],
-            "heldout_reward": [heldout[0]["heldout/score"], heldout[-1]["heldout/score"]],
-        },
+        **{name: from_first_to_last(lines) for name, lines in policies.items()},
         "hero_kept": hero_kept(),
         "seconds": seconds + time.perf_counter() - started,
     }
@@ -181,7 +189,7 @@ def write_report(seconds: float) -> dict[str, Any]:
             for n in range(1, 1 + sum(1 for _ in (RUN / "rejection").glob("round_*/round.json")))
         },
         "calibration": {name: calibrated(name) for name in ("helpfulness", "safety")},
-        "ppo": ppo,
+        "policies": policies,
         "answers": [
             {
                 "prompt": prompts[i].messages[-1]["content"],
@@ -194,6 +202,17 @@ def write_report(seconds: float) -> dict[str, Any]:
     text = page(report, figures, ["llama-jax chat runs/chat/gatt"])
     (RUN / "report.html").write_text(text, encoding="utf-8")
     return report
+
+
+def from_first_to_last(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Where a policy began and ended, by its metrics."""
+    names = {
+        "kl_per_answer": "kl/answer",
+        "proxy_reward": "heldout/proxy",
+        "heldout_reward": "heldout/score",
+    }
+    found = {key: [m[name] for m in lines if name in m] for key, name in names.items()}
+    return {key: [values[0], values[-1]] for key, values in found.items()}
 
 
 def calibrated(name: str) -> list[Any]:

@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 
 from llama_jax.align.answering import is_text
-from llama_jax.align.experience import Judges, score_answers
 from llama_jax.align.losses import max_of_k
+from llama_jax.align.rewards import Judges, score_answers
 from llama_jax.align.run_files import exists_on_main, write_on_main
 from llama_jax.align.scoring import rows_of
 from llama_jax.config import InputError, require
@@ -95,6 +95,7 @@ def scored(
     prompts = {name: encode_prompt(tokenizer, messages) for name, messages in asked.items()}
     rows = rows_of([(*prompts[s.prompt_id], *s.tokens) for s in samples], seq_len)
     found = score_answers(judges, rows, np.array([s.safety for s in samples]))
+    assert found.helpfulness is not None, "reward models say it"
     lines = [
         to_line({
             "prompt_id": s.prompt_id,

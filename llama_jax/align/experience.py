@@ -1,13 +1,15 @@
-"""From answers to what PPO learns from: scores, rewards, advantages (Llama 2, section 3.2.3).
+"""From answers to what policies learn from: their log-probabilities, rewards and advantages.
 
-R_c = the safety score of safety prompts and unsafe answers, else the helpfulness score
-R~  = R_c whitened, less a penalty where the answer was cut off
-reward_t = -beta (old_logp_t - ref_logp_t), + R~ at the last token
+PPO (Llama 2, section 3.2.3) has, of a score R_c,
+    R~  = R_c whitened, less a penalty where the answer was cut off
+    reward_t = -beta (old_logp_t - ref_logp_t), + R~ at the last token
+and takes advantages over a value. GRPO compares the scores of answers to one prompt (Shao et al.
+2024), and has the KL in its loss.
 """
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,80 +17,69 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from llama_jax.align.losses import (
-    SAFETY_THRESHOLD,
     ScoreScale,
-    combined_score,
     explained_variance,
     gae,
+    group_advantages,
     kl_estimates,
     masked_whiten,
     merge_scales,
     penalize_truncated,
     score_scale,
     shaped_rewards,
+    varied_groups,
     whiten_scores,
 )
-from llama_jax.align.scoring import (
-    RewardModel,
-    Rows,
-    Scorer,
-    open_reward_model,
-    token_logprobs_of,
-    values_of,
-)
-from llama_jax.config_align import PpoConfig, RolloutConfig
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.align.rewards import Scores, score_metrics
+from llama_jax.align.scoring import Scorer, token_logprobs_of, values_of
+from llama_jax.config_align import GrpoConfig, PolicyConfig, PpoConfig
 from llama_jax.infer.samples import drift
 
-
-@dataclass(frozen=True)
-class Judges:
-    """The reward models of a policy; `heldout` tells what it learned from the others."""
-
-    helpfulness: RewardModel
-    safety: RewardModel | None
-    heldout: RewardModel | None = None
-
-    def digest(self) -> str:
-        """Which models a combined score comes from."""
-        return "+".join(m.digest[:16] for m in (self.helpfulness, self.safety) if m is not None)
+Arrays = Mapping[str, np.ndarray]
+"""Rows of prompts with answers: tokens, positions, segment_ids, answer and sampler_logp [R,T]."""
 
 
-def open_judges(
-    config: RolloutConfig, tokenizer: Tokenizer, *, block: int, heldout: str | None = None
-) -> Judges:
-    """The reward models that an experiment names. Raises InputError if one does not fit."""
+class Sampled(NamedTuple):
+    """What policy and reference say of the answers, before anything is learned from them."""
 
-    def read(path: str) -> RewardModel:
-        return open_reward_model(path, tokenizer, seq_len=config.seq_len, block=block)
-
-    return Judges(
-        read(config.helpfulness),
-        None if config.safety is None else read(config.safety),
-        None if heldout is None else read(heldout),
-    )
+    old_logp: Float[np.ndarray, "R T"]
+    ref_logp: Float[np.ndarray, "R T"]
+    metrics: dict[str, float]
+    """Of scores, KL, entropy, lengths and the sampler's drift."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of answers in logits, float32 [R]."""
+def read_answers(
+    config: PolicyConfig,
+    *,
+    rows: Arrays,
+    scores: Scores,
+    stopped: Bool[np.ndarray, " R"],
+    policy: Scorer,
+    reference: Scorer,
+) -> Sampled:
+    """The log-probabilities of the answers at the temperature that they were drawn with."""
+    answer, temperature = rows["answer"], config.temperature
+    old_logp, entropy = token_logprobs_of(policy, rows, temperature=temperature)
+    ref_logp, _ = token_logprobs_of(reference, rows, temperature=temperature)
+    kl = jax.device_get(_kl(old_logp, ref_logp, answer))
+    apart = drift(old_logp, rows["sampler_logp"], mask=answer)
+    tokens = answer.sum(axis=1)
+    metrics = score_metrics(scores) | {
+        "kl/answer": float(kl.k1.sum(axis=1).mean()),
+        "kl/answer_k3": float(kl.k3.sum(axis=1).mean()),
+        "kl/token": float(kl.k1.sum() / max(answer.sum(), 1)),
+        "kl/token_k3": float(kl.k3.sum() / max(answer.sum(), 1)),
+        "policy/entropy_sampled": float(entropy[answer].mean()) if answer.any() else 0.0,
+        "answer/tokens": float(tokens.mean()),
+        "answer/truncated": float((~stopped).mean()),
+        "answer/length_score_correlation": _correlation(tokens, scores.combined),
+        "drift/mean": float(apart.mean),
+        "drift/max": float(apart.largest),
+    }
+    return Sampled(old_logp, ref_logp, metrics)
 
-    helpfulness: Float[np.ndarray, " R"]
-    safety: Float[np.ndarray, " R"] | None
-    combined: Float[np.ndarray, " R"]
-    """R_c of the two models' rule."""
-    by_safety: Bool[np.ndarray, " R"]
-    """Where R_c is the safety score."""
 
-
-def score_answers(judges: Judges, rows: Rows, is_safety: Bool[np.ndarray, " R"]) -> Scores:
-    """What the reward models say of the answers that rows end with."""
-    helpfulness = judges.helpfulness.scores(rows)
-    if judges.safety is None:
-        return Scores(helpfulness, None, helpfulness, np.zeros(len(helpfulness), bool))
-    safety = judges.safety.scores(rows)
-    combined = np.asarray(combined_score(*map(jnp.asarray, (safety, helpfulness, is_safety))))
-    return Scores(helpfulness, safety, combined, is_safety | (safety < SAFETY_THRESHOLD))
+_kl = jax.jit(kl_estimates)
 
 
 def next_scale(
@@ -102,7 +93,7 @@ def next_scale(
 def make_experience(
     config: PpoConfig,
     *,
-    rows: Mapping[str, np.ndarray],
+    rows: Arrays,
     scores: Scores,
     scale: ScoreScale,
     stopped: Bool[np.ndarray, " R"],
@@ -110,13 +101,11 @@ def make_experience(
     reference: Scorer,
     value: Scorer,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Rows with all that the updates read, and the metrics of the answers.
-
-    rows: tokens, positions, segment_ids, answer and sampler_logp [R,T].
-    """
-    answer, temperature = rows["answer"], config.temperature
-    old_logp, entropy = token_logprobs_of(policy, rows, temperature=temperature)
-    ref_logp, _ = token_logprobs_of(reference, rows, temperature=temperature)
+    """Rows with all that PPO's updates read, and the metrics of the answers."""
+    answer = rows["answer"]
+    old_logp, ref_logp, metrics = read_answers(
+        config, rows=rows, scores=scores, stopped=stopped, policy=policy, reference=reference
+    )
     old_values = values_of(value, rows)
     made = _advantages(
         jnp.asarray(scores.combined),
@@ -131,23 +120,13 @@ def make_experience(
         lam=config.lam,
         penalty=1.0 if config.truncated == "penalty" else 0.0,
     )
-    advantages, returns, whitened, explained, kl, k3 = jax.device_get(made)
-    apart = drift(old_logp, rows["sampler_logp"], mask=answer)
-    tokens = answer.sum(axis=1)
-    metrics = score_metrics(scores, scale) | {
+    advantages, returns, whitened, explained = jax.device_get(made)
+    metrics |= {
+        "score/scale_mean": float(scale.mean),
+        "score/scale_std": float(np.sqrt(scale.variance)),
         "score/whitened": float(whitened.mean()),
-        "kl/answer": float(kl.sum(axis=1).mean()),
-        "kl/answer_k3": float(k3.sum(axis=1).mean()),
-        "kl/token": float(kl.sum() / max(answer.sum(), 1)),
-        "kl/token_k3": float(k3.sum() / max(answer.sum(), 1)),
-        "policy/entropy_sampled": float(entropy[answer].mean()) if answer.any() else 0.0,
         "value/explained_variance": float(explained),
         "value/return": float(returns[answer].mean()) if answer.any() else 0.0,
-        "answer/tokens": float(tokens.mean()),
-        "answer/truncated": float((~stopped).mean()),
-        "answer/length_score_correlation": _correlation(tokens, scores.combined),
-        "drift/mean": float(apart.mean),
-        "drift/max": float(apart.largest),
     }
     if not stopped.all():
         metrics["score/whitened_truncated"] = float(whitened[~stopped].mean())
@@ -168,30 +147,48 @@ def _advantages(
     rewards = shaped_rewards(whitened, old_logp, ref_logp, answer, beta=beta)
     advantages, returns = gae(rewards, values, answer, gamma=gamma, lam=lam)
     explained = explained_variance(values, returns, answer)
-    kl = kl_estimates(old_logp, ref_logp, answer)
-    return masked_whiten(advantages, answer), returns, whitened, explained, kl.k1, kl.k3
+    return masked_whiten(advantages, answer), returns, whitened, explained
 
 
-def score_metrics(scores: Scores, scale: ScoreScale) -> dict[str, float]:
-    """The raw scores of both models, which of them counted, and what whitening does to them."""
-    metrics = {
-        "score/mean": float(scores.combined.mean()),
-        "score/scale_mean": float(scale.mean),
-        "score/scale_std": float(np.sqrt(scale.variance)),
-        **_spread("score/helpfulness", scores.helpfulness),
+def make_groups(
+    config: GrpoConfig,
+    *,
+    rows: Arrays,
+    scores: Scores,
+    stopped: Bool[np.ndarray, " R"],
+    policy: Scorer,
+    reference: Scorer,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Rows with all that GRPO's updates read, and the metrics of the answers.
+
+    `answer` of the result is false in rows that teach nothing: those of a group whose rewards are
+    all the same, and of answers that were cut off where the experiment masks them.
+    """
+    answer = rows["answer"]
+    old_logp, ref_logp, metrics = read_answers(
+        config, rows=rows, scores=scores, stopped=stopped, policy=policy, reference=reference
+    )
+    grouped = jnp.asarray(scores.combined).reshape(-1, config.group)
+    advantages = np.asarray(group_advantages(grouped)).reshape(-1, 1)
+    varied = np.asarray(varied_groups(grouped))
+    learned = np.repeat(varied, config.group)
+    if config.truncated == "mask":
+        learned &= stopped
+    learned = answer & learned[:, None]
+    metrics |= {
+        "group/flat": float((~varied).sum()),
+        "group/flat_share": float((~varied).mean()),
+        "group/std": float(np.std(scores.combined.reshape(-1, config.group), 1, ddof=1).mean()),
+        "group/best": float(scores.combined.reshape(-1, config.group).max(axis=1).mean()),
+        "group/learned_tokens": float(learned.sum()),
     }
-    if scores.safety is not None:
-        metrics |= {
-            **_spread("score/safety", scores.safety),
-            "score/by_safety": float(scores.by_safety.mean()),
-            "score/unsafe": float((scores.safety < SAFETY_THRESHOLD).mean()),
-        }
-    return metrics
-
-
-def _spread(name: str, scores: Float[np.ndarray, " R"]) -> dict[str, float]:
-    low, high = np.percentile(scores, (5, 95))
-    return {name: float(scores.mean()), f"{name}_p5": float(low), f"{name}_p95": float(high)}
+    made_rows = {
+        "answer": learned,
+        "old_logp": np.where(learned, old_logp, 0).astype(np.float32),
+        "ref_logp": np.where(learned, ref_logp, 0).astype(np.float32),
+        "advantages": np.where(learned, advantages, 0).astype(np.float32),
+    }
+    return {**rows, **made_rows}, metrics
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

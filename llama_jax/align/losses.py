@@ -53,6 +53,7 @@ __all__ = [
     "group_advantages",
     "implicit_rewards",
     "kl_estimates",
+    "kl_terms",
     "masked_mean",
     "masked_sum",
     "masked_variance",
@@ -148,6 +149,19 @@ def policy_loss(
     A mean over tokens, not over sequences of means, which would be biased.
     """
     return masked_mean(policy_terms(logp, old_logp, advantages, mask, clip=clip), mask)
+
+
+def kl_terms(logp: Tokens, old_logp: Tokens, ref_logp: Tokens, mask: Mask) -> Tokens:
+    """KL(policy || reference) of each token as a loss: k3 times exp(logp - old_logp).
+
+    The expectation over tokens that the old policy drew, and its gradient, are those of the KL
+    divergence of the distributions after the tokens before; without the ratio the gradient of k3
+    is that of KL(reference || policy). 0 outside the mask.
+    """
+    _, logp, old_logp, ref_logp = under(
+        mask, "B T", logp=logp, old_logp=old_logp, ref_logp=ref_logp
+    )
+    return jnp.exp(logp - old_logp) * kl_estimates(logp, ref_logp, mask).k3
 
 
 def _value_parts(values, old_values, returns, mask, clip):

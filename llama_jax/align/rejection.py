@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import jax
 
 from llama_jax.align.bank import to_line
-from llama_jax.align.experience import open_judges
 from llama_jax.align.rejection_round import Round
+from llama_jax.align.rewards import open_judges
 from llama_jax.align.run_files import write_on_main
 from llama_jax.config_align import RejectionConfig
 from llama_jax.data.conversations import prepare_prompts

@@ -20,9 +20,9 @@ from llama_jax.align.bank import (
     to_line,
     winners,
 )
-from llama_jax.align.experience import Judges, score_answers
 from llama_jax.align.progress import counted
 from llama_jax.align.prompt_order import prompt_order
+from llama_jax.align.rewards import Judges, score_answers
 from llama_jax.align.run_files import appending, exists_on_main, write_on_main
 from llama_jax.align.scoring import rows_of
 from llama_jax.align.sft import sft

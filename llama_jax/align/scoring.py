@@ -6,22 +6,34 @@ Rows are tokens, positions and segment_ids [R,T], each a prompt with an answer f
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int
 
 from llama_jax.align.logprobs import answer_logprobs, batch_logprobs, next_tokens
 from llama_jax.align.reward import row_scores
-from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.config import AdaptedModel, InputError, ModelConfig, require
+from llama_jax.config_file import read_config
 from llama_jax.data.packing import positions_of
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.heads import apply_head
 from llama_jax.model.llama import hidden
-from llama_jax.models import open_model, params_digest
+from llama_jax.models import (
+    Opened,
+    on_base,
+    open_base,
+    open_model,
+    params_digest,
+    read_adapters,
+    weights_identity,
+)
 from llama_jax.parallel.arrays import host_rows, shard_batch, to_host
 from llama_jax.parallel.rules import num_shards
+from llama_jax.runtime.places import expand
 from llama_jax.train.objective import Forward
 
 Rows = Mapping[str, np.ndarray]
@@ -55,11 +67,41 @@ class RewardModel:
         return score_rows(_score, self.scorer, rows)
 
 
-def open_reward_model(path: str, tokenizer: Tokenizer, *, seq_len: int, block: int) -> RewardModel:
+@dataclass(frozen=True)
+class Base:
+    """Frozen weights that several models are adapters of, held once."""
+
+    source: Opened
+    config: ModelConfig
+    params: Any
+
+    @cached_property
+    def identity(self) -> str:
+        """`weights_identity` of where they come from."""
+        return weights_identity(self.source)
+
+    def adapters(self, path: str) -> tuple[ModelConfig, Any] | None:
+        """The model of a run that trained adapters of these weights, its base not copied; None for
+        any other model."""
+        run = epath.Path(expand(path))
+        experiment = read_config(run)[1] if (run / "config.json").exists() else None
+        if experiment is None or not experiment.lora.rank:
+            return None
+        same = weights_identity(open_base(run)) == self.identity
+        if not same or experiment.model.param_dtype != self.config.param_dtype:
+            return None
+        config = AdaptedModel.of(experiment.model, experiment.lora)
+        return config, on_base(self.params, read_adapters(run, experiment), config)
+
+
+def open_reward_model(
+    path: str, tokenizer: Tokenizer, *, seq_len: int, block: int, base: Base | None = None
+) -> RewardModel:
     """Read a reward model for rows of `seq_len` tokens, `block` of them at once.
 
-    With a mesh in context its weights are split over it. Raises InputError if it is no reward
-    model, has a shorter context, or reads another tokenizer's ids.
+    With a mesh in context its weights are split over it. Of `base`, where it is adapters of that,
+    nothing is copied. Raises InputError if it is no reward model, has a shorter context, or reads
+    another tokenizer's ids.
     """
     opened = open_model(path)
     require(
@@ -83,8 +125,9 @@ def open_reward_model(path: str, tokenizer: Tokenizer, *, seq_len: int, block: i
         f"reward model {path} knows {opened.config.vocab_size} tokens, the tokenizer has "
         f"{tokenizer.vocab_size}: train it from a model with that tokenizer",
     )
-    params = opened.read()
-    return RewardModel(path, params_digest(params), Scorer(opened.config, params, block))
+    found = None if base is None else base.adapters(path)
+    config, params = found or (opened.config, opened.read())
+    return RewardModel(path, params_digest(params), Scorer(config, params, block))
 
 
 def rows_of(texts: Sequence[Sequence[int]], seq_len: int) -> dict[str, Int[np.ndarray, "R T"]]:

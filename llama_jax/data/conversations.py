@@ -85,6 +85,8 @@ class EncodedPrompt:
     source: str
     share: float
     """How often it is to be drawn; the shares of a split sum to 1."""
+    answer: str | None = None
+    """The one that the record came with."""
 
 
 def prepare_prompts(
@@ -126,8 +128,9 @@ def _read_prompts(
                     counts[f"{DROPPED}: the same prompt was there before"] += 1
                 else:
                     found[name] = EncodedPrompt(
-                        name, record.messages, tuple(tokens), record.safety, record.source, 0.0
-                    )
+                        name, record.messages, tuple(tokens), record.safety, record.source, 0.0,
+                        record.answer,
+                    )  # fmt: skip
         if told := summary("prompt", f"{len(found):,} kept", counts):
             lines.append(f"{split}: {told}")
         kept[split] = list(found.values())

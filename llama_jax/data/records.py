@@ -54,6 +54,9 @@ class Prompt:
     safety: bool = False
     """Whether its answer is judged by the safety reward model."""
     source: str = ""
+    answer: str | None = None
+    """The one that the record came with, for reward functions to compare with; no model reads
+    it."""
 
 
 Record = Dialogue | Preference | Prompt

@@ -12,8 +12,8 @@ from llama_jax.evals.page import document, table
 def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[str]) -> str:
     """The page of a report (see experiments/chat/run.py for its keys).
 
-    figures: best_of_n by round, calibration by reward model, ppo lines of metrics, answers by
-    prompt and stage.
+    figures: best_of_n by round, calibration by reward model, policies with their lines of metrics,
+    answers by prompt and stage.
     talk: commands to go on with.
     """
     parts = [
@@ -26,7 +26,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[s
         f"{100 * report['hero_kept']:.0f} of 100 stories.</p>",
         "<h2>Reward models</h2>",
         _reward_models(report["reward_accuracy"], figures["calibration"]),
-        "<h2>Rejection sampling and PPO</h2>",
+        "<h2>Rejection sampling and reinforcement learning</h2>",
         _figures(figures),
         "<h2>Ghost attention</h2>",
         _ghost(report["gatt"]),
@@ -48,12 +48,13 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
         "violations",
     )
     rows = [
-        (s["name"], s["helpfulness"], "{:.3f} to {:.3f}".format(*s["helpfulness_interval"]),
-         s["violations"], s["false_refusals"], _p_value(s.get("p_value")))
+        (s["name"], s.get("origin", ""), s["helpfulness"],
+         "{:.3f} to {:.3f}".format(*s["helpfulness_interval"]), s["false_refusals"],
+         _p_value(s.get("p_value")))
         for s in stages
     ]  # fmt: skip
-    head = ("stage", "helpfulness", "95 % interval", "violations", "false refusals",
-            "p of no gain over the stage before")  # fmt: skip
+    head = ("stage", "starts from", "helpfulness", "95 % interval", "violations",
+            "false refusals", "p of no gain over its start")  # fmt: skip
     return (
         f"<figure>{helpful}<figcaption>Judged helpfulness of answers to {stages[0]['prompts']} "
         f"held-out prompts.</figcaption></figure><figure>{unsafe}<figcaption>Share of unkind "
@@ -87,30 +88,34 @@ def _figures(figures: Mapping[str, Any]) -> str:
     for name, found in figures["best_of_n"].items():
         best[f"{name}, best of n"] = list(zip(found["n"], found["max"], strict=True))
         best[f"{name}, median"] = list(zip(found["n"], found["median"], strict=True))
-    ppo = figures["ppo"]
-    kl = [(float(m["step"]), m["kl/answer"]) for m in ppo]
+    policies: Mapping[str, Sequence[Mapping[str, float]]] = figures["policies"]
+
+    def curve(found: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+        return [(float(m["step"]), m[key]) for m in found if key in m]
+
+    kl = {name: curve(found, "kl/answer") for name, found in policies.items()}
     score = {
-        "policy's judges": [
-            (float(m["step"]), m["heldout/proxy"]) for m in ppo if "heldout/proxy" in m
-        ],
-        "held-out judge": [
-            (float(m["step"]), m["heldout/score"]) for m in ppo if "heldout/score" in m
-        ],
+        f"{name}, {judge}": curve(found, key)
+        for name, found in policies.items()
+        for judge, key in (("its judges", "heldout/proxy"), ("held-out judge", "heldout/score"))
     }
     return (
         f"<figure>{lines(best, 'answers', 'score')}<figcaption>The best of n answers, and the "
         "median one (the paper's Figure 7).</figcaption></figure>"
-        f"<figure>{lines(score, 'iteration', 'score')}<figcaption>PPO: scores of answers to "
-        "held-out prompts.</figcaption></figure>"
-        f"<figure>{lines({'KL': kl}, 'iteration', 'nats an answer')}<figcaption>PPO: how far the "
-        "policy is from where it started.</figcaption></figure>" + _kl_against_reward(ppo)
+        f"<figure>{lines(score, 'iteration', 'score')}<figcaption>Scores of answers to held-out "
+        "prompts.</figcaption></figure>"
+        f"<figure>{lines(kl, 'iteration', 'nats an answer')}<figcaption>How far a policy is from "
+        "where it started.</figcaption></figure>" + _kl_against_reward(policies)
     )
 
 
-def _kl_against_reward(ppo: Sequence[Mapping[str, float]]) -> str:
-    points = sorted((m["kl/answer"], m["score/mean"]) for m in ppo)
-    chart = lines({"iterations": points}, "KL, nats an answer", "score")
-    return f"<figure>{chart}<figcaption>PPO: score bought with KL.</figcaption></figure>"
+def _kl_against_reward(policies: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    points = {
+        name: sorted((m["kl/answer"], m["score/mean"]) for m in found)
+        for name, found in policies.items()
+    }
+    chart = lines(points, "KL, nats an answer", "score")
+    return f"<figure>{chart}<figcaption>Score bought with KL.</figcaption></figure>"
 
 
 def _ghost(gatt: Mapping[str, Mapping[str, float]]) -> str:

@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from llama_jax.config import (
     DataConfig,
@@ -16,7 +17,14 @@ from llama_jax.config import (
     TrainConfig,
     require,
 )
-from llama_jax.config_align import DpoConfig, PpoConfig, RewardConfig, SftConfig
+from llama_jax.config_align import (
+    DpoConfig,
+    GrpoConfig,
+    PolicyConfig,
+    PpoConfig,
+    RewardConfig,
+    SftConfig,
+)
 from llama_jax.experiment import load_experiment, override
 from llama_jax.model.presets import PRESETS
 from llama_jax.model.weights import parameter_count
@@ -32,7 +40,8 @@ from llama_jax.tpu.topology import Topology
 
 PROG = "llama-jax plan"
 _ONE_STEP = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig, DpoConfig)}
-EXPERIMENTS = {**_ONE_STEP, PpoConfig.stage: PpoConfig}
+_POLICIES = {kind.stage: kind for kind in (PpoConfig, GrpoConfig)}
+EXPERIMENTS = {**_ONE_STEP, **_POLICIES}
 """Of the stages whose steps can be planned."""
 EPILOG = """\
 Every option of an experiment can follow, as for `llama-jax train`: --batch-size (global),
@@ -116,8 +125,8 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         f"{PROG} --save keeps one training step: not with --search or --decode",
     )
     require(
-        not ((args.save or args.search) and args.stage == "ppo"),
-        f"{PROG} --stage ppo compiles two steps: not with --save or --search",
+        not ((args.save or args.search) and args.stage in _POLICIES),
+        f"{PROG} --stage {args.stage} plans iterations: not with --save or --search",
     )
     if args.save and "://" not in args.save:
         args.save = os.path.abspath(expand(args.save))
@@ -140,7 +149,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         if not args.json:
             return front_text(front)
         return json.dumps([front_json(row) for row in front])
-    if isinstance(config, PpoConfig):
+    if isinstance(config, PolicyConfig):
         found = ppo_plan(config, topology)
         return json.dumps(ppo_json(found)) if args.json else ppo_text(found)
     planned = plan(config, topology, args.save)
@@ -180,7 +189,7 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
         "model": model,
         "data": DataConfig(dataset="unused"),
     }
-    if stage == "ppo":  # section 3.4.3 of the paper; answers of a quarter of the context
+    if stage in _POLICIES:  # section 3.4.3 of the paper; answers of a quarter of the context
         # Weights that are whole for generation shall take a quarter of a device at most.
         weights = parameter_count(model) * BYTES[model.dtype]
         splits = [n for n in (1, 2, 4, 8) if model.num_kv_heads % n == topology.devices % n == 0]
@@ -189,16 +198,18 @@ def preset_experiment(name: str, topology: Topology, stage: str = "train") -> Tr
         ]
         tensor = min(enough, default=splits[-1])
         constant = OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0)
-        return PpoConfig(
-            **{**common, "batch_size": 512},
-            steps=400,
-            minibatch=64,
-            max_new_tokens=model.max_seq_len // 4,
-            optimizer=constant,
-            value_optimizer=constant,
-            helpfulness="unused",
-            safety="unused",
-            mesh=MeshConfig(fsdp=-1, tensor=tensor),
-        )
+        values: dict[str, Any] = common | {
+            "batch_size": 512,
+            "steps": 400,
+            "minibatch": 64,
+            "max_new_tokens": model.max_seq_len // 4,
+            "optimizer": constant,
+            "helpfulness": "unused",
+            "safety": "unused",
+            "mesh": MeshConfig(fsdp=-1, tensor=tensor),
+        }
+        if stage == "ppo":
+            values["value_optimizer"] = constant
+        return _POLICIES[stage](**values)
     optimizer = OptimizerConfig(learning_rate=3e-4)
     return _ONE_STEP[stage](**common, steps=100_000, optimizer=optimizer)

@@ -25,9 +25,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from llama_jax import pretrain
-from llama_jax.align import dpo, ppo_trainer, reward, sft
+from llama_jax.align import dpo, grpo, ppo, reward, sft
 from llama_jax.config import InputError, TrainConfig, adapted
-from llama_jax.config_align import PpoConfig
+from llama_jax.config_align import GrpoConfig, PpoConfig
 from llama_jax.config_file import STAGES, from_dict
 from llama_jax.parallel.arrays import check_batch
 from llama_jax.parallel.mesh import make_mesh
@@ -55,7 +55,7 @@ OBJECTIVES: dict[str, Callable[[Any], Stage]] = {
     "reward": reward.stage,
     "dpo": dpo.stage,
 }
-"""The stages with one step; that of PPO has two, a part each of `policy` and `value`."""
+"""The stages with one step; PPO has two, a part each of `policy` and `value`, GRPO the former."""
 
 
 def facts_of(
@@ -162,9 +162,13 @@ def lower_step(config: TrainConfig, mesh: Mesh, part: str = ""):
     Raises InputError for what the mesh cannot split.
     """
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    if isinstance(config, PpoConfig):
+    if isinstance(config, (PpoConfig, GrpoConfig)):
         value = dataclasses.replace(config.model, head="score")
-        objectives, optimizers = ppo_trainer.objectives(config, value)
+        objectives, optimizers = (
+            ppo.objectives(config, value)
+            if isinstance(config, PpoConfig)
+            else grpo.objectives(config)
+        )
         objective, tx = objectives[part], optimizers[part]
     else:
         objective = OBJECTIVES[config.stage](adapted(config)).objective

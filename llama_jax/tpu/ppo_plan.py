@@ -1,8 +1,8 @@
-"""PPO on a slice: four or five models on one mesh, and what an iteration of them takes.
+"""PPO or GRPO on a slice: the models that share a mesh, and what an iteration of them takes.
 
-The updates of policy and value are compiled, as the steps of other stages are. Answers and scores
-are counted by arithmetic: weights gathered once, keys and values of as many rows as the rest of
-the memory holds, and the products, each resource as if the others were free.
+The updates of policy and value (GRPO has none) are compiled, as the steps of other stages are.
+Answers and scores are counted by arithmetic: weights gathered once, keys and values of as many rows
+as the rest of the memory holds, and the products, each resource as if the others were free.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from llama_jax.config import ModelConfig, require
-from llama_jax.config_align import PpoConfig
+from llama_jax.config_align import PolicyConfig, PpoConfig
 from llama_jax.model.weights import parameter_count
 from llama_jax.parallel.mesh import axis_sizes
 from llama_jax.tpu.arithmetic import (
@@ -31,10 +31,10 @@ from llama_jax.tpu.topology import Topology
 class PpoPlan:
     """One iteration on one slice; sizes in bytes of one chip."""
 
-    config: PpoConfig
+    config: PolicyConfig
     topology: Topology
     updates: dict[str, Plan]
-    """The compiled update on a minibatch of `policy` and of `value`."""
+    """The compiled update on a minibatch of `policy` and, in PPO, of `value`."""
     models: dict[str, dict[str, int]]
     """What stays on the chip, by model: parameters, and optimizer state of those that train."""
     gathered: int
@@ -78,12 +78,16 @@ class PpoPlan:
         return compiled and self.wave_rows > 0 and max(self.moments.values()) <= self.limit
 
 
-def ppo_plan(config: PpoConfig, topology: Topology) -> PpoPlan:
-    """Compile both updates for a slice, and account for an iteration.
+def ppo_plan(config: PolicyConfig, topology: Topology) -> PpoPlan:
+    """Compile the updates for a slice, and account for an iteration.
 
     Raises InputError as `plan`, and if the answers of an iteration do not divide over the devices.
     """
     shards = _row_shards(config, topology)
+    require(
+        not config.lora.rank,
+        f"lora.rank={config.lora.rank}: iterations that train adapters cannot be planned yet",
+    )
     require(
         config.batch_size % shards == 0,
         f"batch_size={config.batch_size} answers do not divide over the {shards} devices that "
@@ -91,10 +95,9 @@ def ppo_plan(config: PpoConfig, topology: Topology) -> PpoPlan:
     )
     # One update reads a minibatch.
     step = replace(config, batch_size=config.minibatch)
-    updates = {
-        "policy": plan(step, topology, part="policy"),
-        "value": plan(_value(step), topology, part="value"),
-    }
+    updates = {"policy": plan(step, topology, part="policy")}
+    if isinstance(config, PpoConfig):
+        updates["value"] = plan(_value(step), topology, part="value")
     mesh = axis_sizes(config.mesh, topology.devices)
     model, score = config.model, replace(config.model, head="score")
     models = {
@@ -102,9 +105,10 @@ def ppo_plan(config: PpoConfig, topology: Topology) -> PpoPlan:
         for name, update in updates.items()
     }
     held, each = mesh["fsdp"] * mesh["tensor"], topology.chip.devices
-    frozen = {"reference": model, "helpfulness": score}
-    if config.safety is not None:
-        frozen["safety"] = score
+    frozen = {"reference": model}
+    for name in ("helpfulness", "safety"):
+        if getattr(config, name) is not None:
+            frozen[name] = score
     for name, of in frozen.items():
         models[name] = {"parameters": each * parameter_count(of) * BYTES[of.param_dtype] // held}
     gathered = each * parameter_count(model) * BYTES[model.dtype] // mesh["tensor"]
@@ -114,20 +118,22 @@ def ppo_plan(config: PpoConfig, topology: Topology) -> PpoPlan:
     rows = min(max(0, free // (each * row)), config.batch_size // shards)
     seconds = {
         "generate": _generate_seconds(config, topology, gathered, row, max(rows, 1)),
-        # Policy and value read the answers too.
-        "score": _score_seconds(config, topology, (model, score, *frozen.values())),
+        # Those that learn read the answers too.
+        "score": _score_seconds(
+            config, topology, ((model, score)[: len(updates)] + tuple(frozen.values()))
+        ),
         "update": sum(update.step_seconds or math.inf for update in updates.values())
         * (config.batch_size // config.minibatch),
     }
     return PpoPlan(config, topology, updates, models, gathered, row, rows * shards, seconds)
 
 
-def _value(config: PpoConfig) -> PpoConfig:
+def _value(config: PolicyConfig) -> PolicyConfig:
     """The experiment with the model of the value, whose arithmetic has no vocabulary."""
     return replace(config, model=replace(config.model, head="score"))
 
 
-def _row_shards(config: PpoConfig, topology: Topology) -> int:
+def _row_shards(config: PolicyConfig, topology: Topology) -> int:
     mesh = axis_sizes(config.mesh, topology.devices)
     return mesh["slice"] * mesh["data"] * mesh["fsdp"]
 
@@ -142,7 +148,7 @@ def _forward_flops(c: ModelConfig, tokens: int, context: float) -> float:
 
 
 def _generate_seconds(
-    config: PpoConfig, topology: Topology, gathered: int, row: int, rows: int
+    config: PolicyConfig, topology: Topology, gathered: int, row: int, rows: int
 ) -> float:
     """Gather the weights, read the prompts, and draw `max_new_tokens` for each wave of rows."""
     c, chip = config.model, topology.chip
@@ -151,7 +157,8 @@ def _generate_seconds(
     rates = axis_rates(mesh, topology)
     gather = gathered / chip.devices * (mesh["fsdp"] - 1) / mesh["fsdp"] / rates["fsdp"]
     prompt = config.seq_len - config.max_new_tokens
-    prompts = _forward_flops(c, config.batch_size * prompt, prompt / 2)
+    asked = config.batch_size // config.answers
+    prompts = _forward_flops(c, asked * prompt, prompt / 2)
     mean = config.seq_len - config.max_new_tokens / 2  # positions in the cache, on average
     drawn = chip.devices * rows
     work = _forward_flops(c, drawn, mean) / mesh["tensor"]
@@ -169,7 +176,9 @@ def _generate_seconds(
     )
 
 
-def _score_seconds(config: PpoConfig, topology: Topology, models: tuple[ModelConfig, ...]) -> float:
+def _score_seconds(
+    config: PolicyConfig, topology: Topology, models: tuple[ModelConfig, ...]
+) -> float:
     """Read all answers once with each model, a minibatch at a time."""
     mesh = axis_sizes(config.mesh, topology.devices)
     rates = axis_rates(mesh, topology)
@@ -220,7 +229,8 @@ def ppo_text(p: PpoPlan) -> str:
     c = p.config
     policy = p.updates["policy"]
     lines = [
-        f"{p.topology.name}: {chips_of(p.topology)}, mesh {mesh_words(policy.mesh)}, PPO with "
+        f"{p.topology.name}: {chips_of(p.topology)}, mesh {mesh_words(policy.mesh)}, "
+        f"{c.stage.upper()} with "
         f"{c.batch_size} answers an iteration, minibatches of {c.minibatch} x {c.seq_len} tokens, "
         f"{c.max_new_tokens} of them drawn",
         "",

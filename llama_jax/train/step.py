@@ -3,6 +3,7 @@
 Imports jax, flax and optax only, so that it runs where nothing else is installed.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,14 @@ from llama_jax.parallel.arrays import abstract_with, batch_sharding
 from llama_jax.parallel.torus import on_torus, stages_of
 from llama_jax.train.objective import Batch, Forward, Mean, Objective
 from llama_jax.train.optimizer import applied_updates
-from llama_jax.train.state import TrainState, select, shardings_of, trained_table, with_updates
+from llama_jax.train.state import (
+    TrainState,
+    saved_part,
+    select,
+    shardings_of,
+    trained_table,
+    with_updates,
+)
 
 
 class StepMetrics(NamedTuple):
@@ -156,6 +164,28 @@ def jit_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         with on_torus(stages):
             return update(state, batch)
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
+
+
+def jit_adapter_step(
+    config: TrainConfig,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    abstract: TrainState,
+):
+    """`jit_train_step` for several states that stand on one base: (state, base, batch).
+
+    `abstract` and the state hold what is trained; the base, which is kept, all other parameters.
+    """
+    stages = stages_of(abstract.step.sharding.mesh)
+    update = partial(train_step, objective=objective, tx=tx, accumulate=config.accumulate)
+
+    def step(state: TrainState, base: Any, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        with on_torus(stages):
+            whole = replace(state, params=with_updates(base, state.params))
+            new, metrics = update(whole, batch)
+            return saved_part(new, objective), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
 

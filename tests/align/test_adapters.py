@@ -102,8 +102,8 @@ def test_adapters_without_a_base_or_wider_than_it_are_refused(files, world):
         files.base(lora=LORA)
     with pytest.raises(InputError, match=r"lora.rank=33 exceeds model.d_model=32"):
         config_of(files, world, "wide", lora=LoraConfig(rank=33))
-    with pytest.raises(InputError, match=r"lora.rank=2 does not go with ppo"):
-        files.ppo(lora=LORA)
+    with pytest.raises(InputError, match=r"lora.rank=2 does not go with rejection"):
+        files.rejection(lora=LORA)
 
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])

@@ -85,7 +85,7 @@ def test_preferences_that_cannot_be_learned_from(chat, refused, change, message)
     assert path in line
 
 
-@pytest.mark.parametrize("stage", ["ppo", "rejection", "distill"])
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rejection", "distill"])
 def test_prompts_of_which_none_is_left(chat, refused, stage):
     path = chat.write("long.jsonl", [{"messages": asked("Can a cat eat corn? " * 20)}])
     line = refused(stage, "--data.dataset", path)
@@ -111,7 +111,7 @@ def test_reward_models_that_read_other_ids_or_are_none(chat, refused, stranger, 
     assert "nowhere does not exist" in refused(stage, "--safety", "nowhere")
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo", "rejection", "gatt", "distill"])
+@pytest.mark.parametrize("stage", ["sft", "ppo", "grpo", "rejection", "gatt", "distill"])
 def test_a_start_from_what_is_no_language_model(chat, refused, stage):
     line = refused(stage, "--init-from", chat.folder / "safety")
     assert "is a reward model, without the head that predicts tokens" in line
@@ -129,6 +129,14 @@ def test_a_start_from_what_is_no_language_model(chat, refused, stage):
         ("ppo", ["--max-new-tokens", "64"], "max_new_tokens=64 must be positive and below seq_len"),
         ("ppo", ["--minibatch", "4"], "is not divisible by the 8 devices"),
         ("ppo", ["--model.d-ff", "32"], "was trained with other settings (model.d_ff 64 -> 32)"),
+        ("grpo", ["--group", "1"], "group=1 must be 2 or more"),
+        ("grpo", ["--group", "3"], "batch_size=16 must be divisible by group=3"),
+        ("grpo", ["--beta", "-1"], "beta=-1.0 must not be negative"),
+        ("grpo", ["--reward", "None"], "give either reward, a function, or helpfulness"),
+        ("grpo", ["--helpfulness", "rm"], "not both (tests.align.tiny_chat:likeness, rm)"),
+        ("grpo", ["--safety", "rm"], "safety=rm needs helpfulness beside it"),
+        ("grpo", ["--reward", "tests.align.tiny_chat:likenes"], "has no function likenes"),
+        ("grpo", ["--heldout", "nowhere"], "nowhere does not exist"),
         ("rejection", ["--model.d-ff", "32"], "was trained with other settings"),
         ("rejection", ["--temperatures", "0.7", "0"], "temperatures=[0.0] must be positive"),
         ("rejection", ["--rounds", "0"], "rounds=0 must be positive"),

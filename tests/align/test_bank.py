@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from llama_jax.align.bank import Sample, best_of_n, read_samples, scored, to_line, winners
-from llama_jax.align.experience import Judges
+from llama_jax.align.rewards import Judges
 from llama_jax.align.scoring import RewardModel, Scorer
 from llama_jax.config import InputError
 from llama_jax.data.tokenizer import train_tokenizer

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from llama_jax.align import experience
-from llama_jax.align.experience import Judges, make_experience, next_scale, score_answers
+from llama_jax.align.experience import make_experience, make_groups, next_scale
 from llama_jax.align.losses import score_scale
+from llama_jax.align.rewards import Judges, Scores, score_answers
 from llama_jax.align.scoring import RewardModel, Scorer
 from tests.align.tiny_chat import MODEL, TinyChat
 
@@ -169,7 +170,7 @@ def test_one_model_alone_judges_all():
     scores = score_answers(Judges(Judge(HELP), None), {}, IS_SAFETY)
     np.testing.assert_array_equal(scores.combined, HELP)
     assert scores.safety is None
-    assert not scores.by_safety.any()
+    assert scores.by_safety is None
 
 
 def test_answers_that_all_score_the_same_have_no_advantage_over_each_other(run, monkeypatch):
@@ -186,4 +187,44 @@ def test_the_digest_names_the_models_that_score():
         Judges(one, other).digest(), Judges(other, one).digest(), Judges(one, None).digest()
     }  # fmt: skip
     assert len(digests) == 3
-    assert Judges(one, None, heldout=other).digest() == Judges(one, None).digest()
+
+
+GROUPS = np.array([[1, 0, 0.5], [2, 2, 2]], np.float32)
+"""Rewards of two groups of three answers, the second without any difference."""
+
+
+@pytest.mark.parametrize("truncated", ["keep", "mask"])
+def test_groups_are_those_of_the_formulas(run, truncated):
+    """(r - mean) / (std + 1e-6) with n - 1; a group without differences is counted and masked."""
+    config = TinyChat(Path("unused")).grpo(
+        temperature=0.8, group=3, batch_size=6, minibatch=6, truncated=truncated
+    )
+    rows = {"answer": ANSWER, "sampler_logp": SAMPLED, "tokens": np.arange(R)}
+    made, metrics = make_groups(
+        config, rows=rows, scores=Scores(GROUPS.reshape(-1)), stopped=STOPPED,
+        policy=POLICY, reference=REFERENCE,
+    )  # fmt: skip
+    first = GROUPS[0].astype(np.float64)
+    std = np.sqrt(((first - first.mean()) ** 2).sum() / 2)
+    advantage = [*(first - first.mean()) / (std + 1e-6), 0, 0, 0]
+    learned = ANSWER & np.array([True] * 3 + [False] * 3)[:, None]
+    if truncated == "mask":
+        assert not STOPPED[2]
+        learned[2] = False
+    np.testing.assert_array_equal(made["answer"], learned)
+    expected = np.where(learned, np.array(advantage)[:, None], 0)
+    np.testing.assert_allclose(made["advantages"], expected, atol=1e-6)
+    np.testing.assert_array_equal(made["old_logp"], np.where(learned, OLD, 0))
+    np.testing.assert_array_equal(made["ref_logp"], np.where(learned, REF, 0))
+    np.testing.assert_array_equal(made["tokens"], np.arange(R))
+    log_ratio = np.where(ANSWER, OLD.astype(np.float64) - REF, 0)
+    wanted = {
+        "score/mean": GROUPS.mean(),
+        "group/flat": 1,
+        "group/flat_share": 0.5,
+        "group/std": std / 2,
+        "group/best": 1.5,
+        "group/learned_tokens": learned.sum(),
+        "kl/answer": log_ratio.sum(1).mean(),  # of all answers, also of those that teach nothing
+    }
+    assert {k: metrics[k] for k in wanted} == pytest.approx(wanted, rel=1e-5)

@@ -1,4 +1,4 @@
-"""PPO and rejection sampling on two hosts: processes that join over loopback, as `train` does."""
+"""PPO, GRPO and rejection sampling on two hosts: processes that join over loopback."""
 
 import pytest
 
@@ -8,6 +8,7 @@ from tests.train.test_hosts import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 OPTIONS = {
     "ppo": ["--steps", "2", "--eval-every", "2"],
+    "grpo": ["--steps", "2", "--eval-every", "2"],
     "rejection": ["--temperatures", "0.8", "1.2"],
     "distill": ["--steps", "2"],
 }

@@ -21,6 +21,7 @@ STAGES = {
     "reward": ("checkpoints/6/manifest.json", ["--steps", "6", "--eval-every", "3"]),
     "rejection": ("metrics.jsonl", ["--temperatures", "0.8", "1.2"]),
     "ppo": ("checkpoints/4/manifest.json", ["--steps", "4", "--checkpoint.every", "2"]),
+    "grpo": ("checkpoints/4/manifest.json", ["--steps", "4", "--checkpoint.every", "2"]),
     "gatt": ("checkpoints/6/manifest.json", ["--steps", "6"]),
     "distill": ("checkpoints/6/manifest.json", ["--steps", "6"]),
 }

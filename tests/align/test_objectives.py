@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_jax.align.logprobs import batch_logprobs, next_tokens
-from llama_jax.align.ppo_objectives import Policy, Value
+from llama_jax.align.policy_objectives import GroupedPolicy, Policy, Value
 from llama_jax.align.sft import Answers
 from llama_jax.model.presets import TINY
 from llama_jax.model.weights import abstract_params
@@ -19,6 +19,7 @@ from tests.comparison import assert_close, assert_trees_close, quick_jit, random
 V, D, TAU = 11, 6, 0.7
 CFG = replace(TINY, vocab_size=V, d_model=D)
 POLICY, VALUE = Policy(CFG, clip=0.2, temperature=TAU), Value(CFG, clip=0.2)
+GROUPED = GroupedPolicy(CFG, clip=0.2, temperature=TAU, beta=0.3)
 RNG = np.random.default_rng(0)
 EMBED, HEAD = RNG.standard_normal((V, D)), RNG.standard_normal((D, V))
 SCORE, BIAS = RNG.standard_normal((D, 1)), RNG.standard_normal(1)
@@ -37,7 +38,7 @@ def answers(T=12, *, rng=None):
         "segment_ids": np.zeros((B, T), np.int32),
         "answer": np.zeros((B, T), bool),
     }
-    for name in ("old_logp", "advantages", "old_values", "returns"):
+    for name in ("old_logp", "ref_logp", "advantages", "old_values", "returns"):
         rows[name] = (1e3 * rng.standard_normal((B, T))).astype(np.float32)
     for b, (prompt, answer) in enumerate(LENGTHS):
         end = prompt + answer
@@ -46,7 +47,8 @@ def answers(T=12, *, rng=None):
         rows["segment_ids"][b, :end] = 1
         chosen = slice(prompt - 1, end - 1)
         rows["answer"][b, chosen] = True
-        rows["old_logp"][b, chosen] = real.uniform(-4, -1, answer)
+        for name in ("old_logp", "ref_logp"):
+            rows[name][b, chosen] = real.uniform(-4, -1, answer)
         for name in ("advantages", "old_values", "returns"):
             rows[name][b, chosen] = real.standard_normal(answer)
     return rows
@@ -106,6 +108,21 @@ def test_policy_terms_are_those_of_the_formulas():
     assert "loss" not in means
 
 
+def test_grouped_terms_are_those_of_the_formulas():
+    rows = answers()
+    at = rows["answer"]
+    logp = chosen_logprobs(rows, TAU)[at]
+    old, ref, A = (rows[k][at].astype(np.float64) for k in ("old_logp", "ref_logp", "advantages"))
+    ratio, k3 = np.exp(logp - old), np.exp(ref - logp) - 1 - (ref - logp)
+    surrogate = np.maximum(-A * ratio, -A * np.clip(ratio, 0.8, 1.2)).mean()
+    found = averages(GROUPED.terms(language, on_device(rows)))
+    assert found["kl"] == pytest.approx((ratio * k3).mean(), rel=1e-5)
+    assert found["loss"] == pytest.approx(surrogate + 0.3 * (ratio * k3).mean(), rel=1e-5)
+    plain = averages(POLICY.terms(language, on_device(rows)))
+    same = plain.keys() - {"loss"}
+    assert {k: found[k] for k in same} == {k: plain[k] for k in same}
+
+
 @pytest.mark.parametrize("clip", [0.2, None])
 def test_value_terms_are_those_of_the_formulas(clip):
     rows = answers()
@@ -149,6 +166,7 @@ PARAMS = {
 }
 OBJECTIVES = [
     pytest.param(Policy(MODEL, clip=0.2, temperature=TAU), id="policy"),
+    pytest.param(GroupedPolicy(MODEL, clip=0.2, temperature=TAU, beta=0.3), id="grouped"),
     pytest.param(Value(replace(MODEL, head="score"), clip=0.2), id="value"),
 ]
 
@@ -162,7 +180,7 @@ def assert_same_step(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_what_the_mask_leaves_out_changes_nothing(objective):
     garbage = answers(rng=np.random.default_rng(9))
-    for name in ("old_logp", "advantages", "old_values", "returns"):
+    for name in ("old_logp", "ref_logp", "advantages", "old_values", "returns"):
         garbage[name][~garbage["answer"]] = np.nan
     expected = gradient_of(objective, answers())
     found = gradient_of(objective, garbage)

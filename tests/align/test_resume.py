@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_jax.align import ghost_attention, ppo, ppo_trainer, rejection, rejection_round
+from llama_jax.align import (
+    experience,
+    ghost_attention,
+    grpo,
+    iterations,
+    ppo,
+    rejection,
+    rejection_round,
+    trainer,
+)
 from llama_jax.align.reward import reward
 from llama_jax.align.sft import sft
 from llama_jax.checkpoint import Checkpointer
@@ -56,22 +65,32 @@ def files(folder, *patterns):
 
 
 @pytest.fixture(scope="module")
-def ppo_run(chat, tmp_path_factory):
+def references(chat, tmp_path_factory):
+    """Runs of PPO and GRPO that never failed."""
+    folder = tmp_path_factory.mktemp("policies")
     with devices(1):
-        return Path(ppo.ppo(chat.ppo(workdir=str(tmp_path_factory.mktemp("ppo") / "run"))).workdir)
+        return {
+            "ppo": Path(ppo.ppo(chat.ppo(workdir=str(folder / "ppo"))).workdir),
+            "grpo": Path(grpo.grpo(chat.grpo(workdir=str(folder / "grpo"))).workdir),
+        }
 
 
-PPO_FAILURES = {
-    "after rollouts": (ppo, "score_answers", 1, False),
-    "between updates": (ppo_trainer.Trainer, "update", 3, False),
-    "after an examination": (ppo, "examine", 1, True),
+@pytest.fixture(scope="module")
+def ppo_run(references):
+    return references["ppo"]
+
+
+FAILURES = {
+    "after rollouts": (iterations.Rollouts, "answers", 1, False),
+    "between updates": (trainer.Trainer, "update", 3, False),
+    "after an examination": (iterations, "examine", 1, True),
     "before a checkpoint": (Checkpointer, "save", 1, False),
-    "while scoring, in the second iteration": (ppo, "make_experience", 2, True),
-    "after a checkpoint": (ppo.Rollouts, "forget", 1, False),
+    "while scoring, in the second iteration": (experience, "read_answers", 2, True),
+    "after a checkpoint": (iterations.Rollouts, "forget", 1, False),
 }
 
 
-def assert_same_ppo(run, reference):
+def assert_same_policy(run, reference):
     assert digests(run, 3) == digests(reference, 3)
     assert facts(run) == facts(reference)
     patterns = ("completions/*", "samples/*")
@@ -79,36 +98,40 @@ def assert_same_ppo(run, reference):
     assert files(run, "rollouts/*") == {}
 
 
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
 @pytest.mark.parametrize("checkpoint", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_ppo_that_fails_everywhere_ends_with_the_same_bytes(chat, ppo_run, tmp_path, checkpoint):
+def test_a_policy_that_fails_everywhere_ends_with_the_same_bytes(
+    chat, references, tmp_path, stage, checkpoint
+):
     """With a checkpoint at every other iteration, some are made twice, from their rollouts."""
+    function, make = {"ppo": (ppo.ppo, chat.ppo), "grpo": (grpo.grpo, chat.grpo)}[stage]
     every = CheckpointConfig(every=checkpoint)
-    config = chat.ppo(workdir=str(tmp_path / "run"), checkpoint=every)
-    summary = run_to_the_end(ppo.ppo, config, PPO_FAILURES.values())
+    config = make(workdir=str(tmp_path / "run"), checkpoint=every)
+    summary = run_to_the_end(function, config, FAILURES.values())
     assert summary.step == 3
-    assert_same_ppo(tmp_path / "run", ppo_run)
+    assert_same_policy(tmp_path / "run", references[stage])
 
 
 def test_rollouts_are_not_drawn_again(chat, ppo_run, tmp_path):
     config = chat.ppo(workdir=str(tmp_path / "run"))
     with devices(1), pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, *PPO_FAILURES["between updates"][:3])
+        fail_at(patch, *FAILURES["between updates"][:3])
         with pytest.raises(Killed):
             ppo.ppo(config)
     (kept,) = (tmp_path / "run" / "rollouts").iterdir()
     assert kept.name == "000000.npz"
     with devices(1), pytest.MonkeyPatch.context() as patch:
         drawn = []
-        sample = ppo.Rollouts._sample
+        sample = iterations.Rollouts._sample
 
         def counted(self, prompts, *args):
             drawn.append(len(prompts))
             return sample(self, prompts, *args)
 
-        patch.setattr(ppo.Rollouts, "_sample", counted)
+        patch.setattr(iterations.Rollouts, "_sample", counted)
         ppo.ppo(config)
     assert drawn == [8, 16, 8, 16, 8]  # held out, then two iterations of answers with theirs
-    assert_same_ppo(tmp_path / "run", ppo_run)
+    assert_same_policy(tmp_path / "run", ppo_run)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The steps of fine-tuning, reward models and PPO are the same on eight devices as on one."""
+"""The steps of fine-tuning, reward models, PPO and GRPO are the same on eight devices as on one."""
 
 from dataclasses import replace
 from functools import cache
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.align.ppo_objectives import Policy, Value
+from llama_jax.align.policy_objectives import GroupedPolicy, Policy, Value
 from llama_jax.align.reward import Pairwise
 from llama_jax.align.sft import Answers
 from llama_jax.config import MeshConfig
@@ -27,6 +27,7 @@ OBJECTIVES = {
     "sft": Answers(LANGUAGE),
     "reward": Pairwise(SCORE, "small", 1.0),
     "policy": Policy(LANGUAGE, clip=0.2, temperature=0.9),
+    "grouped": GroupedPolicy(LANGUAGE, clip=0.2, temperature=0.9, beta=0.1),
     "value": Value(SCORE, clip=0.2),
 }
 
@@ -47,7 +48,7 @@ def batch_of(name):
         "rating": rng.integers(-1, 4, B).astype(np.int32),
         "margin": np.where(rng.random(B) < 0.5, np.nan, 0.2).astype(np.float32),
         "safe": rng.integers(-1, 2, (B, 2)).astype(np.int8),
-        "old_logp": rng.uniform(-6, -4, shape).astype(np.float32),
+        **{k: rng.uniform(-6, -4, shape).astype(np.float32) for k in ("old_logp", "ref_logp")},
         **{k: rng.standard_normal(shape).astype(np.float32)
            for k in ("advantages", "old_values", "returns")},
     }  # fmt: skip

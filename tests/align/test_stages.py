@@ -10,13 +10,14 @@ import pytest
 from etils import epath
 
 import llama_jax
-from llama_jax.align import ppo as ppo_module
+from llama_jax.align import iterations
 from llama_jax.align.bank import read_samples, winners
 from llama_jax.align.distill_context import distill_context
 from llama_jax.align.ghost_attention import gatt
+from llama_jax.align.grpo import grpo
 from llama_jax.align.ppo import ppo
-from llama_jax.align.ppo_rollouts import Rollouts
 from llama_jax.align.rejection import rejection
+from llama_jax.align.rollouts import Rollouts
 from llama_jax.align.scoring import Scorer
 from llama_jax.checkpoint import saved_steps
 from llama_jax.config import InputError
@@ -41,7 +42,7 @@ def compiled():
 @pytest.fixture(scope="module")
 def ppo_run(chat, compiled):
     """A run of three iterations, and its summary."""
-    count, report = [0], ppo_module.Progress.report
+    count, report = [0], iterations.Progress.report
 
     def listen(event, duration, **_):
         count[0] += event == COMPILED
@@ -53,7 +54,7 @@ def ppo_run(chat, compiled):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with devices(1), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ppo_module.Progress, "report", note)
+            patch.setattr(iterations.Progress, "report", note)
             summary = ppo(chat.ppo())
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
@@ -64,6 +65,13 @@ def ppo_run(chat, compiled):
 def rejection_run(chat):
     with devices(1):
         summary = rejection(chat.rejection(temperatures=(0.7, 1.3), temperature_prompts=4))
+    return Path(summary.workdir), summary
+
+
+@pytest.fixture(scope="module")
+def grpo_run(chat):
+    with devices(1):
+        summary = grpo(chat.grpo())
     return Path(summary.workdir), summary
 
 
@@ -182,6 +190,48 @@ def test_answers_of_ppo_are_kept_for_people(chat, ppo_run):
     assert trained.isdisjoint(asked)
 
 
+def test_an_iteration_of_grpo_tells_what_its_groups_teach(grpo_run):
+    run, summary = grpo_run
+    assert {p.name for p in run.iterdir()} == TRAINED | {"completions", "samples", "rollouts"}
+    lines = read_lines(run / "metrics.jsonl")
+    assert [m["step"] for m in lines] == [1, 2, 3]
+    wanted = {"group/flat", "group/flat_share", "group/std", "group/best", "group/learned_tokens",
+              "policy/kl", "policy/loss", "policy/ratio_first", "kl/answer", "drift/max",
+              "heldout/proxy", "score/mean"}  # fmt: skip
+    for number, line in enumerate(lines, 1):
+        assert wanted <= line.keys()
+        assert not any(name.startswith("value/") for name in line)
+        # Four answers to each of four prompts, one after another, and their rewards.
+        found = read_lines(run / f"completions/iteration-{number:06d}.jsonl")
+        asked = [m["messages"][0]["content"] for m in found]
+        assert len(set(asked)) == 4
+        assert asked == [asked[r // 4 * 4] for r in range(16)]
+        scores = np.array([m["score"] for m in found]).reshape(4, 4)
+        flat = (scores == scores[:, :1]).all(axis=1)
+        assert line["group/flat"] == flat.sum()
+        assert line["score/mean"] == pytest.approx(scores.mean(), abs=1e-4)
+        assert line["policy/ratio_first"] == 1
+    assert any(m["group/flat"] < 4 for m in lines)
+    assert lines[0]["kl/answer"] == 0
+    assert any(m["kl/answer"] != 0 for m in lines[1:])
+    assert digests(run, 3).keys() & {"scale/mean", "value/step"} == set()
+    assert summary.lines()[0] == "iteration 3 of 3: complete"
+    assert summary.lines()[3].startswith("  held-out score")
+
+
+def test_grpo_learns_from_reward_models_too(chat, tmp_path):
+    config = chat.grpo(
+        workdir=str(tmp_path / "run"), steps=1, reward=None,
+        helpfulness=str(chat.folder / "helpfulness"), safety=str(chat.folder / "safety"),
+        heldout=str(chat.folder / "heldout"), truncated="mask",
+    )  # fmt: skip
+    with devices(1):
+        last = grpo(config).last
+    assert {"score/helpfulness", "score/safety", "heldout/score"} <= last.keys()
+    line = read_lines(tmp_path / "run" / "completions" / "iteration-000001.jsonl")[0]
+    assert line["score"] in (line["safety"], line["helpfulness"])
+
+
 def test_nothing_compiles_after_the_second_iteration(ppo_run, compiled):
     first, second, third = compiled
     assert first > 0  # it hears
@@ -271,7 +321,7 @@ def test_context_distillation_trains_on_answers_without_their_preprompt(chat, di
     assert {tuple(m["role"] for m in d["messages"]) for d in dialogues} == {("user", "assistant")}
 
 
-@pytest.mark.parametrize("stage", ["ppo", "rejection", "gatt", "distill"])
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rejection", "gatt", "distill"])
 def test_a_run_of_any_stage_is_a_model(chat, stage, request):
     run, _ = request.getfixturevalue(f"{stage}_run")
     model, source = llama_jax.load(run), llama_jax.load(chat.folder / "sft")

@@ -1,4 +1,4 @@
-"""PPO where every answer can be listed: its gradient, what it reaches, and when it cheats."""
+"""PPO and GRPO where every answer can be listed: gradients, what they reach, and cheating."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import pytest
 from llama_jax.align.losses import (
     ScoreScale,
     gae,
+    group_advantages,
+    kl_terms,
     policy_terms,
     reward_hacking,
     score_scale,
@@ -22,6 +24,7 @@ from tests.align.toy import (
     T,
     V,
     bandit,
+    grpo,
     log_policy,
     objective,
     objective_gradient,
@@ -110,6 +113,79 @@ def test_sampled_ppo_reaches_the_optimum(lam):
     assert start < 0.1 * best
     for policy in policies:
         assert 0.99 * best <= objective(policy, REFERENCE, SCORES, BETA) <= best
+
+
+def grpo_gradients(logits, old, reference):
+    """-d of the surrogate over all pairs of answers that `old` draws for one prompt, and d of the
+    KL, of a policy; both weighted by how likely the answers are. Groups of two, no clipping."""
+    with jax.enable_x64(True):
+        tokens, so_far, mask = jnp.asarray(TOKENS), jnp.asarray(SO_FAR), jnp.asarray(MASK)
+        old_logp, ref_logp = (
+            token_logprobs(jnp.asarray(table), tokens, so_far) for table in (old, reference)
+        )
+        weights = np.exp(log_policy(old))
+        pairs = jnp.asarray(SCORES)[np.stack(np.meshgrid(*[np.arange(15)] * 2, indexing="ij"), -1)]
+        advantages = group_advantages(pairs.reshape(-1, 2)).reshape(15, 15, 2)[..., 0]
+        mean = advantages @ jnp.asarray(weights)  # of an answer, over who it is compared with
+
+        def surrogate(logits):
+            logp = token_logprobs(logits, tokens, so_far)
+            gains = jnp.broadcast_to(mean[:, None], mask.shape)
+            return -jnp.sum(weights[:, None] * policy_terms(logp, old_logp, gains, mask, clip=9.0))
+
+        def kl(logits):
+            logp = token_logprobs(logits, tokens, so_far)
+            return jnp.sum(weights[:, None] * kl_terms(logp, old_logp, ref_logp, mask))
+
+        at = jnp.asarray(logits)
+        return np.asarray(jax.grad(surrogate)(at)), float(kl(at)), np.asarray(jax.grad(kl)(at))
+
+
+def test_the_gradient_of_groups_is_that_of_winning_against_each_other():
+    """Of two answers the better one has an advantage of sqrt(1/2), whatever the distance."""
+    rng = np.random.default_rng(3)
+    logits, reference = rng.standard_normal((2, T, STATES, V))
+    policy = np.exp(log_policy(logits))
+    wins = np.sign(SCORES[:, None] - SCORES[None]) @ policy * np.sqrt(0.5)
+    expected = objective_gradient(logits, logits, wins, 0.0)
+    found, _, _ = grpo_gradients(logits, logits, reference)
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # 1e-6 beside the standard deviation
+    assert np.abs(expected).max() > 0.05
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.3], ids=["on policy", "after updates"])
+def test_the_kl_of_the_loss_and_its_gradient_are_those_of_the_policy(moved):
+    """KL(p_s || q_s) summed over the states that the old policy comes to, from the formula."""
+    rng = np.random.default_rng(4)
+    old, reference, step = rng.standard_normal((3, T, STATES, V))
+    logits = old + moved * step
+    visits = np.zeros((T, STATES))
+    weights = np.exp(log_policy(old))
+    for y, weight in enumerate(weights):
+        for t in range(T):
+            visits[t, SO_FAR[y, t]] += weight * MASK[y, t]
+    log_p, log_q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (logits, reference))
+    p = np.exp(log_p)
+    kl = (p * (log_p - log_q)).sum(-1)
+    _, found, gradient = grpo_gradients(logits, old, reference)
+    assert found == pytest.approx((visits * kl).sum(), rel=1e-12)
+    expected = visits[..., None] * p * (log_p - log_q - kl[..., None])
+    np.testing.assert_allclose(gradient, expected, atol=1e-12)
+    assert np.abs(expected).max() > 0.05
+
+
+def test_sampled_grpo_finds_the_best_answer():
+    """Without a KL the best answer is all that is left: groups end when they have no difference."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    policies = grpo(keys, jnp.asarray(REFERENCE), table_of(SCORES), beta=0.0, iterations=150)
+    for policy in policies:
+        assert objective(policy, REFERENCE, SCORES, 0.0) > 0.98 * SCORES.max()
+    near = grpo(keys, jnp.asarray(REFERENCE), table_of(SCORES), beta=1.0, iterations=150)
+    for policy, free in zip(near, policies, strict=True):
+        kept, left = (
+            np.exp(log_policy(x)) @ (log_policy(x) - log_policy(REFERENCE)) for x in (policy, free)
+        )
+        assert kept < 0.8 * left
 
 
 def distance(p, q):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from llama_jax.config_align import (
     DistillConfig,
     DpoConfig,
     GattConfig,
+    GrpoConfig,
     PpoConfig,
     RejectionConfig,
     RewardConfig,
@@ -55,6 +56,14 @@ def asked(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}]
 
 
+def likeness(prompts: Sequence[Any], answers: Sequence[Any]) -> list[float]:
+    """A reward: the share of the letters of its record's answer that stand in an answer."""
+    return [
+        sum(letter in a.text for letter in p.answer) / len(p.answer)
+        for p, a in zip(prompts, answers, strict=True)
+    ]
+
+
 class TinyChat:
     """The experiments of one folder, and the files that they read."""
 
@@ -85,7 +94,7 @@ class TinyChat:
             pairs.append(pair | {"rating": number % 4})
             if unkind:
                 unsafe.append(pair | {"rating": 3, "safe_chosen": True, "safe_rejected": False})
-            prompts.append({"messages": asked(question), "safety": unkind})
+            prompts.append({"messages": asked(question), "safety": unkind, "answer": good})
         ghosts = [
             {"instruction": "Be kind.", "turns": [q for q, *_ in questions()[n : n + 3]]}
             for n in range(40)
@@ -196,6 +205,22 @@ class TinyChat:
         }
         changes = self.rollouts(**own) | changes
         return PpoConfig(**self.common("ppo", "prompts.jsonl", **changes))
+
+    def grpo(self, **changes: Any) -> GrpoConfig:
+        """Three iterations of two minibatches; four answers to a prompt, scored by `likeness`."""
+        own = {
+            "init_from": str(self.folder / "sft"),
+            "reward": "tests.align.tiny_chat:likeness",
+            "max_new_tokens": 12,
+            "wave_rows": 8,
+            "steps": 3,
+            "batch_size": 16,
+            "minibatch": 8,
+            "group": 4,
+            "heldout_prompts": 8,
+            "eval_every": 1,
+        }
+        return GrpoConfig(**self.common("grpo", "prompts.jsonl", **(own | changes)))
 
     def answering(self, **changes: Any) -> dict[str, Any]:
         """What the stages that train on their own answers share."""

@@ -16,10 +16,13 @@ import optax
 
 from llama_jax.align.losses import (
     gae,
+    group_advantages,
+    kl_terms,
     masked_whiten,
     policy_terms,
     shaped_rewards,
     value_terms,
+    varied_groups,
 )
 
 V, T, EOS = 3, 3, 0
@@ -139,6 +142,43 @@ def ppo(keys, reference, scores, *, beta, lam, whiten, iterations, rows=512, par
         carry = params, tx.init(params)
         (params, _), _ = jax.lax.scan(iteration, carry, jax.random.split(key, iterations))
         return params["logits"]
+
+    return jax.vmap(run)(keys)
+
+
+@partial(jax.jit, static_argnames=("beta", "iterations", "prompts", "group", "parts"))
+def grpo(keys, reference, scores, *, beta, iterations, prompts=64, group=8, parts=8):
+    """Policy tables [seeds,T,STATES,V] after GRPO from the reference, one run for each key.
+
+    All prompts are the same one; answers are drawn and learned from as in `ppo`.
+    """
+    tx, rows = optax.adam(0.02), prompts * group
+
+    def loss(logits, batch):
+        tokens, so_far, mask, old_logp, ref_logp, advantages = batch
+        logp = token_logprobs(logits, tokens, so_far)
+        policy = policy_terms(logp, old_logp, advantages, mask, clip=0.2)
+        kl = kl_terms(logp, old_logp, ref_logp, mask)
+        return jnp.sum(policy + beta * kl) / jnp.maximum(jnp.sum(mask), 1)
+
+    def update(carry, batch):
+        logits, state = carry
+        updates, state = tx.update(jax.grad(loss)(logits, batch), state, logits)
+        return (optax.apply_updates(logits, updates), state), None
+
+    def iteration(carry, key):
+        tokens, so_far, mask = roll_out(carry[0], key, rows)
+        found = scores[tuple(tokens.T)].reshape(prompts, group)
+        mask &= jnp.repeat(varied_groups(found), group)[:, None]
+        advantages = jnp.broadcast_to(group_advantages(found).reshape(rows, 1), mask.shape)
+        old_logp = token_logprobs(carry[0], tokens, so_far)
+        arrays = tokens, so_far, mask, old_logp, token_logprobs(reference, tokens, so_far)
+        batches = tuple(a.reshape(parts, rows // parts, T) for a in (*arrays, advantages))
+        return jax.lax.scan(update, carry, batches)[0], None
+
+    def run(key):
+        carry = reference, tx.init(reference)
+        return jax.lax.scan(iteration, carry, jax.random.split(key, iterations))[0][0]
 
     return jax.vmap(run)(keys)
 

@@ -109,7 +109,7 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
     ]
     text = page(
         {
-            "stages": [row, {**row, "name": "sft", "p_value": 0.0001}],
+            "stages": [row, {**row, "name": "sft", "origin": "base", "p_value": 0.0001}],
             "reward_accuracy": {
                 "safety": dict.fromkeys(("significantly", "better", "slightly", "negligibly"), 0.5)
             },
@@ -120,7 +120,7 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
         {
             "best_of_n": {"round 1": found},
             "calibration": {"safety": [Bin(0.6, 0.7, 10), Bin(0.9, 0.8, 10)]},
-            "ppo": metrics,
+            "policies": {"ppo": metrics, "grpo": metrics},
             "answers": [{"prompt": "<b>Hi</b>", "answers": {"base": "<script>alert(1)</script>"}}],
         },
         ["llama-jax chat runs/chat/gatt"],
@@ -130,6 +130,8 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
     assert not re.search(r"(src|href)=|https?://", text)
     assert text.count("<figure>") == 7
     assert "0.960" in text
+    assert "<td>sft</td><td>base</td>" in text
+    assert "grpo, held-out judge" in text
     assert "97 of 100 stories" in text
     assert "&lt; 0.001" in text
 

@@ -42,6 +42,20 @@ def test_both_updates_are_of_a_minibatch(compiled):
     assert p.seconds["update"] == 8 * sum(u.step_seconds for u in p.updates.values())
 
 
+def test_grpo_has_no_value(compiled):
+    config = preset_experiment("llama2-7b", V5E, "grpo")
+    p = ppo_plan(config, V5E)
+    assert compiled == [("policy", "language", 64)]
+    assert p.models.keys() == {"policy", "reference", "helpfulness", "safety"}
+    assert set(p.moments) == {"generate", "policy update"}
+    assert "GRPO with 512 answers" in ppo_text(p)
+    alone = replace(config, helpfulness=None, safety=None, reward="judge")
+    assert ppo_plan(alone, V5E).models.keys() == {"policy", "reference"}
+    # Each prompt of a group is read once.
+    more = ppo_plan(replace(config, group=2), V5E)
+    assert more.seconds["generate"] > p.seconds["generate"]
+
+
 def test_memory_is_every_model_and_what_the_moment_adds(compiled):
     config = experiment()
     p = ppo_plan(config, V5E)
@@ -106,7 +120,7 @@ def test_the_command_prints_it(compiled):
     assert set(found["hbm_bytes_per_chip"]) == {
         "policy", "value", "reference", "helpfulness", "safety",
     }  # fmt: skip
-    with pytest.raises(InputError, match="compiles two steps: not with --save or --search"):
+    with pytest.raises(InputError, match="plans iterations: not with --save or --search"):
         run([*arguments, "--search"], ArgumentParser)
 
 

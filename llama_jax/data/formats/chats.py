@@ -43,9 +43,11 @@ def messages(row: Row) -> Iterator[Item]:
 
 
 def message_prompts(row: Row) -> Iterator[Item]:
-    """A list of messages as a prompt; our own records say whether it is one for safety."""
+    """A list of messages as a prompt; our own records say whether it is one for safety, and an
+    answer to it."""
     said = parse_messages(row.get("messages"), "messages")
-    yield Prompt(messages=tuple(said), safety=flag(row, "safety") or False)
+    answer = None if row.get("answer") is None else text(row, "answer")
+    yield Prompt(messages=tuple(said), safety=flag(row, "safety") or False, answer=answer)
 
 
 def is_only_prompt(row: Row) -> bool:

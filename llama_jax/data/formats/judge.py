@@ -29,8 +29,9 @@ def judge(item: Item, kind: str, where: str, lenient: bool) -> Iterator[Record |
     if kind == "dialogue":
         yield from _dialogue(messages, item.source, where, lenient)
     elif kind == "prompt":
-        safety = isinstance(item, Prompt) and item.safety
-        yield _prompt(messages, safety, item.source, where, lenient)
+        given = item if isinstance(item, Prompt) else Prompt(messages=())
+        prompt = replace(given, messages=tuple(messages), source=item.source)
+        yield _prompt(prompt, where, lenient)
     else:
         assert isinstance(item, Preference), "the table gives preferences for this kind"
         yield _preference(item, messages, where, lenient)
@@ -57,16 +58,15 @@ def _dialogue(
         yield Dialogue(messages=checked, source=source)
 
 
-def _prompt(
-    messages: Sequence[Message], safety: bool, source: str, where: str, lenient: bool
-) -> Prompt | Drop:
+def _prompt(prompt: Prompt, where: str, lenient: bool) -> Prompt | Drop:
+    messages, answer = prompt.messages, prompt.answer
     if messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+        messages, answer = messages[:-1], messages[-1]["content"]
     if not any(m["role"] == "user" for m in messages):
         return Drop("no question")
     if lenient and _has_empty(messages):
         return EMPTY
-    return Prompt(messages=check_messages(messages, "user", where), safety=safety, source=source)
+    return replace(prompt, messages=check_messages(messages, "user", where), answer=answer)
 
 
 def _preference(

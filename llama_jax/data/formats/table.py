@@ -95,7 +95,7 @@ FORMATS: dict[str, Format] = {
     "kto": Format(
         "TRL unpaired preferences (KTO)",
         _keys("prompt completion label"),
-        {"dialogue": chats.labelled, "prompt": chats.completions},
+        {"dialogue": chats.labelled, "prompt": chats.prompts},
     ),
     "trl": Format(
         "TRL preferences",

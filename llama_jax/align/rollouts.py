@@ -1,4 +1,4 @@
-"""The answers of PPO's iterations: drawn, kept until they are learned from, written for people."""
+"""The answers of iterations: drawn, kept until they are learned from, written for people."""
 
 import io
 import json
@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from llama_jax.align.answering import generation_weights
-from llama_jax.align.experience import Scores
+from llama_jax.align.answering import Answered, generation_weights
+from llama_jax.align.rewards import Scores
 from llama_jax.align.run_files import exists_on_main, write_on_main
 from llama_jax.align.scoring import Scorer
-from llama_jax.config_align import PpoConfig
+from llama_jax.config_align import PolicyConfig
 from llama_jax.data.chat import decode_answer
 from llama_jax.data.conversations import EncodedPrompt, prompt_seed
 from llama_jax.data.packing import positions_of
@@ -28,11 +28,14 @@ _TRAINED, _HELDOUT = 0, 1
 
 
 class Rollouts:
-    """Draws one answer to each prompt of an iteration, or reads those that are on disk."""
+    """Draws the answers to the prompts of an iteration, or reads those that are on disk.
+
+    A row is a prompt with an answer; those of one prompt follow each other.
+    """
 
     def __init__(
         self,
-        config: PpoConfig,
+        config: PolicyConfig,
         workdir: epath.Path,
         tokenizer: Tokenizer,
         *,
@@ -56,7 +59,7 @@ class Rollouts:
             return *self._rows(prompts, _read(file)), {}
         begin, work = time.perf_counter(), Work()
         seeds = [(self.config.seed, _TRAINED, number, prompt_seed(p)) for p in prompts]
-        samples = self._sample(prompts, policy, seeds, work)
+        samples = self._sample(prompts, policy, seeds, work, self.config.answers)
         seconds = time.perf_counter() - begin
         write_on_main(file, _written(samples))
         return *self._rows(prompts, samples), {
@@ -68,19 +71,19 @@ class Rollouts:
     def draw_heldout(
         self, prompts: Sequence[EncodedPrompt], policy: Scorer
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The same for held-out prompts, whose answers have the same seeds at every evaluation."""
+        """The same for held-out prompts: one answer each, its seed the same at every evaluation."""
         seeds = [(self.config.seed, _HELDOUT, 0, prompt_seed(p)) for p in prompts]
-        return self._rows(prompts, self._sample(prompts, policy, seeds, Work()))
+        return self._rows(prompts, self._sample(prompts, policy, seeds, Work(), 1))
 
     def _sample(
-        self, prompts: Sequence[EncodedPrompt], policy: Scorer, seeds: Any, work: Work
+        self, prompts: Sequence[EncodedPrompt], policy: Scorer, seeds: Any, work: Work, n: int
     ) -> Samples:
         return sample_answers(
             generation_weights(policy.params, policy.config),
             [p.tokens for p in prompts],
             self.params,
             config=policy.config,
-            n=1,
+            n=n,
             seeds=seeds,
             wave_rows=self.config.wave_rows,
             prompt_len=self.prompt_len,
@@ -99,38 +102,36 @@ class Rollouts:
             "answer": batch.answer,
             "sampler_logp": batch.logp,
         }
-        return rows, samples.stopped[:, 0]
+        return rows, samples.stopped.reshape(-1)
 
-    def texts(self, rows: dict[str, np.ndarray]) -> list[str]:
-        """The answers as text."""
-        return [
-            decode_answer(self.tokenizer, np.roll(tokens, -1)[answer].tolist())
-            for tokens, answer in zip(rows["tokens"], rows["answer"], strict=True)
-        ]
+    def answers(self, rows: dict[str, np.ndarray], stopped: np.ndarray) -> list[Answered]:
+        """The answers of rows, as tokens and as text."""
+        found = []
+        for tokens, answer, ended in zip(rows["tokens"], rows["answer"], stopped, strict=True):
+            ids = np.roll(tokens, -1)[answer].tolist()
+            found.append(Answered(decode_answer(self.tokenizer, ids), tuple(ids), bool(ended)))
+        return found
 
     def write(
         self,
         folder: str,
         done: int,
         prompts: Sequence[EncodedPrompt],
-        texts: Sequence[str],
+        answers: Sequence[Answered],
         scores: Scores,
-        stopped: np.ndarray,
     ) -> None:
-        """Answers with their scores for people to read, RUN/FOLDER/iteration-NNNNNN.jsonl.
+        """Answers with their scores for people to read, RUN/FOLDER/iteration-NNNNNN.jsonl, and a
+        prompt for each of them.
 
         `completions` holds those that were trained on, `samples` those to held-out prompts.
         """
         lines = []
-        for r, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        for r, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             line = {
-                "messages": [*prompt.messages, {"role": "assistant", "content": text}],
-                "score": round(float(scores.combined[r]), 4),
-                "helpfulness": round(float(scores.helpfulness[r]), 4),
-                "finish": "stop" if stopped[r] else "length",
+                "messages": [*prompt.messages, {"role": "assistant", "content": answer.text}],
+                **scores.of(r),
+                "finish": "stop" if answer.ended else "length",
             }
-            if scores.safety is not None:
-                line["safety"] = round(float(scores.safety[r]), 4)
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         path = self.workdir / folder / f"iteration-{done:06d}.jsonl"
         write_on_main(path, "".join(lines).encode())

@@ -1,11 +1,11 @@
-"""When PPO ends: without progress, far from its reference, or with numbers that cannot be right."""
+"""When a policy's training ends: without progress, far from its reference, or by wrong numbers."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llama_jax.align.ppo_limits import check_sampled, check_updated, why_stop
+from llama_jax.align.limits import check_sampled, check_updated, check_value, why_stop
 from llama_jax.train.report import TrainingError
 from tests.align.tiny_chat import TinyChat
 
@@ -79,12 +79,12 @@ def test_a_first_ratio_other_than_one_is_an_error_with_its_value(ratio):
 
 def test_a_value_that_explains_nothing_for_long_is_an_error():
     bad = {**GOOD, "value/explained_variance": -1.5}
-    check_updated(settings(), [GOOD, bad])
-    check_updated(settings(), [bad, GOOD])
-    check_updated(settings(), [bad])
-    check_updated(settings(value_patience=0), [bad] * 9)
+    check_value(settings(), [GOOD, bad])
+    check_value(settings(), [bad, GOOD])
+    check_value(settings(), [bad])
+    check_value(settings(value_patience=0), [bad] * 9)
     with pytest.raises(TrainingError, match=r"below -1 for 2 iterations, now -1\.50"):
-        check_updated(settings(), [GOOD, bad, bad])
+        check_value(settings(), [GOOD, bad, bad])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

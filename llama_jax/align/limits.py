@@ -1,18 +1,18 @@
-"""When PPO ends before its last iteration: by plan where it no longer improves, by error where its
-numbers cannot be right."""
+"""When reinforcement learning ends before its last iteration: by plan where it no longer improves,
+by error where its numbers cannot be right."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from llama_jax.align.gauges import reward_hacking
-from llama_jax.config_align import PpoConfig
+from llama_jax.config_align import PolicyConfig, PpoConfig
 from llama_jax.train.report import TrainingError
 
 LEAST_EXPLAINED = -1.0
 """Explained variance below which a value model is worse than any constant."""
 
 
-def why_stop(config: PpoConfig, lines: Sequence[Mapping[str, int | float]]) -> str | None:
+def why_stop(config: PolicyConfig, lines: Sequence[Mapping[str, int | float]]) -> str | None:
     """Why a run ends by what the metrics of its iterations say; None if it goes on.
 
     lines: the metrics of all iterations so far, in order.
@@ -31,7 +31,7 @@ def why_stop(config: PpoConfig, lines: Sequence[Mapping[str, int | float]]) -> s
     return None
 
 
-def check_sampled(config: PpoConfig, iteration: int, metrics: Mapping[str, int | float]) -> None:
+def check_sampled(config: PolicyConfig, iteration: int, metrics: Mapping[str, int | float]) -> None:
     """Raise TrainingError for answers that nothing can be learned from, before anything is.
 
     Their scores are not finite, or the sampler drew them from another distribution than the one
@@ -47,7 +47,7 @@ def check_sampled(config: PpoConfig, iteration: int, metrics: Mapping[str, int |
         )
 
 
-def check_updated(config: PpoConfig, lines: Sequence[Mapping[str, int | float]]) -> None:
+def check_updated(config: PolicyConfig, lines: Sequence[Mapping[str, int | float]]) -> None:
     """Raise TrainingError if the updates of the last of these iterations went wrong."""
     now = lines[-1]
     iteration = int(now["step"])
@@ -60,6 +60,11 @@ def check_updated(config: PpoConfig, lines: Sequence[Mapping[str, int | float]])
             f"max_ratio_error={config.max_ratio_error:g}: the two come from different programs; "
             "raise --max-ratio-error if model.dtype rounds that much"
         )
+
+
+def check_value(config: PpoConfig, lines: Sequence[Mapping[str, int | float]]) -> None:
+    """Raise TrainingError if the value has explained nothing for long."""
+    iteration = int(lines[-1]["step"])
     recent = [m["value/explained_variance"] for m in lines[-config.value_patience :]]
     if config.value_patience == len(recent) and max(recent) < LEAST_EXPLAINED:
         raise TrainingError(

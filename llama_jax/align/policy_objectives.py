@@ -1,4 +1,5 @@
-"""What PPO's two models learn from a minibatch of answers (Schulman et al. 2017).
+"""What policies and values learn from a minibatch of answers: PPO (Schulman et al. 2017), and GRPO
+(Shao et al. 2024).
 
 Index t of every array belongs to the choice of token t+1; `answer` marks those that the policy
 chose, EOS included. Means are over the chosen tokens of the whole minibatch.
@@ -10,8 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llama_jax.align.logprobs import batch_logprobs, next_tokens
-from llama_jax.align.losses import policy_clipped, policy_terms, value_clipped, value_terms
+from llama_jax.align.logprobs import TokenScores, batch_logprobs, next_tokens
+from llama_jax.align.losses import (
+    kl_terms,
+    policy_clipped,
+    policy_terms,
+    value_clipped,
+    value_terms,
+)
 from llama_jax.config import ModelConfig
 from llama_jax.model.heads import apply_head
 from llama_jax.train.objective import Batch, Forward, Mean
@@ -73,13 +80,13 @@ class Policy(_OverAnswers):
     def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
         """loss, clipped (share of tokens), ratio and its variance about 1, approx_kl to the policy
         that drew, entropy."""
-        found = batch_logprobs(
-            forward,
-            batch,
-            next_tokens(batch["tokens"]),
-            cfg=self.model,
-            temperature=self.temperature,
-        )
+        return self._means(self._read(forward, batch), batch)
+
+    def _read(self, forward: Forward, batch: Batch) -> TokenScores:
+        targets = next_tokens(batch["tokens"])
+        return batch_logprobs(forward, batch, targets, cfg=self.model, temperature=self.temperature)
+
+    def _means(self, found: TokenScores, batch: Batch) -> dict[str, Mean]:
         answer, old = batch["answer"], batch["old_logp"]
         arguments = (found.logp, old, batch["advantages"], answer)
         apart = jnp.where(answer, found.logp - old, 0.0)
@@ -91,6 +98,25 @@ class Policy(_OverAnswers):
             "approx_kl": Mean.over(jnp.expm1(apart) - apart, answer),
             "entropy": Mean.over(found.entropy, answer),
         }
+
+
+@dataclass(frozen=True)
+class GroupedPolicy(Policy):
+    """The clipped surrogate, with the KL divergence from the reference beside it."""
+
+    beta: float
+
+    def floats(self) -> tuple[str, ...]:
+        """Those of a policy, and the reference's log-probabilities."""
+        return (*super().floats(), "ref_logp")
+
+    def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
+        """Those of a policy; loss is theirs and beta times kl, nats a token."""
+        found = self._read(forward, batch)
+        means, answer = self._means(found, batch), batch["answer"]
+        terms = kl_terms(found.logp, batch["old_logp"], batch["ref_logp"], answer)
+        kl, loss = Mean.over(terms, answer), means["loss"]
+        return means | {"loss": Mean(loss.total + self.beta * kl.total, loss.count), "kl": kl}
 
 
 @dataclass(frozen=True)
