@@ -4,8 +4,8 @@ A small model first imitates solutions of which a third hold a slip, and slips a
 draws eight answers to each problem and rewards those whose last number is right; nobody shows it a
 solution.
 
-Command   python experiments/arithmetic.py          all of it, and the share of right answers
-          llama-jax grpo experiments/arithmetic.py  the second half alone, with any option
+Command   llama-jax grpo experiments/arithmetic.py  the second half alone, with any option
+          python experiments/arithmetic.py          all of it, and the share of right answers
 Hardware  two CPU cores
 Expected  not measured yet
 """

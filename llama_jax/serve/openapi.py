@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import llama_jax
+from llama_jax import __version__
 from llama_jax.serve import job
 from llama_jax.serve.job import Served
 from llama_jax.serve.settings import Settings
@@ -26,7 +26,7 @@ def document(served: Served, settings: Settings) -> Schema:
     secured: Schema = {"security": [{"key": []}]} if settings.keys else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "llama-jax serve", "version": llama_jax.__version__},
+        "info": {"title": "llama-jax serve", "version": __version__},
         "paths": _paths(),
         "components": {
             "schemas": {
