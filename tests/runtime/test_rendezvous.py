@@ -76,10 +76,10 @@ with rendezvous.announced(lambda: ("localhost:" + sys.argv[1], 0, 2), None):
 
 
 def wait_until_it_sleeps(pid):
-    """Until the main thread is in the library's lock: threads that wait for Python's own lock are
-    back within milliseconds."""
-    asleep, deadline = 0, time.monotonic() + 60
-    while asleep < 25 and time.monotonic() < deadline:
+    """Until the main thread is in the library's lock (threads that wait for Python's own lock are
+    back within milliseconds), or has ended."""
+    state, asleep, deadline = "", 0, time.monotonic() + 60
+    while asleep < 25 and state != "Z" and time.monotonic() < deadline:
         state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         asleep = asleep + 1 if state == "S" else 0
         time.sleep(0.01)
