@@ -162,6 +162,7 @@ def test_the_value_starts_from_adapters_of_the_same_base_or_not_at_all(files, wo
     assert not (world / "refused").exists()
 
 
+@pytest.mark.slow
 def test_groups_learn_adapters_too(files, world):
     own = settings(world, "grpo", helpfulness=None, safety=None, steps=2)
     summary = grpo(files.grpo(**own))

@@ -181,7 +181,7 @@ def adapted_params(cfg):
     return quantized({**params, "layers": {**params["layers"], **adapters}}, cfg)
 
 
-@pytest.mark.parametrize("base", LORA)
+@pytest.mark.parametrize("base", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_adapters_learn_as_on_the_dense_base_that_theirs_stands_for(base):
     cfg = AdaptedModel.of(TINY, LORA[base])
     params = adapted_params(cfg)
@@ -208,7 +208,7 @@ def test_adapters_learn_as_on_the_dense_base_that_theirs_stands_for(base):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("base", LORA)
+@pytest.mark.parametrize("base", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_a_mesh_gives_the_same_loss_and_gradients(base):
     cfg = AdaptedModel.of(TINY, LORA[base])
     params, batch = adapted_params(cfg), make_batch()

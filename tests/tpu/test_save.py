@@ -113,6 +113,7 @@ def cache(tmp_path, monkeypatch):
     compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 def test_training_finds_the_step_that_the_planner_compiled(tmp_path, cache):
     """The same lowering for devices that are here: 8 of a CPU."""
     # An evaluation is a jit_step of its own.

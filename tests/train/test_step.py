@@ -220,7 +220,7 @@ def curve(config, devices, steps=3):
         {"fsdp": 8},
         {"data": 2, "fsdp": 2, "tensor": 2},
         {"fsdp": 4, "sequence": 2},
-        {"fsdp": 2, "sequence": 4},
+        pytest.param({"fsdp": 2, "sequence": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_every_mesh_takes_the_same_steps(axes):
