@@ -204,6 +204,7 @@ def run[C: PolicyConfig](
                 rollouts.forget(done)
             if stop:
                 break
+        rollouts.forget(done)  # those of a run that was killed between its last save and this
         if stopped is not None:
             logger.info("ended at iteration %d: %s", done, stopped)
         return PolicySummary(

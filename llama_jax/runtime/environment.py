@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 
 from llama_jax.config import InputError
 
@@ -19,16 +18,7 @@ _HARMLESS = ("", "allow", "log", "standard")
 
 
 def settle() -> None:
-    """Set aside, with a line for each, what would end any command. jax must not be imported yet.
-
-    Several devices of one CPU get more threads than devices: XLA keeps a thread for as long as a
-    collective waits, so one device's two collectives could take those of the other for ever.
-    """
-    devices = re.findall(
-        r"--xla_force_host_platform_device_count=(\d+)", os.getenv("XLA_FLAGS", "")
-    )
-    if devices and int(devices[-1]) > 1:
-        os.environ.setdefault("NPROC", str(4 * int(devices[-1])))  # what XLA reads
+    """Set aside, with a line for each, what would end any command. jax must not be imported yet."""
     for name, why in _SET_ASIDE.items():
         value = os.environ.get(name, "")
         if value.lower() not in _HARMLESS:

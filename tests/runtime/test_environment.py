@@ -22,25 +22,6 @@ def test_what_no_program_can_follow_is_set_aside_and_said(monkeypatch, caplog):
     ]
 
 
-@pytest.mark.parametrize(
-    ("flags", "given", "threads"),
-    [
-        ("--xla_force_host_platform_device_count=2", None, "8"),
-        ("--xla_a=1 --xla_force_host_platform_device_count=8", None, "32"),
-        ("--xla_force_host_platform_device_count=2", "3", "3"),
-        ("--xla_force_host_platform_device_count=1", None, None),
-        ("", None, None),
-    ],
-)
-def test_devices_of_one_cpu_get_threads_to_wait_in(monkeypatch, flags, given, threads):
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setenv("NPROC", given or "")  # what was before comes back
-    if given is None:
-        monkeypatch.delenv("NPROC")
-    environment.settle()
-    assert environment.os.environ.get("NPROC") == threads
-
-
 def test_training_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_JIT", "0")
     environment.require_jit("train")
