@@ -136,10 +136,8 @@ def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -
 
     Raises InputError if that model is not there any more, or is another one now.
     """
-    below, adapted = (
-        open_base(run, base).dense(),
-        AdaptedModel.of(experiment.model, experiment.lora),
-    )
+    below = open_base(run, base).dense()
+    adapted = AdaptedModel.of(experiment.model, experiment.lora)
 
     def read() -> dict[str, Any]:
         return _merged(on_base(below.read(), read_adapters(run, experiment), adapted), adapted)

@@ -168,9 +168,9 @@ def make_groups(
     old_logp, ref_logp, metrics = read_answers(
         config, rows=rows, scores=scores, stopped=stopped, policy=policy, reference=reference
     )
-    grouped = jnp.asarray(scores.combined).reshape(-1, config.group)
-    advantages = np.asarray(group_advantages(grouped)).reshape(-1, 1)
-    varied = np.asarray(varied_groups(grouped))
+    grouped = scores.combined.reshape(-1, config.group)
+    advantages = np.asarray(group_advantages(jnp.asarray(grouped))).reshape(-1, 1)
+    varied = np.asarray(varied_groups(jnp.asarray(grouped)))
     learned = np.repeat(varied, config.group)
     if config.truncated == "mask":
         learned &= stopped
@@ -178,8 +178,8 @@ def make_groups(
     metrics |= {
         "group/flat": float((~varied).sum()),
         "group/flat_share": float((~varied).mean()),
-        "group/std": float(np.std(scores.combined.reshape(-1, config.group), 1, ddof=1).mean()),
-        "group/best": float(scores.combined.reshape(-1, config.group).max(axis=1).mean()),
+        "group/std": float(np.std(grouped, 1, ddof=1).mean()),
+        "group/best": float(grouped.max(axis=1).mean()),
         "group/learned_tokens": float(learned.sum()),
     }
     made_rows = {

@@ -44,9 +44,7 @@ def kill_at_a_random_moment(process, run, draw: random.Random) -> bool:
     return alive
 
 
-def test_killed_at_twenty_random_moments_and_resumed_gives_the_same_bytes(
-    tiny, tmp_path, reference
-):
+def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(tiny, tmp_path, reference):
     draw = random.Random(0)
     kills = runs = 0
     while kills < KILLS:
