@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.align.limits import check_sampled, check_updated, why_stop
+from llama_jax.align.opening import opened_run
 from llama_jax.align.progress import Progress
 from llama_jax.align.prompt_order import prompt_order
 from llama_jax.align.rewards import Rewards, Scores
@@ -31,15 +31,11 @@ from llama_jax.config_align import PolicyConfig
 from llama_jax.data.conversations import EncodedPrompt, prepare_prompts
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.models import Opened, base_pointer, params_digest
-from llama_jax.parallel.arrays import check_batch
-from llama_jax.parallel.mesh import make_mesh
-from llama_jax.runtime.compilation_cache import keep_programs
 from llama_jax.runtime.hosts import fail_together, require_agreement
 from llama_jax.runtime.preemption import Preemption
-from llama_jax.train.initial import open_source
 from llama_jax.train.loop import find_tokenizer, restore
 from llama_jax.train.metrics import METRICS_FILE, Clock, read_metrics
-from llama_jax.train.run import check_run, claim_run, host_facts, run_path, write_run
+from llama_jax.train.run import write_run
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
@@ -122,21 +118,8 @@ def run[C: PolicyConfig](
       CheckpointError: a checkpoint could not be written, or none of several could be read.
     """
     clock = Clock()
-    # ---- Hosts, source, mesh, folder: as in pretraining, nothing is read before it fits.
-    require_agreement(host_facts(config))
-    with fail_together():
-        workdir = run_path(config)
-        config, source = open_source(config, workdir, resumes=False)
-        assert source is not None, "PolicyConfig requires init_from"
-    mesh = make_mesh(config.mesh)
-    check_batch(config.minibatch, config.seq_len, config.accumulate, mesh)
-    with fail_together():
-        check_run(config)
-    keep_programs(config.compilation_cache)
-
-    with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
-        with fail_together():
-            stack.enter_context(claim_run(workdir))
+    with opened_run(config, config.minibatch) as opening, contextlib.ExitStack() as stack:
+        config, workdir, source, mesh = opening
 
         # ---- Prompts: those of the validation split are never trained on.
         with fail_together():

@@ -4,27 +4,21 @@ Every round leaves its answers in the bank; what is on disk is not made again, s
 resumes anywhere, down to single answers.
 """
 
-import contextlib
 import logging
 from dataclasses import dataclass
 
-import jax
-
 from llama_jax.align.bank import to_line
+from llama_jax.align.opening import opened_run
 from llama_jax.align.rejection_round import Round
 from llama_jax.align.rewards import open_judges
 from llama_jax.align.run_files import write_on_main
 from llama_jax.config_align import RejectionConfig
 from llama_jax.data.conversations import prepare_prompts
 from llama_jax.models import load
-from llama_jax.parallel.arrays import check_batch
-from llama_jax.parallel.mesh import make_mesh
-from llama_jax.runtime.compilation_cache import keep_programs
-from llama_jax.runtime.hosts import fail_together, require_agreement
-from llama_jax.train.initial import open_source
+from llama_jax.runtime.hosts import fail_together
 from llama_jax.train.loop import find_tokenizer
 from llama_jax.train.metrics import METRICS_FILE, Clock
-from llama_jax.train.run import check_run, claim_run, host_facts, run_path, write_run
+from llama_jax.train.run import write_run
 
 logger = logging.getLogger(__name__)
 
@@ -59,21 +53,8 @@ def rejection(config: RejectionConfig) -> RejectionSummary:
       InputError: settings, models, prompts or the folder do not fit.
     """
     clock = Clock()
-    # ---- Hosts, source, mesh, folder: as in pretraining, nothing is read before it fits.
-    require_agreement(host_facts(config))
-    with fail_together():
-        workdir = run_path(config)
-        config, source = open_source(config, workdir, resumes=False)
-        assert source is not None, "RejectionConfig requires init_from"
-    mesh = make_mesh(config.mesh)
-    check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    with fail_together():
-        check_run(config)
-    keep_programs(config.compilation_cache)
-
-    with contextlib.ExitStack() as stack, jax.set_mesh(mesh):
+    with opened_run(config, config.batch_size) as (config, workdir, source, _):
         with fail_together():
-            stack.enter_context(claim_run(workdir))
             tokenizer = find_tokenizer(config, workdir, source)
             limit = config.seq_len - config.max_new_tokens
             prompts = prepare_prompts(config.data, tokenizer, max_tokens=limit)

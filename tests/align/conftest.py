@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import pytest
 
-from llama_jax.align import iterations, rejection
+from llama_jax.align import opening
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.pretrain import pretrain
 from llama_jax.train import loop
@@ -19,7 +19,7 @@ def devices(count: int) -> Iterator[None]:
     """Stages in this process see so many devices."""
     make = partial(make_mesh, devices=jax.devices()[:count])
     with pytest.MonkeyPatch.context() as patch:
-        for module in (loop, iterations, rejection):
+        for module in (loop, opening):
             patch.setattr(module, "make_mesh", make)
         yield
 
