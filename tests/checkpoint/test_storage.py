@@ -165,7 +165,8 @@ def test_killed_at_random_moments_the_newest_durable_step_comes_back(tmp_path):
         lines = [process.stdout.readline() for _ in range(rng.randrange(4))]
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
-        lines += process.communicate()[0].splitlines()
+        lines += process.stdout.read().splitlines()
+        process.communicate()
         durable = max([durable, *(int(line.split()[1]) for line in lines)])
     assert durable > 4
     assert all(report.ok for report in verify(tmp_path / "c"))
