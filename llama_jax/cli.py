@@ -15,12 +15,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from llama_jax import __version__, cli_eval, cli_experiments, cli_serve, cli_train
-from llama_jax.config import InputError, require
+from llama_jax import __version__, cli_eval, cli_experiments, cli_models, cli_serve, cli_train
+from llama_jax.cli_options import add_json, add_model, add_text_field
+from llama_jax.config import InputError
 from llama_jax.runtime import environment, failures, interrupts
-from llama_jax.runtime.console import Progress, at_work, quiet_start, waiting
-from llama_jax.runtime.files import json_text
-from llama_jax.runtime.malloc import keep_freed_memory
+from llama_jax.runtime.console import at_work, quiet_start, waiting
 from llama_jax.runtime.places import naming
 from llama_jax.tpu import kernel_table
 
@@ -90,16 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"
     )
-    _add_model(sub)
+    add_model(sub)
     sub.add_argument("--prompt", required=True, metavar="TEXT", help='"" starts from BOS alone')
     _add_sampling(sub, max_new_tokens=256, temperature=1.0, top_p=1.0)
-    _add_json(sub)
+    add_json(sub)
 
     sub = command("chat", _chat, "talk to a model that was trained on conversations")
-    _add_model(sub)
+    add_model(sub)
     sub.add_argument("--system", default="", metavar="TEXT", help="how it is to behave (nothing)")
     _add_sampling(sub, max_new_tokens=256, temperature=0.7, top_p=0.95)
-    _add_json(sub)
+    add_json(sub)
 
     sub = command(
         "serve",
@@ -108,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=cli_serve.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_model(sub)
+    add_model(sub)
     cli_serve.add_options(sub)
 
     sub = command(
@@ -119,55 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli_eval.add_options(sub)
-    _add_text_field(sub)
+    add_text_field(sub)
 
     sub = command("report", cli_eval.report, "write a page about a pretraining run, in its folder")
     sub.add_argument("run_folder", metavar="RUN", help="a run folder")
 
-    sub = command("verify", _verify, "check every digest; repeat the proof of a converted model")
-    sub.add_argument("path", metavar="PATH")
-    _add_json(sub)
-
-    sub = command("convert", _convert, "weights from one format into another, with a proof")
-    sub.add_argument("source", metavar="SRC", help="a model in any format, which is recognised")
-    sub.add_argument("target", metavar="DST", help="a new folder or file")
-    sub.add_argument(
-        "--to",
-        default="native",
-        metavar="FORMAT",
-        help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native); peft "
-        "for the adapters of a run",
-    )
-    sub.add_argument("--base", metavar="MODEL", help="what SRC holds adapters of (as SRC says)")
-    sub.add_argument(
-        "--tokenizer",
-        metavar="PATH",
-        help="tokenizer.model, tokenizer.json, tokenizer.bin, or none (the source's own)",
-    )
-    sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(the source's)")
-    _add_json(sub)
-
-    sub = command("quantize", _quantize, "a model with small weights, and what rounding them cost")
-    _add_model(sub)
-    sub.add_argument("target", metavar="OUT", help="a new folder, a model as any other")
-    sub.add_argument("--weights", required=True, choices=["int8", "int4"], help="their type")
-    sub.add_argument(
-        "--group", type=int, metavar="N", help="inputs that share a scale in int4: 32 or 128 (32)"
-    )
-    sub.add_argument(
-        "--calibration",
-        metavar="DATASET",
-        help="choose the numbers of int4 for this text (round each to the nearest)",
-    )
-    sub.add_argument(
-        "--data",
-        metavar="DATASET",
-        help="the text of the report, as for eval (the run's own, or tales)",
-    )
-    sub.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows at a time (8)")
-    sub.add_argument("--seq-len", type=int, metavar="T", help="tokens in a row (the run's own)")
-    _add_text_field(sub)
-    _add_json(sub)
+    cli_models.add_commands(command)
 
     sub = command(
         "kernels",
@@ -179,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--topology", default="v5e", metavar="T", help="v4, v5e, v5p or v6e, or a slice (v5e)"
     )
-    _add_json(sub)
+    add_json(sub)
 
     commands.add_parser("plan", help="will it fit on a TPU slice, how fast; no TPU needed")
 
@@ -213,12 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--vocab-size", type=int, required=True, metavar="N", help="pieces in all")
     sub.add_argument("--output", required=True, metavar="DIR", help="tokenizer.model goes here")
-    _add_text_field(sub, default="text")
+    add_text_field(sub, default="text")
     return parser
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model in any format, or a run folder")
 
 
 def _add_sampling(
@@ -242,21 +194,6 @@ def _sampling(args: argparse.Namespace) -> Any:
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p")
     return SamplingParams(**{name: getattr(args, name) for name in names})
-
-
-def _add_text_field(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """As messages name it, and shorter."""
-    parser.add_argument(
-        "--text-field",
-        "--data.text-field",
-        default=default,
-        metavar="NAME",
-        help=f"field of JSON records that holds the text ({default or "the run's own, or text"})",
-    )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -346,70 +283,6 @@ def _eval(args: argparse.Namespace) -> None:
     with at_work(f"loading {args.models[0]}", *args.models) as end:
         values, text = cli_eval.run(args, end)
     cli_eval.show(args, values, text)
-
-
-def _convert(args: argparse.Namespace) -> None:
-    keep_freed_memory()
-    with at_work("starting", args.source):
-        from llama_jax import adapters
-        from llama_jax.convert.api import convert, describe
-
-    settings = {"to": args.to, "tokenizer": args.tokenizer, "dtype": args.dtype}
-    with naming(args.target):
-        if args.to == "peft":
-            lines = adapters.write_peft(args.source, args.target)
-            print(json_text({"said": lines}) if args.json else "\n".join(lines))
-            return
-        if adapters.is_adapter(args.source):
-            report = adapters.merge_adapters(args.source, args.target, base=args.base, **settings)
-        else:
-            require(args.base is None, f"--base: {args.source} holds no adapters")
-            report = convert(args.source, args.target, **settings)
-    print(json_text(report) if args.json else describe(report))
-
-
-def _quantize(args: argparse.Namespace) -> None:
-    with at_work(f"loading {args.model}", args.model) as end, naming(args.target):
-        from llama_jax import quantize
-
-        with Progress("reading", end) as beat:
-            report = quantize.quantize(
-                args.model, args.target, weights=args.weights, group=args.group,
-                calibration=args.calibration, dataset=args.data, batch_size=args.batch_size,
-                seq_len=args.seq_len, text_field=args.text_field, beat=beat,
-            )  # fmt: skip
-    print(json_text(report) if args.json else quantize.describe(report))
-
-
-def _verify(args: argparse.Namespace) -> int:
-    with at_work(f"verifying {args.path}", args.path):
-        from llama_jax.checkpoint import verify
-        from llama_jax.convert import api as convert
-
-    proof = convert.verify(args.path)
-    if proof is not None and proof["format"] != "native":
-        print(json_text(proof) if args.json else convert.describe_verification(proof))
-        return 0 if proof["ok"] else 1
-    reports = verify(args.path)
-    if args.json:
-        rows = [
-            {"path": str(r.path), "step": r.step, "ok": r.ok, "problem": r.problem,
-             "arrays": r.arrays}
-            for r in reports
-        ]  # fmt: skip
-        print(json_text({"ok": all(r.ok for r in reports), "checked": rows, "proof": proof}))
-    else:
-        for r in reports:
-            if r.problem:
-                print(f"{r.path}: {r.problem}")
-            for name, problem in r.arrays.items():
-                if problem:
-                    print(f"{r.path}: {name}: {problem}")
-            if r.ok:
-                print(f"{r.path}: {len(r.arrays)} arrays, all digests agree")
-        if proof is not None:
-            print(convert.describe_verification(proof))
-    return 0 if all(r.ok for r in reports) and (proof is None or proof["ok"]) else 1
 
 
 def _kernels(args: argparse.Namespace) -> int:

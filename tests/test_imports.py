@@ -70,10 +70,14 @@ ARROWS = {
     "cli_experiments": {"config", "experiment", "runtime.files", "runtime.places"},
     "cli_eval": {"config", "evals", "pretrain", "runtime"},
     "cli_serve": {"config", "serve", "runtime"},
+    "cli_options": set(),
+    "cli_models": {
+        "config", "cli_options", "adapters", "quantize", "convert", "checkpoint", "runtime",
+    },
     "cli": {
-        "config", "adapters", "chat_terminal", "cli_eval", "cli_experiments", "cli_serve",
-        "cli_train", "quantize", "serve", "evals", "align", "pretrain", "tpu", "convert", "train",
-        "infer", "models", "data", "checkpoint", "runtime",
+        "config", "chat_terminal", "cli_eval", "cli_experiments", "cli_models", "cli_options",
+        "cli_serve", "cli_train", "serve", "evals", "align", "pretrain", "tpu", "train", "infer",
+        "models", "data", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
     "__main__": {"cli"},
