@@ -103,12 +103,14 @@ def test_no_number_moves_by_more_than_its_share_of_the_largest(seed, magnitude, 
     q, share = case
     w = random(64, 4, seed=seed, scale=10**magnitude)
     w[:, 0] = 0
-    found = np.asarray(pack(jnp.asarray(w), q, 1).dense())
+    packed = pack(jnp.asarray(w), q, 1)
+    found = np.asarray(packed.dense())
     assert np.abs(found - w).max() <= 1.01 * share * np.abs(w).max()
     assert not found[:, 0].any()
     again = pack(jnp.asarray(found), q, 1)
-    if q is INT8:  # what was rounded stays as it is
-        np.testing.assert_array_equal(again.dense(), found)
+    if q is INT8:  # what was rounded stays as it is, but for the last bit of a scale
+        np.testing.assert_array_equal(again.values, packed.values)
+        np.testing.assert_allclose(again.dense(), found, rtol=3e-7)
 
 
 def test_two_codes_share_a_byte_in_the_order_of_ggml():

@@ -102,17 +102,17 @@ def test_a_conversation_answers_in_json_of_the_schema(server, temperature):
 
 def test_completions_keep_to_it_too_and_end_at_their_limit(server):
     body = server.post(
-        "/v1/completions", prompt=["Once", "The"], max_tokens=50, temperature=1.0,
+        "/v1/completions", prompt=["Once", "The"], max_tokens=50, temperature=1.0, seed=3,
         response_format=format_of(SCHEMA), logprobs=1, echo=True,
     )  # fmt: skip
     for prompt, choice in zip(("Once", "The"), body["choices"], strict=True):
         assert choice["text"].startswith(prompt)
         conforms(choice["text"].removeprefix(prompt))
     cut = server.post(
-        "/v1/completions", prompt="Once", max_tokens=3, response_format=format_of(SCHEMA)
+        "/v1/completions", prompt="Once", max_tokens=3, seed=0, response_format=format_of(SCHEMA)
     )
     assert cut["choices"][0]["finish_reason"] == "length"
-    assert cut["choices"][0]["text"].lstrip().startswith('{"')
+    assert cut["choices"][0]["text"].lstrip().startswith("{")
 
 
 def test_any_object_is_one(server):
