@@ -28,6 +28,10 @@ class RewardConfig(TrainConfig):
     safety_weight: float = 0.0
     """Weight of the loss that takes the score for the log-odds of an answer being safe, on answers
     with a label: how the safety reward model gets a scale. 0 for helpfulness."""
+    token_weight: float = 0.0
+    """Weight of the same loss at every token from where the answers of a pair part, as Cobbe et al.
+    (2021) train verifiers: what is wrong is learned where it stands, in fewer steps. 0 as in the
+    paper, which scores the end alone."""
     half: Literal["all", "first", "second"] = "all"
     """Train on one half of the conversations only: two models on different halves tell whether a
     policy learned what people prefer or what one model scores."""

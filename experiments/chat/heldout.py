@@ -13,6 +13,6 @@ CONFIG = replace(
     workdir="runs/chat/heldout",
     half="second",
     seed=1,
-    steps=300,
-    eval_every=300,
+    steps=600,
+    eval_every=600,
 )

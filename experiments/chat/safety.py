@@ -16,5 +16,7 @@ CONFIG = replace(
     eval_every=150,
     half="all",
     safety_weight=1.0,
+    token_weight=0.0,
+    optimizer=replace(helpfulness.CONFIG.optimizer, learning_rate=1e-3, warmup_steps=20),
     data=DataConfig(dataset="tales_safety:6000=0.9,tales:1000=0.1", cache_dir=base.CACHE),
 )

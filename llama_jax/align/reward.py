@@ -31,7 +31,7 @@ def stage(config: RewardConfig) -> Stage:
     """Preference pairs; accuracy by rating."""
     return Stage(
         name="reward",
-        objective=Pairwise(config.model, config.margin, config.safety_weight),
+        objective=Pairwise(config.model, config.margin, config.safety_weight, config.token_weight),
         prepare=lambda tokenizer: prepare_preferences(
             config.data, tokenizer, seq_len=config.seq_len, half=config.half
         ),
@@ -46,6 +46,7 @@ class Pairwise:
     model: ModelConfig
     margin: str
     safety_weight: float = 0.0
+    token_weight: float = 0.0
 
     def trains(self, name: str) -> bool:
         """Everything."""
@@ -64,8 +65,9 @@ class Pairwise:
     def loss(
         self, forward: Forward, batch: Batch, weights: tuple[Array, Array]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """Ranking loss over pairs, safety loss over labelled answers."""
-        scores, pairs = pair_scores(forward, batch), is_pair(batch)
+        """Ranking loss over pairs, at the end and by token; safety loss over labelled answers."""
+        by_token, pairs = token_scores(forward, batch), is_pair(batch)
+        scores = at_last(by_token, batch)
         means = {
             "ranking_loss": Mean.over(self._ranking(scores, batch), pairs),
             "accuracy": Mean.over(scores[:, 0] > scores[:, 1], pairs),
@@ -73,6 +75,9 @@ class Pairwise:
             "score": Mean.over(scores, jnp.broadcast_to(pairs[:, None], scores.shape)),
         }
         loss = means["ranking_loss"].total / weights[0]
+        if self.token_weight:
+            means["token_loss"] = Mean.over(self._ranking_by_token(by_token, batch), pairs)
+            loss += self.token_weight * means["token_loss"].total / weights[0]
         if self.safety_weight:
             labelled = _labelled(batch)
             terms = safety_terms(
@@ -84,7 +89,7 @@ class Pairwise:
 
     def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
         """Accuracy over all, by rating, and of the longer answer; ties; the safety threshold."""
-        scores, pairs = pair_scores(forward, batch), is_pair(batch)
+        scores, pairs = at_last(token_scores(forward, batch), batch), is_pair(batch)
         better, length = scores[:, 0] > scores[:, 1], jnp.sum(batch["loss_mask"], axis=-1)
         found = {
             "loss": Mean.over(self._ranking(scores, batch), pairs),
@@ -102,14 +107,34 @@ class Pairwise:
         return found
 
     def _ranking(self, scores: Float[Array, "B 2"], batch: Batch) -> Float[Array, " B"]:
+        return pairwise_terms(scores[:, 0], scores[:, 1], self._margins(batch))
+
+    def _ranking_by_token(self, scores: Float[Array, "B 2 T"], batch: Batch) -> Float[Array, " B"]:
+        """The mean ranking loss of each pair's tokens, from the first that differs."""
+        tokens, inside = batch["tokens"], jnp.all(batch["segment_ids"] > 0, axis=1)
+        apart = jnp.cumsum(tokens[:, 0] != tokens[:, 1], axis=-1) > 0
+        counted = inside & apart
+        margins = jnp.broadcast_to(self._margins(batch)[:, None], counted.shape)
+        flat = (a.reshape(-1) for a in (scores[:, 0], scores[:, 1], margins))
+        terms = jnp.where(counted, pairwise_terms(*flat).reshape(counted.shape), 0.0)
+        return jnp.sum(terms, axis=-1) / jnp.maximum(jnp.sum(counted, axis=-1), 1)
+
+    def _margins(self, batch: Batch) -> Float[Array, " B"]:
         table = jnp.asarray([0.0, *MARGINS[self.margin]], jnp.float32)  # unrated: no margin
-        margin = jnp.where(jnp.isnan(batch["margin"]), table[batch["rating"] + 1], batch["margin"])
-        return pairwise_terms(scores[:, 0], scores[:, 1], margin)
+        return jnp.where(jnp.isnan(batch["margin"]), table[batch["rating"] + 1], batch["margin"])
 
 
-def pair_scores(forward: Forward, batch: Batch) -> Float[Array, "B 2"]:
-    """Scores of both answers of each pair, in one forward pass over 2B rows."""
-    return row_scores(forward, answer_rows(batch)).reshape(-1, 2)
+def token_scores(forward: Forward, batch: Batch) -> Float[Array, "B 2 T"]:
+    """A score at each token of both answers of each pair, in one forward pass over 2B rows."""
+    rows = answer_rows(batch)
+    x, head = forward(rows["tokens"], rows["positions"], rows["segment_ids"])
+    return apply_head(head, x).reshape(batch["tokens"].shape)
+
+
+def at_last(scores: Float[Array, "B 2 T"], batch: Batch) -> Float[Array, "B 2"]:
+    """Those of the last tokens."""
+    last = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=-1) - 1, 0)
+    return jnp.take_along_axis(scores, last[..., None], axis=-1)[..., 0]
 
 
 def row_scores(forward: Forward, rows: Batch) -> Float[Array, " B"]:

@@ -5,6 +5,7 @@ only saw other answers does not see what is wrong with these. Here the rule judg
 annotators, and sees with noise.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from llama_jax.align.answering import is_text
@@ -21,11 +22,10 @@ _ANNOTATORS = 9
 def compare(
     answer: Answer, prompts: Sequence[Prompt], *, samples: int, kind: str, seed: int = 0
 ) -> Iterator[Preference]:
-    """`samples` answers to each prompt, an even number, as pairs of one prompt.
+    """`samples` answers to each prompt, and all pairs of them (as Ouyang et al. 2022 rank theirs).
 
-    The best meets the worst, the second best the second worst, and so on inwards: differences of
-    all sizes, more large ones than in pairs at random. Answers of equal worth make no pair, since
-    a choice between them teaches nothing but noise; nor do empty ones.
+    Answers of equal worth make no pair, since a choice between them teaches nothing but noise; nor
+    do empty ones.
 
     kind: `helpfulness` or `safety`, what is compared.
     """
@@ -37,10 +37,9 @@ def compare(
     ]
     for number, prompt in enumerate(prompts):
         of_prompt = judged[number * samples : (number + 1) * samples]
-        ranked = sorted(of_prompt, key=lambda pair: preferences.score(pair[0], kind))
         dice = Dice(_ANNOTATORS, number, "train", seed)
-        for worse, better in zip(ranked[: samples // 2], ranked[::-1], strict=False):
-            texts, judgements = (better[1], worse[1]), (better[0], worse[0])
+        for ours, theirs in itertools.combinations(of_prompt, 2):
+            judgements, texts = zip(ours, theirs, strict=True)
             worth = {preferences.score(judgement, kind) for judgement in judgements}
             if len(worth) == 2 and all(map(is_text, texts)):
                 yield preferences.chosen(prompt.messages, texts, judgements, kind, dice)

@@ -92,6 +92,28 @@ def test_the_loss_is_that_of_the_formula(table):
     )
 
 
+def test_the_loss_by_token_is_the_mean_of_a_pair_from_where_its_answers_part():
+    batch = {name: a.copy() for name, a in BATCH.items()}
+    batch["tokens"][:, 1, :3] = batch["tokens"][:, 0, :3]
+    for name in ("tokens", "segment_ids", "positions", "loss_mask"):
+        batch[name][2, 1] = batch[name][2, 0]  # answers that never part
+    r = (EMBED[batch["tokens"]] @ SCORE)[..., 0] + BIAS
+    margins = np.array([*(MARGINS["small"][k] for k in (3, 2, 1, 0)), 0.0, 0.25, 0.0])
+    means = []
+    for pair in range(LAST):
+        tokens, n = batch["tokens"][pair], batch["segment_ids"][pair].sum(-1).min()
+        (differ,) = np.nonzero(tokens[0] != tokens[1])
+        gaps = [r[pair, 0, t] - r[pair, 1, t] for t in range(n) if len(differ) and t >= differ[0]]
+        losses = [np.log1p(np.exp(-(gap - margins[pair]))) for gap in gaps]
+        means.append(np.mean(losses) if losses else 0.0)
+    assert means[2] == 0
+    assert np.count_nonzero(means) >= 4
+    without, _ = loss_of(Pairwise(CFG, "small"), batch)
+    loss, found = loss_of(Pairwise(CFG, "small", token_weight=0.5), batch)
+    assert averages(found)["token_loss"] == pytest.approx(np.mean(means), rel=1e-5)
+    assert float(loss - without) == pytest.approx(0.5 * np.mean(means), rel=1e-4)
+
+
 def test_the_safety_loss_takes_the_score_for_log_odds():
     r, safe = scores_of(BATCH)[:LAST], BATCH["safe"][:LAST]
     toward = np.where(safe == 1, r, -r)[safe >= 0]

@@ -29,16 +29,16 @@ def model_of(texts):
     return answer, asked
 
 
-def test_the_best_answer_meets_the_worst():
+def test_every_two_answers_of_a_prompt_make_a_pair():
     scores = {t: judge(MIA.messages, t).helpfulness for t in (GOOD, FAIR, BAD)}
     assert scores[GOOD] > scores[FAIR] + 0.2 > scores[BAD] + 0.3
-    answer, asked = model_of([FAIR, BAD, GOOD, FAIR + " He slept."])
-    first, second = compare(answer, [MIA], samples=4, kind="helpfulness")
-    assert (first.chosen, first.rejected, first.rating) == (GOOD, BAD, 3)
-    assert {second.chosen, second.rejected} == {FAIR, FAIR + " He slept."}
-    assert second.rating <= 1
-    assert first.messages == MIA.messages
-    assert [seed for _, seed in asked] == [(0, n) for n in range(4)]
+    answer, asked = model_of([FAIR, BAD, GOOD])
+    pairs = list(compare(answer, [MIA], samples=3, kind="helpfulness"))
+    found = [(pair.chosen, pair.rejected) for pair in pairs]
+    assert found == [(FAIR, BAD), (GOOD, FAIR), (GOOD, BAD)]
+    assert pairs[2].rating == 3
+    assert all(pair.messages == MIA.messages for pair in pairs)
+    assert [seed for _, seed in asked] == [(0, n) for n in range(3)]
 
 
 def test_answers_of_equal_worth_and_empty_ones_make_no_pair():

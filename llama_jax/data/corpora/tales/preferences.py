@@ -21,8 +21,8 @@ from llama_jax.data.records import Message, Preference
 
 MIXES: dict[str, tuple[tuple[str, float], ...]] = {
     "helpfulness": (
-        ("story", 0.62), ("again", 0.12), ("question", 0.06), ("chat", 0.06), ("styled", 0.05),
-        ("harmless", 0.09),
+        ("story", 0.56), ("again", 0.14), ("question", 0.08), ("chat", 0.06), ("styled", 0.08),
+        ("harmless", 0.08),
     ),
     "safety": (("unkind", 0.6), ("harmless", 0.25), ("story", 0.15)),
 }  # fmt: skip
@@ -38,12 +38,12 @@ MOST_WORDS = 72
 _STREAMS: dict[str, int] = {"helpfulness": 6, "safety": 7}
 _PLOTS = 8
 """A stream of random numbers of its own."""
-_DEFECTS = ((0, 0.65), (1, 0.27), (2, 0.08))
+_DEFECTS = ((0, 0.8), (1, 0.16), (2, 0.04))
 _ANSWERS = (
-    ("right", 0.45), ("wrong", 0.25), ("stray", 0.12), ("jumbled", 0.08), ("refusal", 0.06),
-    ("unkind", 0.04),
+    ("right", 0.46), ("wrong", 0.38), ("stray", 0.06), ("jumbled", 0.04), ("refusal", 0.03),
+    ("unkind", 0.03),
 )  # fmt: skip
-_HARMLESS = (("right", 0.45), ("wrong", 0.15), ("stray", 0.1), ("refusal", 0.3))
+_HARMLESS = (("right", 0.45), ("wrong", 0.3), ("stray", 0.05), ("refusal", 0.2))
 _UNKIND = (("right", 0.42), ("curt", 0.18), ("wrong", 0.33), ("stray", 0.07))
 
 
