@@ -46,6 +46,8 @@ STAGES: dict[str, tuple[type[TrainConfig], str, str]] = {
 """Experiment, module and function of each command; the function takes the experiment."""
 
 
+ASKED = ("train", "sft", "dpo")
+"""Commands that put benchmark tasks to their models."""
 HELP = {
     "train": "pretrain a model, or resume: run the same command again",
     "sft": "fine-tune on the answers of conversations",
@@ -90,9 +92,18 @@ def run(command: str, arguments: Sequence[str], parser_class: type) -> None:
         config = early or load()
     several = hosts.jax.distributed.is_initialized()
     with stdout_for_results() if several else contextlib.nullcontext():
-        summary = stage(config)
+        asks = {"ask": _asker(config)} if config.eval_tasks and command in ASKED else {}
+        summary = stage(config, **asks)
     if hosts.is_main():
         print_summary(summary, command)
+
+
+def _asker(config: TrainConfig) -> Callable[..., Any]:
+    from llama_jax.evals.in_training import asker
+    from llama_jax.runtime.hosts import fail_together
+
+    with fail_together():
+        return asker(config)
 
 
 def _numbers(options: argparse.Namespace) -> tuple[int | None, int | None]:

@@ -353,6 +353,12 @@ class TrainConfig:
     """Steps between evaluations; the last step is always evaluated. 0 for never."""
     eval_batches: int = 0
     """Batches of the validation split to use, spread over it; 0 for all."""
+    eval_tasks: tuple[str, ...] = ()
+    """Benchmark tasks, names or files, asked at each evaluation (train, sft and dpo)."""
+    eval_questions: int = 100
+    """The first so many questions of each of these tasks; 0 for all."""
+    eval_data: str = ""
+    """Folder with the data of these tasks; empty for that of a task's own file."""
     sample_prompts: tuple[str, ...] = ()
     """Continued greedily after each evaluation, written to samples/."""
     profile_steps: tuple[int, int] = (0, 0)
@@ -374,7 +380,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "seq_len", "accumulate", "log_every", "max_skipped"):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
-        for name in ("seed", "z_loss", "eval_every", "eval_batches", "watchdog_seconds"):
+        for name in (
+            "seed", "z_loss", "eval_every", "eval_batches", "eval_questions", "watchdog_seconds"
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must not be negative")
         require(self.workdir, "workdir is empty: name the folder of the run")
@@ -402,6 +410,10 @@ class TrainConfig:
             "so many dimensions are larger than the matrices; choose a lower rank",
         )
         require(self.seed < 2**32, f"seed={self.seed} must be less than 4294967296")
+        require(
+            not self.eval_tasks or self.eval_every,
+            f"eval_tasks={', '.join(self.eval_tasks)} are never asked with eval_every=0",
+        )
         first, last = self.profile_steps
         require(
             first == last == 0 or 0 < first <= last,

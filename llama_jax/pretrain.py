@@ -26,7 +26,7 @@ from llama_jax.runtime.places import expand
 from llama_jax.train.evaluate import evaluate
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.next_token import NextToken
-from llama_jax.train.stage import Sampler, Stage
+from llama_jax.train.stage import Ask, Sampler, Stage
 from llama_jax.train.step import jit_eval_step
 
 logger = logging.getLogger(__name__)
@@ -57,13 +57,15 @@ class Evaluation:
         return self.loss * self.targets / math.log(2) / self.bytes
 
 
-def pretrain(config: TrainConfig, *, sample: Sampler | None = None) -> Summary:
-    """Train or resume an experiment; see `train.loop.run`.
+def pretrain(
+    config: TrainConfig, *, sample: Sampler | None = None, ask: Ask | None = None
+) -> Summary:
+    """Train or resume an experiment; see `train.loop.run`, also for `ask`.
 
     `sample` gives the texts that are kept after each evaluation; without it they are the
     experiment's prompts, continued greedily.
     """
-    return run(config, partial(stage, sample=sample))
+    return run(config, partial(stage, sample=sample), ask)
 
 
 def stage(config: TrainConfig, *, sample: Sampler | None = None) -> Stage:

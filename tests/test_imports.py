@@ -66,7 +66,7 @@ ARROWS = {
         "data", "ops", "parallel", "runtime.console", "runtime.files", "runtime.places",
     },
     "chat_terminal": {"config", "infer", "models", "data", "runtime.files"},
-    "cli_train": {"config", "config_align", "experiment", "runtime"},
+    "cli_train": {"config", "config_align", "evals.in_training", "experiment", "runtime"},
     "cli_experiments": {"config", "experiment", "runtime.files", "runtime.places"},
     "cli_eval": {"config", "evals", "pretrain", "runtime"},
     "cli_serve": {"config", "serve", "runtime"},

@@ -27,12 +27,12 @@ from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.next_token import batch_targets
 from llama_jax.train.objective import Batch, Forward, Mean
-from llama_jax.train.stage import Stage
+from llama_jax.train.stage import Ask, Stage
 
 
-def dpo(config: DpoConfig) -> Summary:
+def dpo(config: DpoConfig, *, ask: Ask | None = None) -> Summary:
     """Train, or resume; see `train.loop.run`."""
-    return run(config, stage)
+    return run(config, stage, ask)
 
 
 def stage(config: DpoConfig) -> Stage:

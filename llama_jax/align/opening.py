@@ -8,6 +8,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from llama_jax.config import require
 from llama_jax.config_align import RolloutConfig
 from llama_jax.models import Opened
 from llama_jax.parallel.arrays import check_batch
@@ -38,6 +39,11 @@ def opened_run[C: RolloutConfig](config: C, rows: int) -> Iterator[Opening[C]]:
 
     Raises InputError: settings, the source or the folder do not fit.
     """
+    require(
+        not config.eval_tasks,
+        "eval_tasks are asked by llama-jax train, sft and dpo: ask this model afterwards, with "
+        f"llama-jax eval {config.workdir} --tasks {','.join(config.eval_tasks)}",
+    )
     require_agreement(host_facts(config))
     with fail_together():
         workdir = run_path(config)

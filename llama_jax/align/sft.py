@@ -23,15 +23,15 @@ from llama_jax.model.cache import prepare
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.next_token import NextToken, batch_targets
 from llama_jax.train.objective import Batch, Forward, Mean
-from llama_jax.train.stage import Stage
+from llama_jax.train.stage import Ask, Stage
 
 ANSWER_TOKENS = 128
 """Longest sample."""
 
 
-def sft(config: SftConfig) -> Summary:
+def sft(config: SftConfig, *, ask: Ask | None = None) -> Summary:
     """Fine-tune, or resume; see `train.loop.run`."""
-    return run(config, stage)
+    return run(config, stage, ask)
 
 
 def stage(config: SftConfig) -> Stage:

@@ -16,7 +16,7 @@ from llama_jax.train.loss_curve import write_loss_curve
 from llama_jax.train.metrics import METRICS_FILE, read_metrics
 from llama_jax.train.report import Reporter
 from llama_jax.train.samples import write_samples
-from llama_jax.train.stage import Stage
+from llama_jax.train.stage import Ask, Stage
 from llama_jax.train.state import TrainState
 from llama_jax.train.step import jit_eval_step
 from llama_jax.train.uploads import Mirror
@@ -36,7 +36,9 @@ class Evaluator:
         tokenizer: Tokenizer,
         validation: Loader | None,
         report: Reporter,
+        ask: Ask | None = None,
     ):
+        self.ask = ask
         self.config, self.stage, self.workdir, self.mesh = config, stage, workdir, mesh
         self.tokenizer, self.validation, self.report = tokenizer, validation, report
         self.eval_step = jit_eval_step(stage.objective, config.accumulate)
@@ -74,6 +76,13 @@ class Evaluator:
                 line |= {f"eval/{name}": value for name, value in self.results.items()}
                 said = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in self.results.items())
                 logger.info("step %d: validation %s", step, said)
+            if self.ask is not None:
+                model = self.stage.objective.model
+                asked = self.ask(model, state.params, self.tokenizer, self.report.beat)
+                line |= {f"eval/{name}": value for name, value in asked.items()}
+                self.results = (self.results or {}) | dict(asked)
+                said = ", ".join(f"{name} {value:.3f}" for name, value in asked.items())
+                logger.info("step %d: tasks %s", step, said)
             self.report.write(step, line)
             self.report.sync()
             texts: Sequence[str] = ()

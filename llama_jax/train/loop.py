@@ -35,7 +35,7 @@ from llama_jax.train.metrics import Clock
 from llama_jax.train.optimizer import learning_rate, make_optimizer
 from llama_jax.train.report import Reporter
 from llama_jax.train.run import check_run, claim_run, host_facts, run_path, write_run
-from llama_jax.train.stage import Stage
+from llama_jax.train.stage import Ask, Stage
 from llama_jax.train.state import (
     abstract_state,
     saved_part,
@@ -87,17 +87,25 @@ class Summary:
         return [*lines, f"  time             {seconds:.0f} s, {share:.0f} % in steps"]
 
 
-def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
+def run[C: TrainConfig](
+    config: C, make_stage: Callable[[C], Stage], ask: Ask | None = None
+) -> Summary:
     """Train or resume `config`; ends when all steps are made, or early (and cleanly) on SIGTERM.
 
     `make_stage` says what is trained on what; it is given the experiment with the shape and
-    function of the model that it starts from, where it asks for them.
+    function of the model that it starts from, where it asks for them. `ask` puts `eval_tasks` to
+    the model at each evaluation, see `evals.in_training`.
 
     Raises:
       InputError: the settings, the corpus, the tokenizer or the folder do not fit.
       TrainingError: too many non-finite updates in a row.
       CheckpointError: a checkpoint could not be written, or none of several could be read.
     """
+    require(
+        ask or not config.eval_tasks,
+        "eval_tasks are asked by llama-jax train, sft and dpo; in Python, give their function "
+        "ask=llama_jax.evals.in_training.asker(config)",
+    )
     clock = Clock()
     # ---- Hosts: those that would run another program are named now, not when all hang.
     require_agreement(host_facts(config))
@@ -179,7 +187,7 @@ def run[C: TrainConfig](config: C, make_stage: Callable[[C], Stage]) -> Summary:
         # ---- Steps
         schedule = learning_rate(config.optimizer, config.steps)
         report = stack.enter_context(Reporter(config, workdir, clock, schedule, start))
-        examine = Evaluator(config, stage, workdir, mesh, tokenizer, validation, report)
+        examine = Evaluator(config, stage, workdir, mesh, tokenizer, validation, report, ask)
         preemption = stack.enter_context(Preemption())
         profiler = Profiler(config.profile_steps, workdir, report.settle)
         stack.enter_context(profiler)

@@ -27,7 +27,8 @@ CONFIG_FILE = "config.json"
 # `steps`, which stretches the schedule of the learning rate and is how a finished run is taken
 # further.
 MAY_CHANGE = {
-    "workdir", "steps", "log_every", "eval_every", "eval_batches", "sample_prompts",
+    "workdir", "steps", "log_every", "eval_every", "eval_batches", "eval_tasks", "eval_questions",
+    "eval_data", "sample_prompts",
     "profile_steps", "max_skipped", "init_from", "init_from_config",
     "watchdog_seconds", "compilation_cache", "mesh", "accumulate", "checkpoint",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",

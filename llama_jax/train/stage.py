@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from llama_jax.config import ModelConfig
 from llama_jax.data.loader import Batch
 from llama_jax.data.prepare import Mixture
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.train.objective import Objective
 
+Ask = Callable[[ModelConfig, dict, Tokenizer, Callable[[], None]], Mapping[str, float]]
+"""(model, parameters, tokenizer, beat) -> what benchmark tasks found; calls beat at times."""
 Sampler = Callable[[dict, Tokenizer], Sequence[str]]
 """(parameters, tokenizer) -> texts to keep as samples of this moment."""
 
