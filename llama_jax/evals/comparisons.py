@@ -38,8 +38,8 @@ def compare(
     for number, prompt in enumerate(prompts):
         of_prompt = judged[number * samples : (number + 1) * samples]
         dice = Dice(_ANNOTATORS, number, "train", seed)
-        for ours, theirs in itertools.combinations(of_prompt, 2):
-            judgements, texts = zip(ours, theirs, strict=True)
+        for (ours, one), (theirs, other) in itertools.combinations(of_prompt, 2):
+            judgements, texts = (ours, theirs), (one, other)
             worth = {preferences.score(judgement, kind) for judgement in judgements}
             if len(worth) == 2 and all(map(is_text, texts)):
                 yield preferences.chosen(prompt.messages, texts, judgements, kind, dice)
