@@ -24,6 +24,7 @@ CONFIG = GrpoConfig(
     beta=0.02,
     eval_every=ppo.CONFIG.eval_every,
     heldout_prompts=ppo.CONFIG.heldout_prompts,
+    patience=ppo.CONFIG.patience,
     model=base.CONFIG.model,
     optimizer=ppo.CONFIG.optimizer,
     data=ppo.CONFIG.data,

@@ -24,6 +24,7 @@ CONFIG = PpoConfig(
     value_warmup=4,
     eval_every=10,
     heldout_prompts=64,
+    patience=2,
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(
         learning_rate=1e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
