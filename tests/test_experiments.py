@@ -30,9 +30,9 @@ from llama_jax.train.step import abstract_batch, jit_train_step
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments" / "tpu").glob("*.py"))
-STAGE = re.compile(r"_(sft|reward|ppo)$")
+STAGE = re.compile(r"_(sft|reward|ppo|lora)(_v5e\d+)?$")
 STAGES = [path for path in FILES if STAGE.search(path.stem)]
-"""Experiments of alignment, by the ends of their names."""
+"""Experiments of alignment, by the ends of their names; adapters are fine-tuned."""
 PODS = [path for path in FILES if path not in STAGES]
 """Pretraining."""
 PREDICTED = re.compile(
@@ -45,7 +45,7 @@ SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "he
 
 def stage_of(path: Path) -> str:
     found = STAGE.search(path.stem)
-    return found[1] if found else "train"
+    return {"lora": "sft"}.get(found[1], found[1]) if found else "train"
 
 
 def load(path: Path) -> TrainConfig:
@@ -127,12 +127,17 @@ def test_the_options_of_a_stages_command_are_settings(path):
     config = override(load(path), options, "llama-jax")
     assert config.workdir.startswith("gs://")
     assert config.init_from.startswith("gs://")
+    if config.lora.rank:
+        assert (config.lora.rank, config.model.param_dtype) == (16, "bfloat16")
+        return
     assert config.seq_len == config.model.max_seq_len == 4096
     assert config.batch_size == {"sft": 64, "reward": 512, "ppo": 512}[stage_of(path)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama2_7b", "llama2_70b_v5p", "llama2_7b_reward"])
+@pytest.mark.parametrize(
+    "name", ["llama2_7b", "llama2_70b_v5p", "llama2_7b_reward", "llama2_7b_lora_v5e8"]
+)
 def test_a_file_predicts_what_the_planner_does(name):
     pytest.importorskip("libtpu")
     path = ROOT / "experiments" / "tpu" / f"{name}.py"
