@@ -103,13 +103,8 @@ def assert_same_policy(run, reference):
     assert files(run, "rollouts/*") == {}
 
 
-@pytest.mark.parametrize(
-    ("stage", "checkpoint"),
-    [
-        ("ppo", 2),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("ppo", 1), ("grpo", 1)]),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "checkpoint"), [("ppo", 1), ("ppo", 2), ("grpo", 1)])
 def test_a_policy_that_fails_everywhere_ends_with_the_same_bytes(
     chat, reference, tmp_path, stage, checkpoint
 ):
@@ -168,6 +163,7 @@ REJECTION_FAILURES = (
 )
 
 
+@pytest.mark.slow
 def test_rejection_sampling_that_fails_everywhere_ends_with_the_same_bytes(
     chat, rejection_run, tmp_path
 ):
@@ -211,7 +207,7 @@ def test_a_run_with_more_rounds_goes_on(chat, rejection_run, tmp_path):
     assert (tmp_path / "run" / name).read_bytes() == (rejection_run / name).read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "gatt"])
+@pytest.mark.parametrize("stage", ["sft", "reward", pytest.param("gatt", marks=pytest.mark.slow)])
 def test_a_stage_of_the_loop_that_fails_ends_with_the_same_bytes(chat, tmp_path, stage):
     function, config, failures = {
         "sft": (sft, chat.sft, [(loop, "shard_batch", 4, False)]),

@@ -72,6 +72,7 @@ def test_what_we_export_comes_back(symbols):
 
 
 @needs_original
+@pytest.mark.slow  # 32,000 pieces are merged anew
 def test_the_original_comes_back():
     original = Tokenizer.load(ORIGINAL)
     found = read(values_of(original))
