@@ -90,20 +90,21 @@ def run(command: str, arguments: Sequence[str], parser_class: type) -> None:
     hosts.initialize(**vars(options))
     with hosts.fail_together():
         config = early or load()
+        asks = _asks(command, config)
     several = hosts.jax.distributed.is_initialized()
     with stdout_for_results() if several else contextlib.nullcontext():
-        asks = {"ask": _asker(config)} if config.eval_tasks and command in ASKED else {}
         summary = stage(config, **asks)
     if hosts.is_main():
         print_summary(summary, command)
 
 
-def _asker(config: TrainConfig) -> Callable[..., Any]:
+def _asks(command: str, config: TrainConfig) -> dict[str, Any]:
+    """What a stage is given beside its experiment."""
+    if not config.eval_tasks or command not in ASKED:
+        return {}
     from llama_jax.evals.in_training import asker
-    from llama_jax.runtime.hosts import fail_together
 
-    with fail_together():
-        return asker(config)
+    return {"ask": asker(config)}
 
 
 def _numbers(options: argparse.Namespace) -> tuple[int | None, int | None]:

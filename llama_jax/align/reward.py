@@ -6,6 +6,7 @@ log-odds of an answer being safe as well.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,9 @@ class Pairwise:
         self, forward: Forward, batch: Batch, weights: tuple[Array, Array]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """Ranking loss over pairs, at the end and by token; safety loss over labelled answers."""
-        by_token, pairs = token_scores(forward, batch), is_pair(batch)
-        scores = at_last(by_token, batch)
+        rows, pairs = answer_rows(batch), is_pair(batch)
+        x, head = forward(rows["tokens"], rows["positions"], rows["segment_ids"])
+        scores = _at_last(x, head, rows).reshape(-1, 2)
         means = {
             "ranking_loss": Mean.over(self._ranking(scores, batch), pairs),
             "accuracy": Mean.over(scores[:, 0] > scores[:, 1], pairs),
@@ -76,6 +78,7 @@ class Pairwise:
         }
         loss = means["ranking_loss"].total / weights[0]
         if self.token_weight:
+            by_token = apply_head(head, x).reshape(batch["tokens"].shape)
             means["token_loss"] = Mean.over(self._ranking_by_token(by_token, batch), pairs)
             loss += self.token_weight * means["token_loss"].total / weights[0]
         if self.safety_weight:
@@ -89,7 +92,7 @@ class Pairwise:
 
     def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
         """Accuracy over all, by rating, and of the longer answer; ties; the safety threshold."""
-        scores, pairs = at_last(token_scores(forward, batch), batch), is_pair(batch)
+        scores, pairs = row_scores(forward, answer_rows(batch)).reshape(-1, 2), is_pair(batch)
         better, length = scores[:, 0] > scores[:, 1], jnp.sum(batch["loss_mask"], axis=-1)
         found = {
             "loss": Mean.over(self._ranking(scores, batch), pairs),
@@ -124,25 +127,16 @@ class Pairwise:
         return jnp.where(jnp.isnan(batch["margin"]), table[batch["rating"] + 1], batch["margin"])
 
 
-def token_scores(forward: Forward, batch: Batch) -> Float[Array, "B 2 T"]:
-    """A score at each token of both answers of each pair, in one forward pass over 2B rows."""
-    rows = answer_rows(batch)
-    x, head = forward(rows["tokens"], rows["positions"], rows["segment_ids"])
-    return apply_head(head, x).reshape(batch["tokens"].shape)
-
-
-def at_last(scores: Float[Array, "B 2 T"], batch: Batch) -> Float[Array, "B 2"]:
-    """Those of the last tokens."""
-    last = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=-1) - 1, 0)
-    return jnp.take_along_axis(scores, last[..., None], axis=-1)[..., 0]
-
-
 def row_scores(forward: Forward, rows: Batch) -> Float[Array, " B"]:
     """The score of each row [B,T], read at its last token; rows begin with their text."""
     x, head = forward(rows["tokens"], rows["positions"], rows["segment_ids"])
+    return _at_last(x, head, rows)
+
+
+def _at_last(x: Float[Array, "B T D"], head: Any, rows: Batch) -> Float[Array, " B"]:
+    """What the head makes of the last token of each row."""
     last = jnp.maximum(jnp.sum(rows["segment_ids"] > 0, axis=1) - 1, 0)
-    at_last = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-    return apply_head(head, at_last)
+    return apply_head(head, jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0])
 
 
 def _labelled(batch: Batch) -> Array:
