@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from llama_jax.config import InputError, ModelConfig, TrainConfig, require
+from llama_jax.config import FUNCTION, InputError, ModelConfig, TrainConfig, require
 from llama_jax.config_file import read_config
 from llama_jax.model.quantize import quantized
 from llama_jax.models import Opened, open_model
@@ -21,8 +21,6 @@ from llama_jax.train.state import with_updates
 logger = logging.getLogger(__name__)
 SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
 """Settings that decide which tensors there are."""
-FUNCTION = ("norm_eps", "rope_theta", "rope_scaling", "rope_factor")
-"""Settings that decide what the same tensors compute."""
 
 
 def open_source[C: TrainConfig](
