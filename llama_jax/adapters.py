@@ -1,8 +1,11 @@
-"""Adapters into other formats: merged into their base, or as a folder of PEFT."""
+"""Adapters of a run or of PEFT: beside their base, merged into it, or as a folder of PEFT."""
 
 import dataclasses
+import logging
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,16 @@ import jax
 from etils import epath
 
 from llama_jax.checkpoint import save_model
-from llama_jax.config import InputError, TrainConfig, require
+from llama_jax.config import FUNCTION, InputError, LoraConfig, TrainConfig, require
 from llama_jax.config_file import model_json, read_config
 from llama_jax.convert import peft, usage
 from llama_jax.convert.api import convert
 from llama_jax.convert.staging import staged
-from llama_jax.models import open_base, open_model, read_adapters
+from llama_jax.model.by_row import Adapter
+from llama_jax.models import Opened, open_base, open_model, read_adapters
 from llama_jax.runtime.places import expand
+
+logger = logging.getLogger(__name__)
 
 
 def is_adapter(path: str) -> bool:
@@ -32,6 +38,51 @@ def _experiment(folder: Path) -> TrainConfig | None:
     except InputError:
         return None
     return experiment if experiment is not None and experiment.lora.rank else None
+
+
+@dataclass(frozen=True)
+class OpenedAdapter:
+    """Adapters whose settings are read, and whose factors come when asked."""
+
+    lora: LoraConfig
+    read: Callable[[], Adapter]
+    """Raises CheckpointError if no checkpoint verifies."""
+
+
+def open_adapter(path: str, base: Opened) -> OpenedAdapter:
+    """The adapters at `path`, a run of --lora.rank or a PEFT folder, for a model that is open.
+
+    Raises InputError unless they are adapters of this model: a run says which weights its own
+    belong to; those of PEFT have to fit the shapes.
+    """
+    folder = Path(expand(path)).absolute()
+    if peft.is_format(folder):
+        lora, factors = peft.read(folder, base.config)
+        return OpenedAdapter(lora, lambda: Adapter(lora, factors))
+    experiment = _experiment(folder)
+    if experiment is None:
+        raise InputError(f"{path} holds no adapters: name a run of --lora.rank or a PEFT folder")
+    run, model = epath.Path(folder), experiment.model
+    require(
+        model.head == "language", f"{path} is a reward model: its adapters score and write nothing"
+    )
+    open_base(run, base.path)
+    for name in FUNCTION:
+        ours, theirs = getattr(base.config, name), getattr(model, name)
+        require(
+            ours == theirs, f"{path} was trained with {name}={theirs}, but the model has {ours}"
+        )
+
+    if experiment.lora.base != "dense":
+        logger.warning(
+            "%s was trained beside the model in %s; here it stands beside the model as it is",
+            path, experiment.lora.base,
+        )  # fmt: skip
+
+    def read() -> Adapter:
+        return Adapter(experiment.lora, jax.device_get(read_adapters(run, experiment)["layers"]))
+
+    return OpenedAdapter(experiment.lora, read)
 
 
 def merge_adapters(

@@ -45,6 +45,9 @@ def add_commands(command: Callable[..., Any]) -> None:
         "--group", type=int, metavar="N", help="inputs that share a scale in int4: 32 or 128 (32)"
     )
     sub.add_argument(
+        "--kv", choices=["int8"], help="keys and values of the cache too (the compute type)"
+    )
+    sub.add_argument(
         "--calibration",
         metavar="DATASET",
         help="choose the numbers of int4 for this text (round each to the nearest)",
@@ -87,8 +90,9 @@ def _quantize(args: argparse.Namespace) -> None:
         with Progress("reading", end) as beat:
             report = quantize.quantize(
                 args.model, args.target, weights=args.weights, group=args.group,
-                calibration=args.calibration, dataset=args.data, batch_size=args.batch_size,
-                seq_len=args.seq_len, text_field=args.text_field, beat=beat,
+                kv=args.kv or "model", calibration=args.calibration, dataset=args.data,
+                batch_size=args.batch_size, seq_len=args.seq_len, text_field=args.text_field,
+                beat=beat,
             )  # fmt: skip
     print(json_text(report) if args.json else quantize.describe(report))
 

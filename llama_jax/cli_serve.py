@@ -9,6 +9,7 @@ from llama_jax.runtime.console import at_work
 HELP = """\
 examples:
   llama-jax serve runs/quickstart                  then open http://127.0.0.1:8000
+  llama-jax serve MODEL --adapter poems=runs/poems --adapter mail=runs/mail
   llama-jax serve MODEL --host 0.0.0.0 --api-key-file keys.txt
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"model": "quickstart", "prompt": "Once upon a time", "max_tokens": 50}'
@@ -27,6 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--host", str, "127.0.0.1", "ADDRESS", "where to listen (127.0.0.1: this machine alone)")
     option("--port", int, 8000, "P", "0 picks a free one (8000)")
     option("--name", str, None, "NAME", "what requests call the model (its folder's name)")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        type=_adapter,
+        metavar="NAME=RUN",
+        help="a run of --lora.rank on MODEL, or a PEFT folder; requests name it (may be repeated)",
+    )
     option("--api-key-file", str, None, "FILE", "keys that are let in, one a line (everybody)")
     option("--rows", int, 8, "N", "answers that are drawn together (8)")
     option("--queue", int, 64, "N", "answers that may wait for a row (64)")
@@ -34,8 +43,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--draft", str, None, "MODEL", "a small model that guesses them (the text itself)")
     option("--context", int, None, "T", "tokens of a prompt and its answer (the model's own)")
     option("--cache-gib", float, None, "G", "memory of keys and values (a quarter of what is free)")
+    parser.add_argument(
+        "--kv", choices=["int8"], help="keys and values in 8 bits (the model's compute type)"
+    )
     option("--deadline", float, 600.0, "S", "seconds that a request may take (600)")
     option("--drain", float, 30.0, "S", "seconds that answers have to end at the end (30)")
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=RUN, such as poems=runs/poems")
+    return name, path
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,12 +68,14 @@ def run(args: argparse.Namespace) -> int:
             port=args.port,
             name=args.name or os.path.basename(os.path.normpath(args.model)),
             keys=() if args.api_key_file is None else read_keys(args.api_key_file),
+            adapters=tuple(args.adapter),
             rows=args.rows,
             queue=args.queue,
             drafts=args.speculate if args.speculate is not None else 4 * (args.draft is not None),
             draft=args.draft,
             context=args.context,
             cache_gib=args.cache_gib,
+            kv=args.kv,
             deadline_seconds=args.deadline,
             drain_seconds=args.drain,
         )

@@ -95,6 +95,7 @@ def quantize(
     *,
     weights: Literal["int8", "int4"],
     group: int | None = None,
+    kv: Literal["model", "int8"] = "model",
     calibration: str | None = None,
     dataset: str | None = None,
     batch_size: int = 8,
@@ -107,6 +108,7 @@ def quantize(
 
     Args:
       group: inputs of a matrix that share a scale; None for the default of the type.
+      kv: type of keys and values in the cache: the compute type, or int8.
       calibration: a text, of whose training split the numbers of int4 are chosen (model/gptq.py);
         None rounds each to the nearest.
       dataset: the text of the report, its validation split; None for that of a run, or `tales`.
@@ -117,7 +119,7 @@ def quantize(
       InputError: the model, the text or the group cannot be used, or `dst` exists.
       CheckpointError: no checkpoint of a run verifies, or writing failed. Nothing is left then.
     """
-    quant = Quantization.of(weights, group)
+    quant = Quantization.of(weights, group, kv)
     require(
         calibration is None or weights == "int4",
         f"--calibration {calibration} is for int4: int8 is close enough without",
@@ -163,6 +165,7 @@ def quantize(
         "source": {"path": os.path.abspath(expand(src)), "digest": params_digest(model.params)},
         "weights": weights,
         "group": quant.group,
+        "kv": quant.kv,
         "calibration": calibration,
         "text": dataset or "the run's own",
         "bytes": {"before": size_in_bytes(model.params), "after": size_in_bytes(packed)},
@@ -283,9 +286,11 @@ def describe(report: dict[str, Any]) -> str:
     chosen = report["calibration"]
     how = f", chosen for {chosen}" if chosen else ""
     group = f", groups of {report['group']}" if report["group"] else ", a scale for each output"
+    cache = "in the compute type" if report["kv"] == "model" else report["kv"]
     return "\n".join(
         (
             f"weights         {report['weights']}{group}{how}; embedding and head int8",
+            f"cache           keys and values {cache}",
             f"bytes           {size['before']:,} -> {size['after']:,} "
             f"({size['after'] / size['before']:.1%})",
             f"perplexity      {perplexity['before']:.4f} -> {perplexity['after']:.4f} "

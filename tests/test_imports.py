@@ -15,7 +15,9 @@ FILES = sorted((ROOT / "llama_jax").rglob("*.py"))
 LOSSES = {f"align.{name}" for name in ("losses", "advantages", "gauges", "masked", "scores")}
 # A room, or a file of it, and what of ours it may import besides itself; the longest name counts.
 ARROWS = {
-    "config": set(),
+    "errors": set(),
+    "config_model": {"errors"},
+    "config": {"errors", "config_model"},
     "config_align": {"config"},
     "config_file": {"config", "config_align", "runtime.files", "runtime.places"},
     "experiment": {"config"},
@@ -37,7 +39,8 @@ ARROWS = {
         "data.tokenizer", "runtime.files", "runtime.places",
     },
     "adapters": {
-        "config", "config_file", "models", "convert", "checkpoint", "runtime.places",
+        "config", "config_file", "model.by_row", "models", "convert", "checkpoint",
+        "runtime.places",
     },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
@@ -56,10 +59,11 @@ ARROWS = {
         "config", "config_file", "align", "train.metrics", "train.samples", "models", "infer",
         "data", "model", "ops", "parallel", "runtime",
     },
-    "serve": {"config", "models", "infer", "data", "runtime.files"},
+    "serve": {"config", "adapters", "models", "infer", "data", "runtime.files"},
     "tpu": {
         "config", "config_align", "config_file", "experiment", "pretrain", "train", "align",
-        "infer", "model", "parallel", "kernels", "runtime.files", "runtime.places",
+        "infer", "model", "ops.int8_cache", "parallel", "kernels", "runtime.files",
+        "runtime.places",
     },
     "quantize": {
         "config", "config_file", "pretrain", "train", "models", "convert", "checkpoint", "model",

@@ -71,6 +71,21 @@ def test_the_folder_is_a_model_like_any_other(folder, small, capsys):
         np.testing.assert_allclose(found[2:5], whole[2:5], atol=1e-6)
 
 
+def test_keys_and_values_are_rounded_where_asked(folder, small, call, capsys):
+    """The report counts it, and the model says it of itself, as `serve` reads it."""
+    assert call("@model", "@int8-kv", "--weights", "int8", "--kv", "int8") == 0
+    assert "cache           keys and values int8" in capsys.readouterr().out
+    both = llama_jax.load(folder / "int8-kv")
+    assert both.config.quant.kv == "int8"
+    report, weights = (json.loads((folder / f / REPORT).read_text()) for f in ("int8-kv", "int8"))
+    assert (report["kv"], weights["kv"]) == ("int8", "model")
+    assert report["kl"] > weights["kl"]
+    tokens = jnp.asarray([[1, 5, 9, 12]], jnp.int32)
+    exact, rounded = (replace(m.config, dtype="float32") for m in (small, both))
+    a, b = (np.asarray(apply(small.params, tokens, config=c)) for c in (exact, rounded))
+    assert 0 < np.abs(a - b).max() < 0.1
+
+
 def test_int4_is_chosen_for_a_text_and_kept_as_chosen(folder, call, capsys):
     argv = ("@model", "@int4", "--weights", "int4", "--group", "128")
     assert call(*argv, "--calibration", "@text.jsonl", "--seq-len", "24", "--json") == 0

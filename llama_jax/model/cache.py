@@ -27,7 +27,9 @@ from llama_jax.model.matrix import (
 )
 from llama_jax.model.weights import layer_weights, outer_weights
 from llama_jax.ops.cached_attention import VALUES
+from llama_jax.ops.int8_cache import SCALE_BYTES, Int8Pages
 from llama_jax.ops.norm import rms_norm
+from llama_jax.ops.paged_attention import Pool
 from llama_jax.parallel.rules import named_sharding, spec_in_context
 
 
@@ -46,6 +48,19 @@ def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
 
     order = order_of_cache(config, B)
     return [(zeros(order), zeros(VALUES[order])) for _ in range(config.num_layers)]
+
+
+def empty_pages(config: ModelConfig, P: int, page: int, kv: str) -> list[tuple[Pool, Pool]]:
+    """Keys and values of each layer in P pages, in the compute type or with kv="int8" in int8."""
+    pools = empty_cache(config, P, page)
+    if kv != "int8":
+        return [*pools]
+
+    def packed(pool: Array) -> Int8Pages:
+        scale = jnp.zeros((P, config.num_kv_heads, page), jnp.float32)
+        return Int8Pages(jnp.zeros(pool.shape, jnp.int8), scale)
+
+    return [(packed(keys), packed(values)) for keys, values in pools]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -74,10 +89,11 @@ def copy_rows(
     return jax.tree.map(copy, cache, source)
 
 
-def cache_bytes(config: ModelConfig) -> int:
+def cache_bytes(config: ModelConfig, kv: str = "model") -> int:
     """Bytes of keys and values that the cache of one token takes, all layers together."""
-    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return numbers * jnp.dtype(inference_config(config).dtype).itemsize
+    width = jnp.dtype(inference_config(config).dtype).itemsize
+    head = config.head_dim + SCALE_BYTES if kv == "int8" else config.head_dim * width
+    return 2 * config.num_layers * config.num_kv_heads * head
 
 
 def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from llama_jax.model.weights import layer_weights
 from llama_jax.ops.attention import dot_product_attention
 from llama_jax.ops.cached_attention import VALUES, Order, cache_order, cached_attention
 from llama_jax.ops.capabilities import Unsupported
+from llama_jax.ops.int8_cache import Int8Pages, rounded
 from llama_jax.ops.norm import rms_norm
-from llama_jax.ops.paged_attention import paged_attention, write_pages
+from llama_jax.ops.paged_attention import Pool, paged_attention, write_pages
 from llama_jax.ops.rope import apply_rope, rope_frequencies
 from llama_jax.parallel.fsdp import by_rows
 from llama_jax.parallel.rules import constrain, relayout, spec_in_context
@@ -42,8 +43,8 @@ class Pages(NamedTuple):
     """A cache in pages, see `ops.paged_attention`: P rows of a page's positions, and which are
     whose."""
 
-    keys: Float[Array, "P x y z"]
-    values: Float[Array, "P x2 y2 z2"]
+    keys: Pool
+    values: Pool
     table: Int[Array, "B pages"]
 
 
@@ -100,6 +101,9 @@ def attention(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: boo
     q = checkpoint_name(apply_rope(project(h, w["q"]), positions, *rotary), "q")
     k = checkpoint_name(apply_rope(project(h, w["k"]), positions, *rotary), "k")
     v = checkpoint_name(project(h, w["v"]), "v")
+    in_pages = isinstance(kv, Pages) and isinstance(kv.keys, Int8Pages)  # rounds what it writes
+    if cfg.quant is not None and cfg.quant.kv == "int8" and not in_pages:
+        k, v = rounded(k), rounded(v)
     with settings_refused(cfg):
         if kv is None:
             return attend_within(q, k, v, segment_ids, cfg=cfg, zigzag=zigzag), None

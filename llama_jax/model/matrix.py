@@ -1,9 +1,10 @@
 """A weight as a value that knows how it multiplies: what a layer calls, whatever its weights are.
 
 An array is a dense matrix. `LowRank` is one with an adapter beside it, W + scale A B (Hu et al.
-2021); `Int8`, `Int4` and `Nf4` are kept in fewer bits (see quantize.py, which makes them) and
-multiplied in the type of what they are multiplied with. The layer is the same page for all. Values
-are pytrees, so they are scanned, sharded and differentiated like the arrays that they hold.
+2021), and `by_row.ByRow` one with several; `Int8`, `Int4` and `Nf4` are kept in fewer bits (see
+quantize.py, which makes them) and multiplied in the type of what they are multiplied with. The
+layer is the same page for all. Values are pytrees, so they are scanned, sharded and differentiated
+like the arrays that they hold.
 """
 
 import math
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from llama_jax.config import MATRICES, ModelConfig
+from llama_jax.model.by_row import ByRow
 from llama_jax.model.weights import LOW, SCALE, STEP, A, B, adapter_inputs, dense_weights
 from llama_jax.ops import linear, mlp
 
@@ -128,7 +130,7 @@ class LowRank:
 
 
 Packed = Int8 | Int4 | Nf4
-Matrix = Array | Packed | LowRank
+Matrix = Array | Packed | LowRank | ByRow
 
 
 def project(x: Float[Array, "B T *inputs"], w: Matrix, inputs: int = 1) -> Array:
@@ -136,6 +138,8 @@ def project(x: Float[Array, "B T *inputs"], w: Matrix, inputs: int = 1) -> Array
     if isinstance(w, LowRank):
         low = linear.project(linear.project(x, w.a, inputs), w.b)
         return project(x, w.base, inputs) + w.scale * low
+    if isinstance(w, ByRow):
+        return project(x, w.base, inputs) + w.added(x)
     if isinstance(w, Packed):
         return _times(inputs, x, w)
     return linear.project(x, w, inputs)
@@ -143,16 +147,16 @@ def project(x: Float[Array, "B T *inputs"], w: Matrix, inputs: int = 1) -> Array
 
 def gate_up(x: Float[Array, "B T D"], gate: Matrix, up: Matrix) -> tuple[Array, Array]:
     """x gate and x up, the first half of SwiGLU."""
-    if isinstance(gate, Packed | LowRank) or isinstance(up, Packed | LowRank):
-        return project(x, gate), project(x, up)
-    return mlp.gate_up(x, gate, up)
+    if isinstance(gate, jax.Array) and isinstance(up, jax.Array):
+        return mlp.gate_up(x, gate, up)
+    return project(x, gate), project(x, up)
 
 
 def gated_down(g: Float[Array, "B T F"], u: Float[Array, "B T F"], down: Matrix) -> Array:
     """(silu(g) u) down, the second half of SwiGLU."""
-    if isinstance(down, Packed | LowRank):
-        return project(mlp.gated(g, u), down)
-    return mlp.gated_down(g, u, down)
+    if isinstance(down, jax.Array):
+        return mlp.gated_down(g, u, down)
+    return project(mlp.gated(g, u), down)
 
 
 def rows(table: Array | Int8Rows, tokens: Array, dtype: str) -> Array:

@@ -10,26 +10,33 @@ row's result does not depend on how long its neighbours are, whose pages decide 
 runs, and no step reads more of the pool than the longest row has.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from llama_jax.ops import capabilities
 from llama_jax.ops.attention import dot_product_attention
 from llama_jax.ops.cached_attention import DECODE_QUERIES, VALUES, Order
+from llama_jax.ops.int8_cache import Int8Pages, to_int8
 from llama_jax.ops.interpreted import interpreted
+
+type Pool = Float[Array, "P _ _ _"] | Int8Pages
+"""Keys or values of all pages, in the compute type or in int8."""
 
 
 def write_pages(
-    keys: Float[Array, "P x y z"],
-    values: Float[Array, "P x2 y2 z2"],
+    keys: Pool,
+    values: Pool,
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     table: Int[Array, "B pages"],
     start: Int[Array, " B"],
     *,
     order: Order,
-) -> tuple[Float[Array, "P x y z"], Float[Array, "P x2 y2 z2"]]:
+) -> tuple[Pool, Pool]:
     """The pool with row b's new keys and values at positions start[b] onwards.
 
     Positions beyond the table's width go to page 0.
@@ -40,7 +47,13 @@ def write_pages(
     owned = jnp.take_along_axis(table, jnp.minimum(number, table.shape[1] - 1), axis=1)
     at = jnp.where(number < table.shape[1], owned, 0)
 
-    def write(pool, new, axes):
+    def write(pool: Pool, new: Array, axes: str) -> Pool:
+        if not isinstance(pool, Int8Pages):
+            return put(pool, new, axes)
+        numbers, scale = to_int8(new)
+        return Int8Pages(put(pool.numbers, numbers, axes), pool.scale.at[at, :, place].set(scale))
+
+    def put(pool: Array, new: Array, axes: str) -> Array:
         if axes.index("S") == 1:
             return pool.at[at, place].set(new.astype(pool.dtype))
         if axes.index("S") == 2:
@@ -54,8 +67,8 @@ def write_pages(
 
 def paged_attention(
     q: Float[Array, "B T N H"],
-    keys: Float[Array, "P x y z"],
-    values: Float[Array, "P x2 y2 z2"],
+    keys: Pool,
+    values: Pool,
     table: Int[Array, "B pages"],
     start: Int[Array, " B"],
     *,
@@ -73,14 +86,25 @@ def paged_attention(
     B, T, N, _ = q.shape
     if T * N <= DECODE_QUERIES:
         return _by_kernel(q, keys, values, table, start)
-    whole = (pool[table].reshape(B, -1, *pool.shape[2:]) for pool in (keys, values))
+    pages = (_read(pool, table, VALUES[order], q.dtype) for pool in (keys, values))
+    whole = (found.reshape(B, -1, *found.shape[3:]) for found in pages)
     return dot_product_attention(q, *whole, q_offset=start, implementation="pallas")
+
+
+def _read(pool: Pool, at: Int[Array, "*rows"], axes: str, dtype: DTypeLike) -> Array:
+    """The pages `at`, multiplied out."""
+    if not isinstance(pool, Int8Pages):
+        return pool[at].astype(dtype)
+    scale = pool.scale[at]  # [*rows, K, page]
+    scale = scale if axes.index("K") < axes.index("S") else scale.swapaxes(-1, -2)
+    scale = jnp.expand_dims(scale, axes.index("H") - len(axes))
+    return (pool.numbers[at].astype(jnp.float32) * scale).astype(dtype)
 
 
 def _by_page(q, keys, values, table, start):
     B, T, N, H = q.shape
     K, page = keys.shape[1], keys.shape[3]
-    G, f32 = N // K, jnp.float32
+    G, f32, dtype = N // K, jnp.float32, q.dtype
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).astype(f32) * H**-0.5
     positions = start[:, None] + jnp.arange(T)[None]
 
@@ -95,7 +119,7 @@ def _by_page(q, keys, values, table, start):
     def body(n, carry):
         largest, total, out = carry
         at = jax.lax.dynamic_index_in_dim(table, n, axis=1, keepdims=False)
-        k, v = keys[at].astype(f32), values[at].astype(f32)
+        k, v = (_read(pool, at, a, f32) for pool, a in ((keys, "BKHS"), (values, "BKSH")))
         seen = (n * page + jnp.arange(page))[None, None] <= positions[:, :, None]  # [B,T,page]
         # What no query sees may be another row's, or not a number.
         v = jnp.where(seen[:, -1, None, :, None], v, 0.0)
@@ -116,7 +140,7 @@ def _by_page(q, keys, values, table, start):
     )
     pages = jnp.minimum(jnp.max(positions) // page + 1, table.shape[1])
     _, total, out = jax.lax.fori_loop(0, pages, body, begin)
-    return (out / total).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(values.dtype)
+    return (out / total).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(dtype)
 
 
 def _by_kernel(q, keys, values, table, start):
@@ -125,4 +149,8 @@ def _by_kernel(q, keys, values, table, start):
     device = capabilities.device()
     q = interpreted(q) if device == "cpu" else q
     lengths = start + jnp.int32(q.shape[1])
-    return paged_decode_attention(q, keys, values, table, lengths, interpret=device == "cpu")
+    attend = partial(paged_decode_attention, interpret=device == "cpu")
+    if isinstance(keys, Int8Pages) and isinstance(values, Int8Pages):
+        scales = {"k_scale": keys.scale, "v_scale": values.scale}
+        return attend(q, keys.numbers, values.numbers, table, lengths, **scales)
+    return attend(q, keys, values, table, lengths)

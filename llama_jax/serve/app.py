@@ -167,7 +167,7 @@ class Api:
         except ApiError:
             self.service.metrics.refused["invalid"] += 1
             raise
-        reply = Reply(job, self.served.name, self.served.tokenizer)
+        reply = Reply(job, job.model, self.served.tokenizer)
         with self.service.answering(job, reply) as news:
             if job.stream:
                 return await self._stream(request, reply, news)
@@ -225,23 +225,25 @@ class Api:
 
     # ---- The model
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
+        parent = {} if name == self.served.name else {"parent": self.served.name}
         return {
-            "id": self.served.name,
+            "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "llama_jax",
             "max_model_len": self.served.context,
+            **parent,
         }
 
     async def models(self, _: web.Request) -> web.Response:
         """GET /v1/models."""
-        return _json({"object": "list", "data": [self._card()]})
+        return _json({"object": "list", "data": [*map(self._card, self.served.names)]})
 
     async def model(self, request: web.Request) -> web.Response:
         """GET /v1/models/NAME."""
-        jobs.check_model(Fields({"model": request.match_info["name"]}), self.served)
-        return _json(self._card())
+        fields = Fields({"model": request.match_info["name"]})
+        return _json(self._card(jobs.named_model(fields, self.served)))
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """POST /tokenize: a text or a conversation as ids.

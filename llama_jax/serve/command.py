@@ -9,9 +9,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from llama_jax.adapters import OpenedAdapter, open_adapter
 from llama_jax.config import InputError, require
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.infer.engine.draft_model import DraftModel
@@ -57,9 +59,12 @@ def serve(path: str, settings: Settings) -> int:
         vocab_size=tokenizer.vocab_size,
         end_ids=tuple(dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids))),
         add_bos=opened.usage.add_bos,
+        adapters=tuple(name for name, _ in settings.adapters),
     )
+    adapters = [open_adapter(folder, opened) for _, folder in settings.adapters]
     with listening(settings) as bound:
-        return asyncio.run(_serve(Service(settings, served), opened, draft, bound))
+        make = partial(make_engine, opened, draft, adapters, settings)
+        return asyncio.run(_serve(Service(settings, served), make, bound))
 
 
 def _open_draft(path: str, tokenizer: Tokenizer) -> Opened:
@@ -92,14 +97,20 @@ def listening(settings: Settings):
         yield bound
 
 
-def make_engine(opened: Opened, draft: Opened | None, settings: Settings) -> Engine:
-    """The engine of a model, warmed up, with guesses of a `draft` model."""
+def make_engine(
+    opened: Opened,
+    draft: Opened | None,
+    adapters: Sequence[OpenedAdapter],
+    settings: Settings,
+) -> Engine:
+    """The engine of a model, warmed up, with guesses of a `draft` model, and adapters."""
     layout = layout_of(
         opened.config,
         rows=settings.rows,
         context=settings.context,
         cache_gib=settings.cache_gib,
         draft=None if draft is None else draft.config,
+        kv=settings.kv or ("model" if opened.config.quant is None else opened.config.quant.kv),
     )
     assert opened.tokenizer is not None
     limit = opened.tokenizer.vocab_size
@@ -116,6 +127,7 @@ def make_engine(opened: Opened, draft: Opened | None, settings: Settings) -> Eng
         queue=settings.queue,
         drafts=settings.drafts,
         draft_model=guesses,
+        adapters=[adapter.read() for adapter in adapters],
     )
 
     def tell(number: int, total: int, what: str) -> None:
@@ -136,9 +148,7 @@ def _prepared(opened: Opened) -> dict[str, Any]:
     return Model(opened.config, opened.read(), opened.tokenizer, opened.usage).prepared
 
 
-async def _serve(
-    service: Service, opened: Opened, draft: Opened | None, bound: socket.socket
-) -> int:
+async def _serve(service: Service, make: Callable[[], Engine], bound: socket.socket) -> int:
     try:
         from aiohttp import web
 
@@ -150,9 +160,7 @@ async def _serve(
     await runner.setup()
     await web.SockSite(runner, bound, backlog=128).start()
     ending = _on_signals()
-    loading = asyncio.ensure_future(
-        _in_thread(lambda: make_engine(opened, draft, service.settings))
-    )
+    loading = asyncio.ensure_future(_in_thread(make))
     try:
         await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():

@@ -44,6 +44,13 @@ class Served:
     end_ids: tuple[int, ...]
     """Tokens that end a text, EOS among them."""
     add_bos: bool
+    adapters: tuple[str, ...] = ()
+    """Names of the model with its adapters, in their order."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may name: the model itself, then with each adapter."""
+        return (self.name, *self.adapters)
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -56,6 +63,8 @@ class Job:
     """One request: answers to some prompts, and how they are wanted."""
 
     chat: bool
+    model: str
+    """Its name in the request."""
     prompts: list[list[int]]
     requests: list[list[Request]]
     """Of each prompt, n of them."""
@@ -74,7 +83,7 @@ class Job:
 
 def completion(fields: Fields, model: Served, scope: bytes) -> Job:
     """The job of POST /v1/completions. Raises ApiError."""
-    check_model(fields, model)
+    named_model(fields, model)
     texts, prompts = _prompts(fields, model)
     echo = fields.flag("echo")
     logprobs = fields.whole("logprobs", None, 0, MAX_LOGPROBS)
@@ -88,7 +97,7 @@ def completion(fields: Fields, model: Served, scope: bytes) -> Job:
 
 def chat_completion(fields: Fields, model: Served, scope: bytes) -> Job:
     """The job of POST /v1/chat/completions. Raises ApiError."""
-    check_model(fields, model)
+    named_model(fields, model)
     ids = chat_ids(fields, model)
     top = fields.whole("top_logprobs", None, 0, MAX_LOGPROBS)
     wanted = fields.flag("logprobs")
@@ -103,18 +112,19 @@ def chat_completion(fields: Fields, model: Served, scope: bytes) -> Job:
     )  # fmt: skip
 
 
-def check_model(fields: Fields, model: Served) -> None:
-    """Raise ApiError unless the request names the model that is here."""
+def named_model(fields: Fields, model: Served) -> str:
+    """The model that the request names. Raises ApiError unless it is here."""
     name = fields.text("model", None, 1024)
     if name is None:
         raise invalid("model", f"is missing: name {model.name}", "missing_required_parameter")
-    if name != model.name:
+    if name not in model.names:
         raise ApiError(
             404,
-            f"The model {shown(name)} does not exist; this server has {model.name}.",
+            f"The model {shown(name)} does not exist; this server has {', '.join(model.names)}.",
             code="model_not_found",
             param="model",
         )
+    return name
 
 
 def chat_ids(fields: Fields, model: Served) -> list[int]:
@@ -212,6 +222,7 @@ def _job(
     chat: bool,
 ) -> Job:
     _refuse_absent(fields)
+    name = named_model(fields, model)
     n = fields.whole("n", 1, 1, MAX_N)
     if fields.whole("best_of", n, 1, MAX_N) != n:
         raise unsupported("best_of", f"must be as n, {n}: all answers are given")
@@ -242,6 +253,7 @@ def _job(
                     prompt=tuple(ids),
                     sampling=params,
                     seed=seed,
+                    adapter=model.names.index(name),
                     sample=sample,
                     **penalties,
                     bias=bias,
@@ -255,6 +267,7 @@ def _job(
         )
     return Job(
         chat=chat,
+        model=name,
         prompts=prompts,
         requests=requests,
         texts=texts,

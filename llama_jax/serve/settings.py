@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 from llama_jax.config import require
@@ -26,6 +27,8 @@ class Settings:
     """What requests call the model."""
     keys: tuple[bytes, ...] = ()
     """SHA-256 of the keys that are let in; none for everybody on this machine."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Of the model, each with the name that requests call the two together, and its folder."""
     rows: int = 8
     """Answers that are drawn together."""
     queue: int = 64
@@ -38,6 +41,8 @@ class Settings:
     """Tokens of a prompt and its answer, where that is less than the model's."""
     cache_gib: float | None = None
     """Memory of keys and values."""
+    kv: Literal["model", "int8"] | None = None
+    """Type of keys and values; None for what the model was quantised to, or its compute type."""
     body_bytes: int = 1 << 20
     deadline_seconds: float = 600.0
     """Of a whole request, the time in the queue included."""
@@ -47,6 +52,9 @@ class Settings:
     def __post_init__(self):
         count(self.port, "port", 0, "0 picks a free one")
         require(self.port < 65536, f"port={self.port} is out of range: use 0 to 65535")
+        names = [self.name, *(name for name, _ in self.adapters)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        require(twice is None, f"two of the model and its adapters are called {twice}")
         count(self.rows, "rows", 1, "the answers that are drawn together")
         count(self.queue, "queue", 1, "the answers that may wait")
         count(self.drafts, "speculate", 0, "the tokens that are guessed")

@@ -6,12 +6,11 @@ from typing import Any
 
 from llama_jax.config import ModelConfig, Quantization, QuantizedModel, TrainConfig, require
 from llama_jax.model.weights import kept_bytes
+from llama_jax.ops.int8_cache import SCALE_BYTES
 from llama_jax.tpu.arithmetic import BYTES, attention_products, layer_products
 from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.topology import Topology
 
-SCALE_BYTES = 4
-"""Of an int8 cache: one scale for each head and position."""
 WEIGHTS = ("int8", "int4")
 
 

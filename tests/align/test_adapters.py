@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from llama_jax.adapters import open_adapter
 from llama_jax.align.sft import sft
 from llama_jax.config import AdaptedModel, InputError, LoraConfig, QuantizedModel
+from llama_jax.model.by_row import with_adapters
 from llama_jax.model.quantize import dequantized, quantized
 from llama_jax.models import load, open_model, params_digest
 from tests.align.conftest import devices
@@ -123,6 +125,36 @@ def test_adapters_of_a_base_in_fewer_bits(files, world, base):
         np.testing.assert_array_equal(model.params["layers"][name], theirs["layers"][name])
     own = np.abs(np.asarray(model.params["layers"]["down"] - theirs["layers"]["down"]))
     assert 0 < own.max() < 0.1
+
+
+def test_adapters_open_beside_the_model_that_they_belong_to(files, world, tmp_path, caplog):
+    base = open_model(str(world / "base"))
+    opened = open_adapter(str(world / "run"), base)
+    assert opened.lora == LORA
+    adapter = opened.read()
+    assert {f"layers/{name}" for name in adapter.layers} == NAMES
+    assert command("convert", world / "run", tmp_path / "peft", "--to", "peft") == 0
+    theirs = open_adapter(str(tmp_path / "peft"), base).read()
+    for name, factor in adapter.layers.items():
+        np.testing.assert_array_equal(theirs.layers[name], factor)
+    # What is added is what merging adds.
+    before, after = (load(str(world / name)).params["layers"]["q"] for name in ("base", "run"))
+    matrix = with_adapters(load(str(world / "base")).prepared, [adapter], "float32")
+    a, b = (np.float64(getattr(matrix["layers"][1]["q"], end)[1]) for end in "ab")
+    added = (a @ b.reshape(b.shape[0], -1)).reshape(before[1].shape)
+    np.testing.assert_allclose(added, np.float64(after[1]) - np.float64(before[1]), atol=1e-6)
+
+    other = open_model(str(files.untrained("beside_another", seed=6)))
+    with pytest.raises(InputError, match="holds adapters of other weights than"):
+        open_adapter(str(world / "run"), other)
+    with pytest.raises(InputError, match=r"holds no adapters: name a run of --lora\.rank"):
+        open_adapter(str(world / "base"), base)
+    scaled = replace(base, config=replace(base.config, rope_theta=5e5))
+    with pytest.raises(InputError, match=r"rope_theta=10000\.0, but the model has 500000\.0"):
+        open_adapter(str(world / "run"), scaled)
+    sft(config_of(files, world, "packed", lora=replace(LORA, base="int8")))
+    open_adapter(str(world / "packed"), base)
+    assert "was trained beside the model in int8" in caplog.text
 
 
 def command(*arguments):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llama_jax.ops.cached_attention import VALUES
+from llama_jax.ops.int8_cache import Int8Pages, rounded
 from llama_jax.ops.paged_attention import paged_attention, write_pages
 
 N, K, P = 4, 2, 12
@@ -23,9 +24,17 @@ def expected(q, k, v, start):
     return out
 
 
-def case(T, H, page, order, rng):
-    """Rows of 0, 6 and 11 earlier tokens and T new ones, in pages out of order. What nobody wrote
-    is not a number."""
+def empty_pool(axes, page, H, int8):
+    """What nobody wrote is not a number."""
+    sizes = {"B": P, "S": page, "K": K, "H": H}
+    shape = [sizes[axis] for axis in axes]
+    if int8:
+        return Int8Pages(jnp.full(shape, 77, jnp.int8), jnp.full((P, K, page), np.nan, jnp.float32))
+    return jnp.full(shape, np.nan, jnp.float32)
+
+
+def case(T, H, page, order, rng, int8=False):
+    """Rows of 0, 6 and 11 earlier tokens and T new ones, in pages out of order."""
     S = START + T
     tables = rng.permutation(np.arange(1, P)).astype(np.int32)
     table, at = np.zeros((3, 4), np.int32), 0
@@ -34,11 +43,7 @@ def case(T, H, page, order, rng):
         table[b, :pages] = tables[at : at + pages]
         at += pages
     k, v = (rng.normal(size=(3, S.max(), K, H)).astype(np.float32) for _ in range(2))
-    sizes = {"B": P, "S": page, "K": K, "H": H}
-    keys, values = (
-        jnp.full([sizes[axis] for axis in axes], np.nan, jnp.float32)
-        for axes in (order, VALUES[order])
-    )
+    keys, values = (empty_pool(axes, page, H, int8) for axes in (order, VALUES[order]))
     for b, before in enumerate(START):
         if before:
             row = slice(b, b + 1)
@@ -70,6 +75,30 @@ def test_each_row_attends_to_its_own_pages(T, H, page, order):
     for b, start in enumerate(START):
         wanted = expected(*(a[b].astype(np.float64) for a in (q, k, v)), start)
         np.testing.assert_allclose(out[b], wanted, atol=2e-5)
+
+
+KERNEL = pytest.param(1, 64, 128, "BSKH", marks=pytest.mark.slow)
+PREFILL = pytest.param(130, 64, 128, "BSKH", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("T", "H", "page", "order"), [(1, 8, 4, "BKHS"), (5, 8, 4, "BKHS"), KERNEL, PREFILL]
+)
+def test_pages_in_int8_hold_the_nearest_numbers(T, H, page, order):
+    """The formula over keys and values that are rounded first."""
+    q, k, v, keys, values, table = case(T, H, page, order, np.random.default_rng(2), int8=True)
+    if order == "BSKH":
+        keys, values = (pool._replace(scale=jnp.nan_to_num(pool.scale)) for pool in (keys, values))
+    out = jax.jit(paged_attention, static_argnames="order")(
+        q, keys, values, table, START, order=order
+    )
+    assert keys.numbers.dtype == jnp.int8
+    for b, start in enumerate(START):
+        stored = (np.float64(rounded(jnp.asarray(a[b]))) for a in (k, v))
+        wanted = expected(q[b].astype(np.float64), *stored, start)
+        np.testing.assert_allclose(out[b], wanted, atol=2e-5)
+    exact = expected(*(a[2].astype(np.float64) for a in (q, k, v)), START[2])
+    assert 1e-4 < np.abs(out[2] - exact).max() < 0.1
 
 
 @pytest.mark.parametrize("T", [1, 5])

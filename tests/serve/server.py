@@ -42,12 +42,19 @@ def served_by(model):
     return Served("tiny", tokenizer, CONTEXT, tokenizer.vocab_size, (tokenizer.eos_id,), True)
 
 
-def engine_of(model):
+def engine_of(model, adapters=()):
     """An engine for it, warmed up."""
     layout = Layout(
         rows=3, num_pages=40, page=8, chunks=(8, 16), budget=16, max_len=model.config.max_seq_len
     )
-    engine = Engine(model.prepared, config=model.config, layout=layout, vocab_limit=320, queue=8)
+    engine = Engine(
+        model.prepared,
+        config=model.config,
+        layout=layout,
+        vocab_limit=320,
+        queue=8,
+        adapters=adapters,
+    )
     engine.warm_up()
     return engine
 

@@ -45,8 +45,15 @@ class Result(NamedTuple):
 class Device:
     """The weights, the pages, and what each row wants."""
 
-    def __init__(self, w: dict[str, Any], config: ModelConfig, layout: Layout, vocab_limit: int):
-        self.w, self.config, self.layout = w, config, layout
+    def __init__(
+        self,
+        w: dict[str, Any],
+        config: ModelConfig,
+        layout: Layout,
+        vocab_limit: int,
+        adapters: int = 0,
+    ):
+        self.w, self.config, self.layout, self.adapters = w, config, layout, adapters
         self.vocab_limit = np.int32(vocab_limit)
         self.row_counts = [layout.rows]
         """Rows that programs draw for, ascending; all give a row the same bits."""
@@ -56,7 +63,7 @@ class Device:
         """Empty pages; no row wants anything."""
         B, layout = self.layout.rows, self.layout
         state = programs.new_state(
-            self.config, rows=B, num_pages=layout.num_pages, page=layout.page
+            self.config, rows=B, num_pages=layout.num_pages, page=layout.page, kv=layout.kv
         )
         # Committed to a device from the beginning, as what programs make of loaded weights is: each
         # program would be compiled for both.
@@ -69,6 +76,7 @@ class Device:
             limit=np.zeros(B, np.int32),
             table=np.zeros((B, layout.width), np.int32),
             seeds=np.zeros((B, 2), np.uint32),
+            adapter=np.zeros(B, np.int32),
             temperature=np.zeros(B, np.float32),
             top_k=np.zeros(B, np.int32),
             top_p=np.ones(B, np.float32),
@@ -91,7 +99,7 @@ class Device:
         jax.block_until_ready(self._allow(0, np.zeros(0, np.uint32)))
         for size in chunks:
             tell(next(names), total, f"prompts, {size} tokens at a time")
-            x = jax.block_until_ready(self._prefill(range(size), 0, size, []))
+            x = jax.block_until_ready(self._prefill(range(size), 0, size, [], 0))
             tell(next(names), total, f"their log-probabilities, {size} at a time")
             self._score(x, [0] * size)
         drawn = {}
@@ -122,6 +130,7 @@ class Device:
             limit=np.full(B, 1 + min(page, STEPS), np.int32),
             table=np.zeros_like(self.rows.table),
             seeds=np.arange(2 * B, dtype=np.uint32).reshape(B, 2),
+            adapter=np.arange(B, dtype=np.int32) % (1 + self.adapters),
             temperature=np.ones(B, np.float32),
             scored=np.ones(B, bool),
         )
@@ -132,7 +141,7 @@ class Device:
     def begin(self, row: int, request: Request) -> None:
         """Give a row to a request."""
         rows, sampling = self.rows, request.sampling
-        rows.seeds[row] = request.seed, request.sample
+        rows.seeds[row], rows.adapter[row] = (request.seed, request.sample), request.adapter
         rows.temperature[row], rows.top_k[row] = sampling.temperature, sampling.top_k
         rows.top_p[row] = sampling.top_p
         rows.presence[row] = request.presence_penalty
@@ -146,7 +155,8 @@ class Device:
     def prefill(self, chunk: Chunk, *, scored: bool) -> list[Score]:
         """Compute a chunk of a prompt; the scores of the tokens that follow each of its own."""
         sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.count
-        x = self._prefill(sequence.prompt[start:end], start, chunk.size, sequence.pages)
+        adapter = int(self.rows.adapter[sequence.row])
+        x = self._prefill(sequence.prompt[start:end], start, chunk.size, sequence.pages, adapter)
         if not scored:
             return []
         return self._score(x, sequence.prompt[start + 1 : end + 1])
@@ -192,7 +202,8 @@ class Device:
             rows.constrained[place[0]] = True
             self._allow(place[0], draw.allowed)
         for n, (row, token) in enumerate(zip(place, (draw.last, *draw.drafts), strict=True)):
-            for values in (rows.seeds, rows.temperature, rows.top_k, rows.top_p, rows.scored):
+            same = rows.seeds, rows.adapter, rows.temperature, rows.top_k, rows.top_p, rows.scored
+            for values in same:
                 values[row] = values[place[0]]
             if n:
                 rows.shaped[row] = False
@@ -223,12 +234,15 @@ class Device:
         self.state = programs.allow(self.state, np.int32(row), words)
         return self.state.allowed
 
-    def _prefill(self, tokens: Sequence[int], start: int, size: int, pages: Sequence[int]) -> Any:
+    def _prefill(
+        self, tokens: Sequence[int], start: int, size: int, pages: Sequence[int], adapter: int
+    ) -> Any:
         block, table = np.zeros((1, size), np.int32), np.zeros((1, self.layout.width), np.int32)
         block[0, : len(tokens)], table[0, : len(pages)] = tokens, pages
         self.state, x = programs.prefill(
-            self.w, self.state, block, np.array([start], np.int32), table, config=self.config
-        )
+            self.w, self.state, block, np.array([start], np.int32), table,
+            np.array([adapter], np.int32), config=self.config,
+        )  # fmt: skip
         return x
 
     def _score(self, x: Any, targets: Sequence[int]) -> list[Score]:

@@ -19,6 +19,8 @@ from llama_jax.infer.engine.draft_model import DraftModel, Wanted
 from llama_jax.infer.engine.drafts import Proposer, from_the_text
 from llama_jax.infer.engine.request import Busy, Finish, Grammar, Piece, Request, Score
 from llama_jax.infer.engine.scheduler import Chunk, Layout, Scheduled, Scheduler
+from llama_jax.model.by_row import Adapter, with_adapters
+from llama_jax.model.cache import inference_config
 
 logger = logging.getLogger(__name__)
 CALL_SECONDS = 0.05
@@ -75,6 +77,7 @@ class Engine:
       drafts: tokens that are guessed for each sequence where rows idle; 0 for none.
       propose: guesses them, from the text alone.
       draft_model: guesses them instead.
+      adapters: of this model, which requests name by their numbers, from 1.
     """
 
     def __init__(
@@ -88,12 +91,16 @@ class Engine:
         drafts: int = 0,
         propose: Proposer = from_the_text,
         draft_model: DraftModel | None = None,
+        adapters: Sequence[Adapter] = (),
     ):
         require(layout.max_len <= config.max_seq_len, f"{layout.max_len=} exceeds the context")
         self.config, self.layout, self.queue = config, layout, queue
         self.drafts, self.propose, self.draft_model = drafts, propose, draft_model
         limit = config.vocab_size if vocab_limit is None else vocab_limit
-        self._device = Device(w, config, layout, limit)
+        if adapters:
+            w = with_adapters(w, adapters, inference_config(config).dtype)
+        self._device = Device(w, config, layout, limit, len(adapters))
+        self.adapters = len(adapters)
         self.totals = Totals()
         self.beat = time.monotonic()
         """When the last cycle ended."""
@@ -126,11 +133,15 @@ class Engine:
         first: dict[tuple[Any, ...], Scheduled] = {}
         for request in requests:
             request.check(self.config)
-            alike = tuple(request.prompt), request.scope
+            require(
+                0 <= request.adapter <= self.adapters,
+                f"adapter={request.adapter} is out of range: the engine has {self.adapters}",
+            )
+            alike = tuple(request.prompt), request.prefix_scope
             sequence = Scheduled(
                 prompt=request.prompt,
                 limit=min(request.limit(self.config), self.layout.max_len),
-                scope=request.scope,
+                scope=request.prefix_scope,
                 reuse=not request.prompt_scored,
                 after=first.get(alike),
             )

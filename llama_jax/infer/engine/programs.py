@@ -17,9 +17,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.config import ModelConfig
 from llama_jax.infer.decode_loop import row_keys
-from llama_jax.model.cache import decode, empty_cache, inference_config, logits_of
-from llama_jax.model.layer import Cache, Pages
+from llama_jax.model.by_row import taking
+from llama_jax.model.cache import decode, empty_pages, inference_config, logits_of
+from llama_jax.model.layer import Pages
 from llama_jax.model.matrix import dense
+from llama_jax.ops.paged_attention import Pool
 from llama_jax.ops.sampling import draw, sampling_logits
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ STOPS = 16
 class State(NamedTuple):
     """What stays on the device, and is given up to each program that changes it."""
 
-    pages: list[Cache]
+    pages: list[tuple[Pool, Pool]]
     """Of each layer, P pages as rows of a cache, see `ops.paged_attention`."""
     counts: Int[Array, "B V"]
     """How often each row drew each token."""
@@ -54,6 +56,8 @@ class Rows(NamedTuple):
     table: Int[Any, "B pages"]
     """Page 0 throughout for rows that idle."""
     seeds: UInt32[Any, "B 2"]
+    adapter: Int[Any, " B"]
+    """Which of the adapters it takes; 0 for none. See `model.by_row`."""
     temperature: Float[Any, " B"]
     top_k: Int[Any, " B"]
     top_p: Float[Any, " B"]
@@ -91,11 +95,13 @@ class Drawn(NamedTuple):
     taken: Int[Array, ""]
 
 
-def new_state(config: ModelConfig, *, rows: int, num_pages: int, page: int) -> State:
+def new_state(
+    config: ModelConfig, *, rows: int, num_pages: int, page: int, kv: str = "model"
+) -> State:
     """Empty pages, nothing drawn."""
     shape = rows, config.vocab_size
     return State(
-        pages=empty_cache(inference_config(config), num_pages, page),
+        pages=empty_pages(inference_config(config), num_pages, page, kv),
         counts=jnp.zeros(shape, jnp.int32),
         bias=jnp.zeros(shape, jnp.float32),
         allowed=jnp.zeros((rows, words_of(config.vocab_size)), jnp.uint32),
@@ -126,6 +132,7 @@ def prefill(
     tokens: Int[Any, "1 T"],
     start: Int[Any, " 1"],
     table: Int[Any, "1 pages"],
+    adapter: Int[Any, " 1"],
     *,
     config: ModelConfig,
 ) -> tuple[State, Float[Array, "1 T D"]]:
@@ -133,7 +140,7 @@ def prefill(
 
     What pads the end of a prompt is written too, where the decoder will write over it.
     """
-    x, pages = _decode(w, state, tokens, table, start, config)
+    x, pages = _decode(w, state, tokens, table, start, adapter, config)
     return state._replace(pages=pages), x
 
 
@@ -184,7 +191,7 @@ def draw_steps(
     def body(carry):
         state, drawn, token, limit = carry
         length, step = drawn.length, drawn.taken
-        x, pages = _decode(w, state, token[:, None], rows.table, length - 1, config)
+        x, pages = _decode(w, state, token[:, None], rows.table, length - 1, rows.adapter, config)
         logits = logits_of(w, x)
         shaped = jax.lax.cond(
             jnp.any(rows.shaped), lambda: _shape(logits, state, rows), lambda: logits
@@ -230,8 +237,9 @@ def draw_steps(
     return whole._replace(pages=state.pages, counts=counts), drawn
 
 
-def _decode(w, state: State, tokens, table, start, config: ModelConfig):
+def _decode(w, state: State, tokens, table, start, adapter, config: ModelConfig):
     """`decode` over the pool; its new pages."""
+    w = taking(w, jnp.asarray(adapter))
     cfg = inference_config(config)
     table = jnp.asarray(table)
     cache = [Pages(keys, values, table) for keys, values in state.pages]

@@ -57,6 +57,8 @@ class Request:
     """Whether log-probabilities of what is drawn are wanted."""
     prompt_scored: bool = False
     """And of the prompt's tokens. Their pages are then computed even where they are known."""
+    adapter: int = 0
+    """Which of the engine's adapters answers; 0 for the model itself."""
     scope: bytes = b""
     """Prefixes of prompts are shared with requests of the same scope, and with no others."""
 
@@ -64,6 +66,11 @@ class Request:
     def shaped(self) -> bool:
         """Whether something acts on the logits."""
         return bool(self.bias or self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def prefix_scope(self) -> bytes:
+        """`scope` for this adapter alone: the keys and values of a prompt are others with it."""
+        return self.scope + (b"\0adapter %d" % self.adapter if self.adapter else b"")
 
     def check(self, config: ModelConfig) -> None:
         """Raise InputError for what no engine could do with this model."""

@@ -10,6 +10,7 @@ left to the decoder, which so gives the first logits.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from llama_jax.config import require
 from llama_jax.infer.engine.pages import PagePool, prefixes
@@ -34,6 +35,8 @@ class Layout:
     """Tokens of a sequence: the context."""
     fewer_rows: tuple[int, ...] = ()
     """Numbers of rows that have a program of their own, ascending, for when no more are busy."""
+    kv: Literal["model", "int8"] = "model"
+    """Type of the keys and values in the pages: the model's compute type, or int8."""
 
     def __post_init__(self):
         require(self.rows > 0, f"rows={self.rows} must be positive")

@@ -1,6 +1,7 @@
 """The fixed sizes that an engine gets where nobody names them."""
 
 import os
+from typing import Literal
 
 import jax
 
@@ -25,11 +26,14 @@ def layout_of(
     context: int | None = None,
     cache_gib: float | None = None,
     draft: ModelConfig | None = None,
+    kv: Literal["model", "int8"] = "model",
 ) -> Layout:
     """Sizes for `rows` sequences at once of `context` tokens at most (the model's own).
 
     The cache holds all rows at full length where a quarter of the free memory, or `cache_gib`, is
     enough for that, and fewer pages otherwise. The pages of a `draft` model lie beside the others.
+
+    kv: type of keys and values; in int8 they take a quarter to a half of their bytes.
 
     Raises:
       InputError: not one sequence of full length fits.
@@ -39,7 +43,7 @@ def layout_of(
     page, chunks, budget = CPU_SIZES if cpu else DEVICE_SIZES
     one = -(-most // page)
     limit = _free_bytes() // SHARE if cache_gib is None else int(cache_gib * 2**30)
-    bytes_ = cache_bytes(config) + (0 if draft is None else cache_bytes(draft))
+    bytes_ = cache_bytes(config, kv) + (0 if draft is None else cache_bytes(draft, kv))
     affordable = limit // (page * bytes_)
     require(
         affordable > one,
@@ -53,6 +57,7 @@ def layout_of(
         chunks=chunks,
         budget=budget,
         max_len=most,
+        kv=kv,
         fewer_rows=tuple(n for n in FEWER_ROWS if cpu and n < rows),
     )
 
