@@ -66,9 +66,9 @@ UV := $(BIN)/uv pip compile setup.cfg --quiet --universal --python-version 3.12 
 locks: .venv/python.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(UV) --upgrade --extra dev --output-file requirements/dev.txt
-	$(UV) --constraint requirements/dev.txt --extra build --extra serve --output-file requirements/cpu.txt
-	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra tpu --output-file requirements/tpu.txt
-	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra cuda --output-file requirements/cuda.txt
+	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra export --output-file requirements/cpu.txt
+	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra export --extra tpu --output-file requirements/tpu.txt
+	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra export --extra cuda --output-file requirements/cuda.txt
 	$(UV) --constraint requirements/dev.txt --extra build --extra docs --output-file requirements/docs.txt
 
 clean:

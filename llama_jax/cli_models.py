@@ -26,7 +26,7 @@ def add_commands(command: Callable[..., Any]) -> None:
         default="native",
         metavar="FORMAT",
         help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native); peft "
-        "for the adapters of a run",
+        "for the adapters of a run; stablehlo for a program that runs without llama-jax",
     )
     sub.add_argument("--base", metavar="MODEL", help="what SRC holds adapters of (as SRC says)")
     sub.add_argument(
@@ -66,13 +66,22 @@ def add_commands(command: Callable[..., Any]) -> None:
 def _convert(args: argparse.Namespace) -> None:
     keep_freed_memory()
     with at_work("starting", args.source):
-        from llama_jax import adapters
+        from llama_jax import adapters, export
         from llama_jax.convert.api import convert, describe
 
     settings = {"to": args.to, "tokenizer": args.tokenizer, "dtype": args.dtype}
     with naming(args.target):
         if args.to == "peft":
             lines = adapters.write_peft(args.source, args.target)
+            print(json_text({"said": lines}) if args.json else "\n".join(lines))
+            return
+        if args.to == "stablehlo":
+            require(
+                args.dtype != "float16" and args.tokenizer is None and args.base is None,
+                "--to stablehlo computes in --dtype float32 or bfloat16, and takes the model as it "
+                "is: convert it first for another tokenizer or base",
+            )
+            lines = export.export_program(args.source, args.target, dtype=args.dtype or "float32")
             print(json_text({"said": lines}) if args.json else "\n".join(lines))
             return
         if adapters.is_adapter(args.source):

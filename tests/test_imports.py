@@ -42,6 +42,9 @@ ARROWS = {
         "config", "config_file", "model.by_row", "models", "convert", "checkpoint",
         "runtime.places",
     },
+    "export": {
+        "config", "models", "model", "convert.staging", "runtime.files", "runtime.places",
+    },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
         "runtime",
@@ -76,7 +79,8 @@ ARROWS = {
     "cli_serve": {"config", "serve", "runtime"},
     "cli_options": set(),
     "cli_models": {
-        "config", "cli_options", "adapters", "quantize", "convert", "checkpoint", "runtime",
+        "config", "cli_options", "adapters", "export", "quantize", "convert", "checkpoint",
+        "runtime",
     },
     "cli": {
         "config", "chat_terminal", "cli_eval", "cli_experiments", "cli_models", "cli_options",

@@ -1,0 +1,129 @@
+"""A model as a StableHLO program beside its weights: it runs where this project is not installed.
+
+    DST/  step.jax        jax.export: one token in, logits of the next one out; for CPUs and TPUs
+          step.stablehlo  the same program in StableHLO's portable bytecode, for other compilers
+          weights.npz     the arrays that it takes, in their order; bfloat16 as uint16
+          tokenizer.model
+          program.json    their types, the cache's shapes, the ids that end a text
+          run.py          continues a text; needs jax, numpy, sentencepiece and flatbuffers
+
+Weights are arguments of the program and no constants in it: it stays small, and reads as they do.
+Quantised models keep their bits.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.config import ModelConfig, require
+from llama_jax.convert.staging import staged
+from llama_jax.model.cache import decode, empty_cache, logits_of, unstack
+from llama_jax.model.matrix import merged
+from llama_jax.models import open_model
+from llama_jax.runtime.files import json_text
+from llama_jax.runtime.places import expand
+
+PLATFORMS = ("cpu", "tpu")
+RUNNER = '''\
+"""Continue a text, greedily: python run.py "Once upon a time" [TOKENS]"""
+import json, sys
+from pathlib import Path
+
+import jax, numpy as np, sentencepiece
+from jax import export
+
+here = Path(__file__).parent
+facts = json.loads((here / "program.json").read_text())
+program = export.deserialize(bytearray((here / "step.jax").read_bytes()))
+step, stored = jax.jit(program.call, donate_argnums=1), np.load(here / "weights.npz")
+weights = [jax.numpy.asarray(stored[name].view(dtype)) for name, dtype in facts["weights"]]
+cache = [jax.numpy.zeros(shape, dtype) for shape, dtype in facts["cache"]]
+pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
+ids = [facts["bos"], *pieces.encode(sys.argv[1])]
+end = min(len(ids) + int(sys.argv[2] if len(sys.argv) > 2 else 200), facts["context"])
+for at in range(end - 1):
+    token, position = np.array([[ids[at]]], np.int32), np.array([at], np.int32)
+    logits, cache = step(weights, cache, token, position)
+    if at + 1 == len(ids):
+        ids.append(int(np.argmax(logits[: facts["pieces"]])))
+        if ids[-1] in facts["ends"]:
+            break
+print(pieces.decode(ids))
+'''
+
+
+def export_program(
+    src: str, dst: str, *, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> list[str]:
+    """Write the folder above for a model in any format; what was written, in lines for people.
+
+    dtype: compute type, and that of the weights that are not quantised.
+
+    Raises:
+      InputError: `src` is no language model with a tokenizer, or `dst` exists.
+      CheckpointError: the model's weights do not verify.
+    """
+    opened, target = open_model(src), Path(expand(dst)).absolute()
+    require(opened.config.head == "language", f"{src} is a reward model: it writes no text")
+    require(opened.tokenizer is not None, f"{src} has no tokenizer: the program reads token ids")
+    require(not target.exists(), f"{target} exists: name a new folder")
+    tokenizer: Any = opened.tokenizer
+    # Operations that every compiler of StableHLO knows.
+    config = replace(opened.config, dtype=dtype, attention="xla", remat="none")
+    w = jax.jit(unstack, static_argnames="config")(merged(opened.read(), config), config=config)
+    weights, structure = jax.tree.flatten(w)
+    cache = jax.tree.leaves(jax.eval_shape(lambda: empty_cache(config, 1, config.max_seq_len)))
+    exported = _exported(config, weights, structure, cache)
+    ends = dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids))
+    arrays = {f"w{number:04d}": np.asarray(array) for number, array in enumerate(weights)}
+    facts = {
+        "format_version": 1,
+        "context": config.max_seq_len,
+        "pieces": tokenizer.vocab_size,
+        "bos": tokenizer.bos_id,
+        "ends": list(ends),
+        "weights": [[name, array.dtype.name] for name, array in arrays.items()],
+        "cache": [[list(array.shape), array.dtype.name] for array in cache],
+        "platforms": list(PLATFORMS),
+    }
+    with staged(target, is_file=False) as place:
+        (place / "step.jax").write_bytes(exported.serialize())
+        (place / "step.stablehlo").write_bytes(exported.mlir_module_serialized)
+        with (place / "weights.npz").open("wb") as file:
+            np.savez(file, **{name: _plain(array) for name, array in arrays.items()})
+        (place / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+        (place / "program.json").write_text(json_text(facts, indent=1) + "\n")
+        (place / "run.py").write_text(RUNNER)
+    size = sum(array.nbytes for array in arrays.values())
+    return [
+        f"from        {src}",
+        f"to          {target} (StableHLO for {' and '.join(PLATFORMS)})",
+        f"weights     {size:,} bytes in {len(arrays)} arrays, computed with in {dtype}",
+        f"context     {config.max_seq_len} tokens",
+        f'try         python {target / "run.py"} "Once upon a time"',
+    ]
+
+
+def _exported(config: ModelConfig, weights: list[Any], structure: Any, cache: list[Any]) -> Any:
+    """The program: (weights, cache, token [1,1], position [1]) -> (logits [V], cache)."""
+
+    def step(weights, cache, token, position):
+        w = jax.tree.unflatten(structure, weights)
+        pairs = list(zip(cache[::2], cache[1::2], strict=True))
+        x, written = decode(w, token, pairs, position, config=config)
+        return logits_of(w, x)[0], jax.tree.leaves(written)
+
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in weights]
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    position = jax.ShapeDtypeStruct((1,), jnp.int32)
+    stepped = jax.jit(step, donate_argnums=1)
+    return jax.export.export(stepped, platforms=PLATFORMS)(shapes, cache, token, position)
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Without types that NumPy's files cannot hold."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array

@@ -1,0 +1,101 @@
+"""StableHLO programs: the runner, alone, says what `generate` says."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import llama_jax
+from llama_jax import cli
+from llama_jax.checkpoint import save_model
+from llama_jax.config_file import model_json
+from llama_jax.data.corpora import tales
+from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.model.llama import init_params
+from tests.convert.models import GROUPED
+
+ALONE = (
+    "import runpy, sys; sys.argv = ['run.py', {prompt!r}, '40']; runpy.run_path('run.py');"
+    " assert not any(name.startswith('llama_jax') for name in sys.modules)"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Wide logits: a choice must not hang on the last bit."""
+    place = tmp_path_factory.mktemp("export")
+    tokenizer = train_tokenizer([tales.story(i) for i in range(50)], 320)
+    config = replace(GROUPED, vocab_size=324, max_seq_len=64)
+    params = jax.tree.map(lambda p: 3 * p, init_params(jax.random.key(0), config))
+    # No bytes: what is not UTF-8 is shown in another way by sentencepiece.
+    params["head"] = params["head"].at[:, 3:259].set(0)
+    save_model(place / "model", params, model_json(config), tokenizer.model_bytes, {})
+    return place
+
+
+def said_alone(program, prompt):
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.format(prompt=prompt)],
+        cwd=program, capture_output=True, text=True, timeout=300, check=False,
+        env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize("quantised", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_runner_alone_says_what_generate_says(folder, capsys, quantised):
+    model = folder / "model"
+    if quantised:
+        argv = ["quantize", model, folder / "int8", "--weights", "int8", "--kv", "int8"]
+        assert cli.main([*map(str, argv), "--data", "tales:64"]) == 0
+        model = folder / "int8"
+    program = folder / f"program-{quantised}"
+    capsys.readouterr()
+    assert cli.main(["convert", str(model), str(program), "--to", "stablehlo"]) == 0
+    assert "StableHLO for cpu and tpu" in capsys.readouterr().out
+    assert len((program / "run.py").read_text().splitlines()) <= 30
+    facts = json.loads((program / "program.json").read_text())
+    assert facts["pieces"] == 320  # and the rows without a piece are never drawn
+    prompt = "Once upon a time"
+    expected = llama_jax.generate(
+        llama_jax.load(str(model)), prompt, max_new_tokens=40, temperature=0.0
+    )
+    assert said_alone(program, prompt) == expected
+
+
+def test_the_bytecode_is_small_and_the_weights_are_those_of_the_model(folder):
+    program = folder / "bfloat16"
+    argv = ["convert", str(folder / "model"), str(program), "--to", "stablehlo"]
+    assert cli.main([*argv, "--dtype", "bfloat16"]) == 0
+    stored = np.load(program / "weights.npz")
+    facts = json.loads((program / "program.json").read_text())
+    total = sum(stored[name].nbytes for name in stored.files)
+    assert (program / "step.stablehlo").stat().st_size < total  # the weights are not in it
+    params = llama_jax.load(str(folder / "model")).params
+    halves = [np.asarray(stored[name].view(kind)) for name, kind in facts["weights"]]
+    assert {array.dtype.name for array in halves} == {"bfloat16", "float32"}  # norms stay
+    q = np.asarray(params["layers"]["q"][0])
+    assert any(
+        array.shape == q.shape and np.array_equal(array, q.astype(array.dtype)) for array in halves
+    )
+
+
+def test_what_cannot_be_is_refused_in_one_line(folder, capsys, tmp_path):
+    (tmp_path / "there").mkdir()
+    model = str(folder / "model")
+    assert cli.main(["convert", model, str(tmp_path / "there"), "--to", "stablehlo"]) == 2
+    assert "there exists: name a new folder" in capsys.readouterr().err
+    argv = ["convert", model, str(tmp_path / "half"), "--to", "stablehlo", "--dtype", "float16"]
+    assert cli.main(argv) == 2
+    assert "float32 or bfloat16" in capsys.readouterr().err
+    config = replace(GROUPED, head="score")
+    params = init_params(jax.random.key(0), config)
+    save_model(tmp_path / "reward", params, model_json(config), b"", {})
+    assert cli.main(["convert", str(tmp_path / "reward"), str(tmp_path / "x"), "--to",
+                     "stablehlo"]) == 2  # fmt: skip
+    assert not (tmp_path / "x").exists()
