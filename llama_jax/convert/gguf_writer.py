@@ -11,25 +11,28 @@ import ml_dtypes
 import numpy as np
 
 from llama_jax.config import InputError, ModelConfig, require
+from llama_jax.convert import q4_k
 from llama_jax.convert.gguf import NAMES
 from llama_jax.convert.gguf_quants import QUANTS
 from llama_jax.convert.source import Source, rows_shape, tensors, to_rows
 from llama_jax.data.sentencepiece_proto import KIND_NUMBERS, Piece
 from llama_jax.data.tokenizer import Tokenizer
 
-VARIANTS = ("", "q8_0", "q4_0")
+VARIANTS = ("", "q8_0", "q4_0", "q4_k")
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 BLOCK = QUANTS["Q8_0"].size
-"""Of both types that matrices are rounded to."""
-_STEPS = {"Q8_0": 127, "Q4_0": 8}
-"""Scales, float16, in a block's largest number."""
+"""Numbers in a block of Q8_0 and Q4_0."""
+_STEPS = {"Q8_0": 127, "Q4_0": 8, "Q4_K": 15 * 63 / 2}
+"""Scales, float16, in the largest number that a block can hold at least."""
 
 
 _ROUNDED = {
     "q8_0": f"matrices rounded to int8 in blocks of {BLOCK} (Q8_0)",
     "q4_0": f"matrices of the layers rounded to 4 bits in blocks of {BLOCK} (Q4_0), the embedding "
     "and the head to int8 (Q8_0)",
+    "q4_k": f"matrices of the layers rounded to 4 bits in blocks of {q4_k.SIZE} (Q4_K), the "
+    "embedding and the head to int8 (Q8_0)",
 }
 
 
@@ -45,7 +48,7 @@ class _Planned(NamedTuple):
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
     """The model and its tokenizer as one file; the variant "q8_0" rounds the matrices to Q8_0, and
-    "q4_0" those of the layers to Q4_0, the embedding and the head to Q8_0.
+    "q4_0" or "q4_k" those of the layers to that type, the embedding and the head to Q8_0.
 
     Otherwise matrices are written in the type that they have, float32, float16 or bfloat16. Returns
     what to report. Raises InputError if the `gguf` package is not there, or if the tokenizer is
@@ -77,6 +80,10 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
         halves = sorted({t.name for t in plan if t.type == "F16"})
         if halves:
             said.append(f"{', '.join(halves)} rounded to F16: rows are no multiple of {BLOCK}")
+        small = {t.name for t in plan if t.type == "Q8_0" and t.layer is not None}
+        if small and variant == "q4_k":
+            names = ", ".join(sorted(small))
+            said.append(f"{names} rounded to Q8_0: rows are no multiple of {q4_k.SIZE}")
     return ["rotary rows of q and k permuted from half-split to interleaved", *said]
 
 
@@ -93,17 +100,21 @@ def _plan(source: Source, variant: str) -> Iterator[_Planned]:
         shape = rows_shape(name, source.config)
         kind = "F32"  # norms: llama.cpp computes with no other type
         if len(shape) == 2 and variant:
-            rounded = "Q8_0" if layer is None else variant.upper()
-            kind = rounded if shape[1] % BLOCK == 0 else "F16"
+            wanted = "Q8_0" if layer is None else variant.upper()
+            kind = next(k for k in (wanted, "Q8_0", "F16") if shape[1] % _size(k) == 0)
         elif len(shape) == 2:
             kind = _OF_DTYPE[str(source.tensor(name, layer).dtype)]
         yield _Planned(name, layer, shape, kind)
 
 
+def _size(kind: str) -> int:
+    return QUANTS[kind].size if kind in QUANTS else 1
+
+
 def _bytes(t: _Planned) -> int:
     count = int(np.prod(t.shape))
     if t.type in _STEPS:
-        return count // BLOCK * QUANTS[t.type].block.itemsize
+        return count // _size(t.type) * QUANTS[t.type].block.itemsize
     return count * np.dtype(_TYPES[t.type]).itemsize
 
 
@@ -114,6 +125,8 @@ def _packed(rows: np.ndarray, t: _Planned, gguf: Any) -> np.ndarray:
     rows = np.ascontiguousarray(rows, np.float32)
     fits = np.abs(rows).max() <= _STEPS[t.type] * float(np.finfo(np.float16).max)
     require(fits, f"{t.name} holds numbers that are not finite, or too large for {t.type}")
+    if t.type == "Q4_K":  # which the package only reads
+        return q4_k.quantize(rows)
     return gguf.quants.quantize(rows, gguf.GGMLQuantizationType[t.type])
 
 

@@ -49,6 +49,7 @@ CASES = {
     "float16": (GROUPED, "float16", ""),
     "bfloat16": (GROUPED, "bfloat16", ""),
     "q8_0": (GROUPED, "float32", "q8_0"),
+    "q4_k": (replace(GROUPED, d_model=256, head_dim=64, d_ff=512), "float32", "q4_k"),
 }
 """Configuration, type of the tensors, variant of the file."""
 
