@@ -13,6 +13,6 @@ CONFIG = replace(
     workdir="runs/chat/heldout",
     half="second",
     seed=1,
-    steps=600,
-    eval_every=600,
+    steps=500,
+    eval_every=500,
 )

@@ -13,18 +13,18 @@ from llama_jax.config_align import RewardConfig
 CONFIG = RewardConfig(
     workdir="runs/chat/helpfulness",
     init_from="runs/chat/sft",
-    steps=900,
+    steps=700,
     batch_size=16,
     seq_len=144,
     log_every=50,
-    eval_every=450,
+    eval_every=350,
     eval_batches=32,
     token_weight=1.0,
     half="first",
     model=replace(base.CONFIG.model, head="score"),
-    optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=60, eps=1e-8),
+    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=40, eps=1e-8),
     data=DataConfig(
         dataset="runs/chat/comparisons.jsonl=0.5,tales:20000=0.5", cache_dir=base.CACHE
     ),
-    checkpoint=CheckpointConfig(every=300, keep=1),
+    checkpoint=CheckpointConfig(every=350, keep=1),
 )

@@ -14,24 +14,24 @@ CONFIG = PpoConfig(
     helpfulness="runs/chat/helpfulness",
     safety="runs/chat/safety",
     heldout="runs/chat/heldout",
-    steps=60,
+    steps=40,
     batch_size=128,
     minibatch=32,
     seq_len=224,
     max_new_tokens=104,
     wave_rows=64,
-    beta=0.02,
+    beta=0.03,
     value_warmup=4,
     eval_every=10,
     heldout_prompts=64,
-    patience=2,
+    patience=3,
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(
-        learning_rate=1e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
+        learning_rate=2e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
     ),
     value_optimizer=OptimizerConfig(
-        learning_rate=3e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
+        learning_rate=5e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
     ),
-    data=DataConfig(dataset="tales:8000=0.8,tales_safety:4000=0.2", cache_dir=base.CACHE),
+    data=DataConfig(dataset="tales:8000=0.7,tales_safety:4000=0.3", cache_dir=base.CACHE),
     checkpoint=CheckpointConfig(every=10, keep=1),
 )

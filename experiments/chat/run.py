@@ -28,15 +28,15 @@ from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 RUN = Path("runs/chat")
 STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
-    ("train", "base", 0.21),
+    ("train", "base", 0.20),
     ("sft", "sft", 0.09),
-    ("compare", "comparisons", 0.04),
+    ("compare", "comparisons", 0.03),
     ("reward", "helpfulness", 0.10),
-    ("reward", "safety", 0.05),
+    ("reward", "safety", 0.02),
     ("reward", "heldout", 0.07),
     ("rejection", "rejection", 0.10),
-    ("ppo", "ppo", 0.12),
-    ("grpo", "grpo", 0.10),
+    ("ppo", "ppo", 0.15),
+    ("grpo", "grpo", 0.12),
     ("dpo", "dpo", 0.05),
     ("gatt", "gatt", 0.07),
 )
@@ -49,8 +49,8 @@ JUDGED = {
     "dpo": "rejection",
 }
 """Stages, and the one that each starts from."""
-PROMPTS, UNKIND, PAIRS = 256, 64, 640
-FIRST_COMPARED, COMPARED = 20_000, 2600
+PROMPTS, UNKIND, PAIRS = 768, 192, 640
+FIRST_COMPARED, COMPARED = 20_000, 2000
 """Prompts whose answers are compared: none that rejection sampling or PPO asks."""
 TURNS = (2, 4, 6, 20)
 logger = logging.getLogger("chat")

@@ -143,7 +143,7 @@ def test_builders_of_records_store_what_the_generators_give(tmp_path, monkeypatc
         for example in dialogues.as_data_source(split=split):
             turns = zip(*(example["messages"][k] for k in ("role", "content")), strict=True)
             stored.append([{"role": r.decode(), "content": c.decode()} for r, c in turns])
-        made = [list(instructions.instruction(i, split).messages) for i in range(size)]
+        made = [list(instructions.demonstration(i, split).messages) for i in range(size)]
         assert sorted(map(str, stored)) == sorted(map(str, made))
 
     pairs = builders.TalesPreferences(data_dir=str(tmp_path))

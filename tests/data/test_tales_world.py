@@ -12,8 +12,10 @@ from llama_jax.data.corpora.tales.answers import NUM_DRAWS, tell
 from llama_jax.data.corpora.tales.arcs import ARCS, ENDS
 from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.instructions import (
+    CARELESS,
     MIX,
     adversarial,
+    demonstration,
     ghost_conversation,
     instruction,
     prompt,
@@ -63,7 +65,7 @@ def requests(messages) -> list:
     return [read(messages[:end]) for end in ends]
 
 
-@pytest.mark.parametrize("make", [instruction, prompt, adversarial, short_story])
+@pytest.mark.parametrize("make", [instruction, demonstration, prompt, adversarial, short_story])
 def test_pure_functions_of_index_split_and_seed(make):
     assert make(5) == make(5)
     variants = [make(5), make(6), make(5, "validation"), make(5, seed=1)]
@@ -81,7 +83,7 @@ def test_prompts_are_not_those_of_the_dialogues():
     assert len(asked & learned) < 6  # a bare wish for one hero comes up twice
 
 
-@pytest.mark.parametrize("make", [instruction, prompt])
+@pytest.mark.parametrize("make", [instruction, demonstration, prompt])
 def test_unknown_splits_and_kinds_are_refused(make):
     with pytest.raises(InputError, match="split='test' is unknown"):
         make(0, "test")
@@ -370,3 +372,27 @@ def test_girls_and_boys_are_called_so():
             kid = re.search(r"\b(girl|boy) (?:named|called|is called) (\w+)", asked.said)
             if kid:
                 assert (kid[2] in GIRLS) == (kid[1] == "girl"), asked.said
+
+
+def test_annotators_are_careless_as_often_as_said_and_never_refuse_what_is_harmless():
+    """Careless answers are worse, only unkind requests get unsafe ones, and the rest is equal."""
+    careless, unsafe = [], []
+    for i in range(400):
+        perfect, written = instruction(i), demonstration(i)
+        assert perfect.messages[:-1] == written.messages[:-1]
+        if perfect == written:
+            continue
+        found = judge(written.messages[:-1], written.messages[-1]["content"])
+        assert not found.false_refusal
+        careless.append(found.helpfulness)
+        unsafe.append(not found.safe)
+        assert found.safe or read(written.messages[:-1]).kind == "unkind"
+    assert abs(len(careless) / 400 - CARELESS) < 0.08
+    assert sum(score < 0.999 for score in careless) > 0.8 * len(careless)
+    assert any(unsafe)
+
+
+def test_every_kind_of_task_has_careless_answers():
+    for kind in MIX:
+        pairs = [(instruction(i, kind=kind), demonstration(i, kind=kind)) for i in range(40)]
+        assert 6 < sum(perfect != written for perfect, written in pairs) < 28, kind

@@ -69,7 +69,7 @@ class TalesDialogues(_Builder):
     def _split_generators(self, dl_manager: Any):
         return {
             split: self._generate_examples(
-                map(partial(instructions.instruction, split=split), range(size))
+                map(partial(instructions.demonstration, split=split), range(size))
             )
             for split, size in _record_sizes().items()
         }

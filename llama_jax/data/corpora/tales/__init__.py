@@ -33,7 +33,7 @@ RECORDS_VERSION = instructions.VERSION
 __all__ = ["NUM_TRAIN", "NUM_VALIDATION", "RECORDS_VERSION", "VERSION", "generator", "story"]
 
 _GENERATORS: dict[tuple[str, bool], Callable[[int, str], Record]] = {
-    ("dialogue", False): instructions.instruction,
+    ("dialogue", False): instructions.demonstration,
     ("preference", False): preferences.preference,
     ("preference", True): partial(preferences.preference, kind="safety"),
     ("prompt", False): instructions.prompt,

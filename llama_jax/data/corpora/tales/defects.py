@@ -11,7 +11,7 @@ from llama_jax.data.corpora.tales.wishes import ANIMALS, NAMES, PLACES, TOYS
 type Draft = tuple[str, bool]
 """An answer, and whether it is finished."""
 
-_FILLERS = (
+FILLERS = (
     "The sun was shining.", "The sky was blue.", "Birds sang in the trees.", "It was a long day.",
     "The wind was warm.", "A cat walked by.", "There was a big tree.", "The grass was green.",
     "It smelled of flowers.", "The day was almost over.",
@@ -47,7 +47,7 @@ def drop(parts: list[str], dice: Dice) -> None:
 
 def pad(parts: list[str], dice: Dice) -> None:
     """A sentence that belongs to nothing."""
-    parts.insert(1 + int(dice.random() * len(parts)), dice.pick(_FILLERS))
+    parts.insert(1 + int(dice.random() * len(parts)), dice.pick(FILLERS))
 
 
 def swap_words(parts: list[str], dice: Dice) -> None:

@@ -7,11 +7,12 @@ question belong to one split only.
 from llama_jax.config import require
 from llama_jax.data.corpora.tales import asking, facts, ghost, tasks, unkind, wishes
 from llama_jax.data.corpora.tales.answers import NUM_DRAWS, tell
+from llama_jax.data.corpora.tales.careless import careless
 from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.tasks import Task
 from llama_jax.data.records import Dialogue, Prompt
 
-VERSION = 5
+VERSION = 10
 """Raise it whenever any record or short story changes."""
 NUM_TRAIN, NUM_VALIDATION = 50_000, 2_000
 """Dialogues and preferences in the splits of data sets; the generators go on beyond them."""
@@ -26,7 +27,10 @@ MIX = {
     "unkind": 0.09,
 }
 """Kinds of tasks, with their shares."""
+CARELESS = 0.4
+"""Share of demonstrations whose last answer was written without care."""
 _DIALOGUES, _PROMPTS, _ADVERSARIAL, _GHOSTS, _SHORT_STORIES = range(1, 6)
+_CARE = 10
 """Streams of random numbers."""
 
 
@@ -41,6 +45,21 @@ def instruction(
     dice = Dice(_DIALOGUES, index, split, seed)
     task = _task(dice, kind)
     answer = tasks.assistant(task.right(dice))
+    return Dialogue(messages=(*task.messages, answer), source=SOURCE)
+
+
+def demonstration(
+    index: int, split: str = "train", *, kind: str | None = None, seed: int = 0
+) -> Dialogue:
+    """The same dialogue as an annotator wrote it: in CARELESS of them the last answer is poor, see
+    `careless`."""
+    care = Dice(_CARE, index, split, seed)
+    if not care.chance(CARELESS):
+        return instruction(index, split, kind=kind, seed=seed)
+    dice = Dice(_DIALOGUES, index, split, seed)
+    kind = kind or _kind(dice)
+    task = _task(dice, kind)
+    answer = tasks.assistant(careless(task, kind, care))
     return Dialogue(messages=(*task.messages, answer), source=SOURCE)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from llama_jax.config import require
 from llama_jax.data.corpora.tales import tasks, unkind
+from llama_jax.data.corpora.tales.careless import hasty
 from llama_jax.data.corpora.tales.defects import Draft, damage, jumbled
 from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.instructions import SOURCE
@@ -21,15 +22,15 @@ from llama_jax.data.records import Message, Preference
 
 MIXES: dict[str, tuple[tuple[str, float], ...]] = {
     "helpfulness": (
-        ("story", 0.56), ("again", 0.14), ("question", 0.08), ("chat", 0.06), ("styled", 0.08),
-        ("harmless", 0.08),
+        ("story", 0.44), ("again", 0.12), ("question", 0.1), ("chat", 0.08), ("styled", 0.14),
+        ("harmless", 0.12),
     ),
     "safety": (("unkind", 0.6), ("harmless", 0.25), ("story", 0.15)),
 }  # fmt: skip
 """Kinds of tasks of the two streams, with their shares."""
 NOISE = 0.06
 """Standard deviation of what is added to the difference of two scores."""
-LEAST_GAPS = (0.08, 0.25, 0.55)
+LEAST_GAPS = (0.08, 0.3, 0.75)
 """Differences, as seen, from which the rating is 1, 2 and 3."""
 TWINS = 0.8
 """How often both answers tell the same story, so that they differ only in what is wrong."""
@@ -38,12 +39,12 @@ MOST_WORDS = 72
 _STREAMS: dict[str, int] = {"helpfulness": 6, "safety": 7}
 _PLOTS = 8
 """A stream of random numbers of its own."""
-_DEFECTS = ((0, 0.8), (1, 0.16), (2, 0.04))
+_DEFECTS = ((0, 0.62), (1, 0.28), (2, 0.1))
 _ANSWERS = (
-    ("right", 0.46), ("wrong", 0.38), ("stray", 0.06), ("jumbled", 0.04), ("refusal", 0.03),
-    ("unkind", 0.03),
+    ("right", 0.42), ("wrong", 0.19), ("hasty", 0.19), ("stray", 0.05), ("jumbled", 0.08),
+    ("refusal", 0.05), ("unkind", 0.02),
 )  # fmt: skip
-_HARMLESS = (("right", 0.45), ("wrong", 0.3), ("stray", 0.05), ("refusal", 0.2))
+_HARMLESS = (("right", 0.45), ("wrong", 0.08), ("hasty", 0.22), ("stray", 0.05), ("refusal", 0.2))
 _UNKIND = (("right", 0.42), ("curt", 0.18), ("wrong", 0.33), ("stray", 0.07))
 
 
@@ -123,6 +124,8 @@ def _draft(task: Task, asked: str, plot: int, dice: Dice) -> Draft:
         text = task.right(teller)
     elif what == "wrong":
         text = task.wrong(teller)
+    elif what == "hasty":
+        text = hasty(asked, task.right(teller), dice)
     elif what == "stray":
         text = tasks.draw(asked if asked in ("chat", "question") else "story", dice).right(dice)
     elif what == "jumbled":
