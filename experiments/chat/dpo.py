@@ -25,6 +25,6 @@ CONFIG = DpoConfig(
     ),
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=10, weight_decay=0.0, eps=1e-8),
-    data=DataConfig(dataset="tales:30000", cache_dir=base.CACHE),
+    data=DataConfig(dataset="tales:7000", cache_dir=base.CACHE),
     checkpoint=CheckpointConfig(every=100, keep=1),
 )

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from llama_jax.runtime.console import quiet_start  # noqa: E402, after the path
+from llama_jax.runtime import failures, interrupts  # noqa: E402, after the path
+from llama_jax.runtime.console import quiet_start  # noqa: E402
 from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 
 RUN = Path("runs/chat")
@@ -278,5 +279,22 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def guarded(work: Callable[[], None]) -> int:
+    """Exit status of the work; what ends it from outside is one line, as with `llama-jax`."""
+    try:
+        work()
+    except (Exception, KeyboardInterrupt) as error:
+        failure = failures.explain(error, "chat", trains=True)
+        if failure is None:
+            raise
+        print(f"make chat: error: {failure.line}", file=sys.stderr)
+        return failure.status
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    interrupts.listen()
+    ended = guarded(main)
+    if interrupts.received():
+        interrupts.leave(ended)
+    sys.exit(ended)
