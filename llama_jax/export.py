@@ -94,7 +94,8 @@ def export_program(
         (place / "step.jax").write_bytes(exported.serialize())
         (place / "step.stablehlo").write_bytes(exported.mlir_module_serialized)
         with (place / "weights.npz").open("wb") as file:
-            np.savez(file, **{name: _plain(array) for name, array in arrays.items()})
+            plain: dict[str, Any] = {name: _plain(array) for name, array in arrays.items()}
+            np.savez(file, **plain)
         (place / "tokenizer.model").write_bytes(tokenizer.model_bytes)
         (place / "program.json").write_text(json_text(facts, indent=1) + "\n")
         (place / "run.py").write_text(RUNNER)

@@ -43,7 +43,7 @@ class Judged:
             "name": name,
             "helpfulness": float(self.helpfulness.mean()),
             "helpfulness_interval": list(self.interval),
-            "violations": self.violations / unkind,
+            "violations": min(self.violations / unkind, 1.0),
             "violations_interval": list(
                 wilson_interval(float(min(self.violations, unkind)), unkind)
             ),
