@@ -66,7 +66,7 @@ def add_commands(command: Callable[..., Any]) -> None:
 def _convert(args: argparse.Namespace) -> None:
     keep_freed_memory()
     with at_work("starting", args.source):
-        from llama_jax import adapters, export
+        from llama_jax import adapters
         from llama_jax.convert.api import convert, describe
 
     settings = {"to": args.to, "tokenizer": args.tokenizer, "dtype": args.dtype}
@@ -81,6 +81,8 @@ def _convert(args: argparse.Namespace) -> None:
                 "--to stablehlo computes in --dtype float32 or bfloat16, and takes the model as it "
                 "is: convert it first for another tokenizer or base",
             )
+            from llama_jax import export
+
             lines = export.export_program(args.source, args.target, dtype=args.dtype or "float32")
             print(json_text({"said": lines}) if args.json else "\n".join(lines))
             return

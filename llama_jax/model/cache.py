@@ -52,11 +52,12 @@ def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
 
 def empty_pages(config: ModelConfig, P: int, page: int, kv: str) -> list[tuple[Pool, Pool]]:
     """Keys and values of each layer in P pages, in the compute type or with kv="int8" in int8."""
-    pools = empty_cache(config, P, page)
     if kv != "int8":
-        return [*pools]
+        return [*empty_cache(config, P, page)]
+    # Their shapes alone: in the compute type the pages may be more than there is memory.
+    pools = jax.eval_shape(partial(empty_cache, config, P, page))
 
-    def packed(pool: Array) -> Int8Pages:
+    def packed(pool: jax.ShapeDtypeStruct) -> Int8Pages:
         scale = jnp.zeros((P, config.num_kv_heads, page), jnp.float32)
         return Int8Pages(jnp.zeros(pool.shape, jnp.int8), scale)
 

@@ -11,7 +11,7 @@ from llama_jax.infer.engine.request import Request
 from llama_jax.infer.generate import generate_tokens
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import prepare
-from tests.infer.engine.tiny import LAYOUT, Heard, all_free, alone, request
+from tests.infer.engine.tiny import LAYOUT, Heard, all_free, alone, request, together
 from tests.infer.small import SMALL, params_of
 from tests.model.test_by_row import ADAPTERS, dense
 
@@ -58,12 +58,8 @@ def test_a_request_is_bit_equal_alone_and_among_others_and_shares_no_prefix_with
     assert len({tuple(tokens) for tokens, *_ in expected[:3]}) == 3
     engine.scheduler.pool.forget()
     heard, compiled = Heard(), CompileCounter()
-    first = engine.submit(wanted[:3], heard)
-    while not engine.idle:
-        engine.step()
-    second = engine.submit(wanted[3:], heard)
-    while not engine.idle:
-        engine.step()
+    first = together(engine, wanted[:3], heard)
+    second = together(engine, wanted[3:], heard)
     assert [heard.result(ticket) for ticket in (*first, *second)] == expected
     # 16 pages are too few for all three to stay known, but no first one may find another's.
     assert [ticket.cached_tokens for ticket in first] == [0, 0, 0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama_jax.infer.engine.programs import CompileCounter, words_of
-from tests.infer.engine.tiny import Heard, all_free, alone, request
+from tests.infer.engine.tiny import Heard, all_free, alone, request, together
 from tests.infer.small import SMALL, full
 
 V = SMALL.vocab_size
@@ -72,9 +72,7 @@ def test_neighbours_of_any_kind_change_nothing_and_nothing_is_compiled(engine, m
     expected = [alone(engine, one) for one in wanted]
     monkeypatch.setattr(engine, "drafts", drafts)
     heard = Heard()
-    tickets = engine.submit(wanted, heard)
-    while not engine.idle:
-        engine.step()
+    tickets = together(engine, wanted, heard)
     assert [heard.result(ticket) for ticket in tickets] == expected
     assert compiled.count == 0
     assert all_free(engine)
@@ -84,9 +82,8 @@ def test_a_grammar_that_gives_up_ends_its_answer_alone(engine):
     other = request(range(1, 12), 6)
     expected = alone(engine, other)
     heard = Heard()
-    stuck, going = engine.submit([request(PROMPT, 9, grammar=lambda: Turns(2)), other], heard)
-    while not engine.idle:
-        engine.step()
+    wanted = [request(PROMPT, 9, grammar=lambda: Turns(2)), other]
+    stuck, going = together(engine, wanted, heard)
     assert heard.result(stuck)[0] == greedy_within()[:2]
     assert heard.result(stuck)[3] == "stuck"
     assert heard.result(going) == expected

@@ -14,7 +14,7 @@ from llama_jax.infer.generate import generate_tokens
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import cache_bytes, prepare
 from llama_jax.model.quantize import quantized
-from tests.infer.engine.tiny import LAYOUT, Heard, all_free, alone, request
+from tests.infer.engine.tiny import LAYOUT, Heard, all_free, alone, request, together
 from tests.infer.small import SMALL, params_of
 
 INT8 = replace(LAYOUT, kv="int8")
@@ -49,9 +49,7 @@ def test_a_request_is_bit_equal_alone_and_among_others(engine):
     ]
     expected = [alone(engine, r) for r in wanted]
     heard, compiled = Heard(), CompileCounter()
-    tickets = engine.submit(wanted, heard)
-    while not engine.idle:
-        engine.step()
+    tickets = together(engine, wanted, heard)
     assert [heard.result(ticket) for ticket in tickets] == expected
     assert compiled.count == 0
     assert all_free(engine)

@@ -38,10 +38,16 @@ def alone(engine, wanted):
     """The result of a request that has the engine, and no prefix, for itself."""
     engine.scheduler.pool.forget()
     heard = Heard()
-    (ticket,) = engine.submit([wanted], heard)
+    (ticket,) = together(engine, [wanted], heard)
+    return heard.result(ticket)
+
+
+def together(engine, wanted, heard):
+    """The tickets of requests that came at once, when all are answered."""
+    tickets = engine.submit(wanted, heard)
     while not engine.idle:
         engine.step()
-    return heard.result(ticket)
+    return tickets
 
 
 def all_free(engine):
