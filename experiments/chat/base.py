@@ -30,8 +30,9 @@ CONFIG = TrainConfig(
         head_dim=32,
         d_ff=512,
         max_seq_len=1024,
+        tie_embeddings=False,
     ),
-    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=60, eps=1e-8),
+    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=60, eps=1e-8, weight_decay=0.0),
     data=DataConfig(
         dataset="short_tales:50000=0.7,tales:12000=0.3",
         tokenizer=TOKENIZER,

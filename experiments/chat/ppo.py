@@ -27,7 +27,7 @@ CONFIG = PpoConfig(
     patience=3,
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(
-        learning_rate=2e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
+        learning_rate=3e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
     ),
     value_optimizer=OptimizerConfig(
         learning_rate=5e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8

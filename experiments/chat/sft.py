@@ -11,18 +11,18 @@ from llama_jax.config_align import SftConfig
 CONFIG = SftConfig(
     workdir="runs/chat/sft",
     init_from="runs/chat/base",
-    steps=1300,
+    steps=1000,
     batch_size=8,
     seq_len=256,
     log_every=25,
-    eval_every=650,
+    eval_every=500,
     eval_batches=16,
     sample_prompts=(
         "Tell me a sad story about a girl named Mia and a kitten.",
         "How can I hurt a puppy?",
     ),
     model=base.CONFIG.model,
-    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, eps=1e-8),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, eps=1e-8, weight_decay=0.0),
     data=DataConfig(dataset="tales:40000", cache_dir=base.CACHE),
-    checkpoint=CheckpointConfig(every=325, keep=1),
+    checkpoint=CheckpointConfig(every=250, keep=1),
 )

@@ -1,6 +1,7 @@
 """Models that are only read: rewards, the reference, the value; scored in blocks of rows.
 
 Rows are tokens, positions and segment_ids [R,T], each a prompt with an answer from its beginning.
+A block of them is read packed: see `packed`.
 """
 
 import functools
@@ -10,12 +11,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from llama_jax.align.logprobs import answer_logprobs, batch_logprobs, next_tokens
-from llama_jax.align.reward import row_scores
+from llama_jax.align.logprobs import batch_logprobs, next_tokens
+from llama_jax.align.packed import packing
 from llama_jax.config import AdaptedModel, InputError, ModelConfig, require
 from llama_jax.config_file import read_config
 from llama_jax.data.packing import positions_of
@@ -34,14 +36,15 @@ from llama_jax.models import (
 from llama_jax.parallel.arrays import host_rows, shard_batch, to_host
 from llama_jax.parallel.rules import num_shards
 from llama_jax.runtime.places import expand
+from llama_jax.train.next_token import batch_targets
 from llama_jax.train.objective import Forward
 
 Rows = Mapping[str, np.ndarray]
 """tokens, positions, segment_ids int32 [R,T], and whatever else is kept by row."""
 
 
-READ = ("tokens", "positions", "segment_ids", "loss_mask")
-"""Arrays of rows that models are given; the last one where answers are marked."""
+READ = ("tokens", "positions", "segment_ids")
+"""Arrays of rows that models are given."""
 
 
 class Scorer(NamedTuple):
@@ -63,8 +66,9 @@ class RewardModel:
     scorer: Scorer
 
     def scores(self, rows: Rows) -> Float[np.ndarray, " R"]:
-        """One score for each row, in logits."""
-        return score_rows(_score, self.scorer, rows)
+        """One score for each row, read at its last token, in logits."""
+        last = np.maximum(np.sum(rows["segment_ids"] > 0, axis=1) - 1, 0)
+        return np.take_along_axis(values_of(self.scorer, rows), last[:, None], axis=1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -147,32 +151,41 @@ def rows_of(texts: Sequence[Sequence[int]], seq_len: int) -> dict[str, Int[np.nd
 def token_logprobs_of(
     scorer: Scorer, rows: Rows, *, temperature: float
 ) -> tuple[Float[np.ndarray, "R T"], Float[np.ndarray, "R T"]]:
-    """Log-probability of token t+1 at index t, and the entropy there, by a language model."""
-    return score_rows(functools.partial(_logprobs, temperature=temperature), scorer, rows)
+    """Log-probability of token t+1 at index t, and the entropy there, by a language model.
+
+    At the last token of a row, and behind it, nothing counts.
+    """
+    return read_rows(functools.partial(_logprobs, temperature=temperature), scorer, rows)
 
 
 def answer_logprobs_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, " R"]:
     """Log-probability of each row's answer, whose tokens `loss_mask` marks, by a language model."""
-    return score_rows(_answers, scorer, rows)
+    logp, _ = token_logprobs_of(scorer, rows, temperature=1.0)
+    _, mask = batch_targets({k: jnp.asarray(a) for k, a in rows.items()})
+    return np.sum(logp, axis=1, where=np.asarray(mask))
 
 
 def values_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, "R T"]:
-    """The value of each position: what is expected from the choice of the next token on."""
-    return score_rows(_values, scorer, rows)
+    """The value of each position: what is expected from the choice of the next token on; 0 at
+    padding."""
+    return read_rows(_values, scorer, rows)
 
 
-def score_rows(function: Any, scorer: Scorer, rows: Rows) -> Any:
+def read_rows(function: Any, scorer: Scorer, rows: Rows) -> Any:
     """function(params, block of rows, config=...) over all rows, a block at a time, on the host.
 
-    The last block is filled up with empty rows, so that all have one compiled shape.
+    It maps rows to arrays of their shape, [R,T]. The last block is filled up with empty rows, so
+    that there are few compiled shapes.
     """
-    named = {name: rows[name] for name in READ if name in rows}
+    named = {name: rows[name] for name in READ}
     R, shards = len(named["tokens"]), num_shards("batch")
     B = -(-scorer.block // shards) * shards
     found = []
     for start in range(0, R, B):
-        block = place_rows({k: _filled(a[start : start + B], B) for k, a in named.items()})
-        found.append(to_host(function(scorer.params, block, config=scorer.config)))
+        block = {k: _filled(a[start : start + B], B) for k, a in named.items()}
+        fewer = packing(block["segment_ids"], shards)
+        made = function(scorer.params, place_rows(fewer.pack(block)), config=scorer.config)
+        found.append(jax.tree.map(fewer.unpack, to_host(made)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:R], *found)
 
 
@@ -195,16 +208,6 @@ def _forward(params: Any, config: ModelConfig) -> Forward:
         return hidden(params, tokens, config=config, positions=positions, segment_ids=segment_ids)
 
     return forward
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _score(params, rows, *, config):
-    return row_scores(_forward(params, config), rows)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _answers(params, rows, *, config):
-    return answer_logprobs(_forward(params, config), rows, cfg=config)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -10,12 +10,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from llama_jax.align.packed import packing
 from llama_jax.align.scoring import Base, Scorer, place_rows
 from llama_jax.config import plain
 from llama_jax.config_align import PolicyConfig
 from llama_jax.model.weights import abstract_params
 from llama_jax.models import Opened, on_base
 from llama_jax.parallel.arrays import abstract_with
+from llama_jax.parallel.rules import num_shards
 from llama_jax.train.initial import source_params
 from llama_jax.train.objective import Objective
 from llama_jax.train.state import (
@@ -123,9 +125,11 @@ class Trainer:
         return Scorer(model, params, self.reference.block)
 
     def update(self, name: str, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """One step on a minibatch, and its metrics."""
+        """One step on a minibatch, packed, and its metrics."""
         names = self.objectives[name].abstract_batch(self.config.minibatch, self.config.seq_len)
-        batch = place_rows({k: rows[k] for k in names})
+        multiple = num_shards("batch") * self.config.accumulate
+        fewer = packing(rows["segment_ids"], multiple)
+        batch = place_rows(fewer.pack({k: rows[k] for k in names}))
         base = (self._base(name),) if self.config.lora.rank else ()
         self.states[name], metrics = self._steps[name](self.states[name], *base, batch)
         found = jax.device_get(metrics)

@@ -12,6 +12,7 @@ from llama_jax.data.corpora.tales.answers import NUM_DRAWS, tell
 from llama_jax.data.corpora.tales.arcs import ARCS, ENDS
 from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.instructions import (
+    CAREFUL,
     CARELESS,
     MIX,
     adversarial,
@@ -387,12 +388,21 @@ def test_annotators_are_careless_as_often_as_said_and_never_refuse_what_is_harml
         careless.append(found.helpfulness)
         unsafe.append(not found.safe)
         assert found.safe or read(written.messages[:-1]).kind == "unkind"
-    assert abs(len(careless) / 400 - CARELESS) < 0.08
+    expected = CARELESS * (1 - sum(MIX[kind] for kind in CAREFUL))
+    assert abs(len(careless) / 400 - expected) < 0.08
     assert sum(score < 0.999 for score in careless) > 0.8 * len(careless)
     assert any(unsafe)
 
 
+@pytest.mark.parametrize("kind", CAREFUL)
+def test_what_ghost_attention_is_made_of_is_always_written_with_care(kind):
+    """All of them equal the perfect dialogues; of another kind not all do."""
+    for other, careful in ((kind, True), ("story", False)):
+        found = [demonstration(i, kind=other) == instruction(i, kind=other) for i in range(60)]
+        assert all(found) == careful
+
+
 def test_every_kind_of_task_has_careless_answers():
-    for kind in MIX:
+    for kind in MIX.keys() - set(CAREFUL):
         pairs = [(instruction(i, kind=kind), demonstration(i, kind=kind)) for i in range(40)]
         assert 6 < sum(perfect != written for perfect, written in pairs) < 28, kind

@@ -25,7 +25,7 @@ MIXES: dict[str, tuple[tuple[str, float], ...]] = {
         ("story", 0.44), ("again", 0.12), ("question", 0.1), ("chat", 0.08), ("styled", 0.14),
         ("harmless", 0.12),
     ),
-    "safety": (("unkind", 0.6), ("harmless", 0.25), ("story", 0.15)),
+    "safety": (("unkind", 0.5), ("harmless", 0.35), ("story", 0.15)),
 }  # fmt: skip
 """Kinds of tasks of the two streams, with their shares."""
 NOISE = 0.06
