@@ -13,11 +13,11 @@ CACHE = "~/.cache/llama_jax"
 TOKENIZER = "runs/chat/tokenizer.model"
 CONFIG = TrainConfig(
     workdir="runs/chat/base",
-    steps=1400,
+    steps=1200,
     batch_size=8,
     seq_len=256,
     log_every=25,
-    eval_every=700,
+    eval_every=600,
     eval_batches=16,
     sample_prompts=("Once upon a time", "Mia was a little girl who", "There once was a boy"),
     model=replace(
@@ -38,5 +38,5 @@ CONFIG = TrainConfig(
         tokenizer=TOKENIZER,
         cache_dir=CACHE,
     ),
-    checkpoint=CheckpointConfig(every=350, keep=1),
+    checkpoint=CheckpointConfig(every=300, keep=1),
 )

@@ -5,6 +5,8 @@ Command   llama-jax grpo experiments/chat/grpo.py
 Hardware  two CPU cores, several minutes
 """
 
+from dataclasses import replace
+
 from experiments.chat import base, ppo
 from llama_jax.config_align import GrpoConfig
 
@@ -14,7 +16,7 @@ CONFIG = GrpoConfig(
     helpfulness=ppo.CONFIG.helpfulness,
     safety=ppo.CONFIG.safety,
     heldout=ppo.CONFIG.heldout,
-    steps=ppo.CONFIG.steps,
+    steps=30,
     batch_size=ppo.CONFIG.batch_size,
     group=8,
     minibatch=ppo.CONFIG.minibatch,
@@ -26,7 +28,7 @@ CONFIG = GrpoConfig(
     heldout_prompts=ppo.CONFIG.heldout_prompts,
     patience=ppo.CONFIG.patience,
     model=base.CONFIG.model,
-    optimizer=ppo.CONFIG.optimizer,
+    optimizer=replace(ppo.CONFIG.optimizer, learning_rate=1e-4),
     data=ppo.CONFIG.data,
     checkpoint=ppo.CONFIG.checkpoint,
 )

@@ -13,6 +13,6 @@ CONFIG = replace(
     workdir="runs/chat/heldout",
     half="second",
     seed=1,
-    steps=500,
-    eval_every=500,
+    steps=400,
+    eval_every=400,
 )

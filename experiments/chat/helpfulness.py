@@ -13,11 +13,11 @@ from llama_jax.config_align import RewardConfig
 CONFIG = RewardConfig(
     workdir="runs/chat/helpfulness",
     init_from="runs/chat/sft",
-    steps=700,
+    steps=450,
     batch_size=16,
     seq_len=144,
     log_every=50,
-    eval_every=350,
+    eval_every=450,
     eval_batches=32,
     token_weight=1.0,
     half="first",
@@ -26,5 +26,5 @@ CONFIG = RewardConfig(
     data=DataConfig(
         dataset="runs/chat/comparisons.jsonl=0.5,tales:20000=0.5", cache_dir=base.CACHE
     ),
-    checkpoint=CheckpointConfig(every=350, keep=1),
+    checkpoint=CheckpointConfig(every=450, keep=1),
 )

@@ -32,6 +32,6 @@ CONFIG = PpoConfig(
     value_optimizer=OptimizerConfig(
         learning_rate=5e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
     ),
-    data=DataConfig(dataset="tales:8000=0.7,tales_safety:4000=0.3", cache_dir=base.CACHE),
+    data=DataConfig(dataset="tales:8000=0.85,tales_safety:2000=0.15", cache_dir=base.CACHE),
     checkpoint=CheckpointConfig(every=10, keep=1),
 )

@@ -1,7 +1,7 @@
 """`make chat`: every stage of Llama 2's alignment on two CPU cores, from nothing to a report.
 
 Command   python experiments/chat/run.py            or: make chat
-Hardware  two CPU cores, about an hour
+Hardware  two CPU cores, about three quarters of an hour
 Result    runs/chat/report.html, and report.json with the same numbers
 
 Each stage is an experiment file beside this one, and each resumes: run the same command again after
@@ -29,17 +29,17 @@ from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 RUN = Path("runs/chat")
 STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
-    ("train", "base", 0.20),
-    ("sft", "sft", 0.09),
-    ("compare", "comparisons", 0.03),
-    ("reward", "helpfulness", 0.10),
-    ("reward", "safety", 0.02),
-    ("reward", "heldout", 0.07),
-    ("rejection", "rejection", 0.10),
-    ("ppo", "ppo", 0.15),
-    ("grpo", "grpo", 0.12),
-    ("dpo", "dpo", 0.05),
-    ("gatt", "gatt", 0.07),
+    ("train", "base", 0.135),
+    ("sft", "sft", 0.115),
+    ("compare", "comparisons", 0.055),
+    ("reward", "helpfulness", 0.11),
+    ("reward", "safety", 0.03),
+    ("reward", "heldout", 0.09),
+    ("rejection", "rejection", 0.07),
+    ("ppo", "ppo", 0.12),
+    ("grpo", "grpo", 0.09),
+    ("dpo", "dpo", 0.06),
+    ("gatt", "gatt", 0.125),
 )
 JUDGED = {
     "base": None,

@@ -1,7 +1,8 @@
 """Ghost attention: an instruction of the first turn that holds for all (Llama 2, section 3.3).
 
 The model answers a conversation in which every user's turn carries the instruction. It is trained
-on its last answer alone, in the same conversation with the instruction in the first turn only.
+on its last answer alone, in the same conversation with the instruction in the first turn only; and
+so with the first half of the conversation, the first quarter, and on.
 """
 
 import logging
@@ -43,7 +44,8 @@ def stage(config: GattConfig) -> Stage:
 
 
 def synthesise(config: GattConfig) -> list[Dialogue]:
-    """Conversations with the model's own answers, the last of which is trained.
+    """Conversations with the model's own answers, and their beginnings; the last answer of each is
+    trained.
 
     Left out are those whose last answer was cut off, or does not keep the instruction where that
     can be checked, and those that were too long for a second turn. Raises InputError if none is
@@ -60,14 +62,15 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
     )
     answers = converse(answerer, ghosts, turns, seed=config.seed, every=True)
     whole = [
-        (ghost, said)
+        (ghost, said[:end])
         for ghost, said in zip(ghosts, answers, strict=True)
-        if len(said) > 1 and said[-1].ended
+        for end in halvings(len(said))
+        if said[end - 1].ended
     ]
     made = [training_row(ghost, said) for ghost, said in whole if ghost.keeps(said[-1].text)]
     logger.info(
-        "%d of %d conversations end with a whole answer, %d of them keep the instruction",
-        len(whole), len(ghosts), len(made),
+        "%d conversations and beginnings of them end with a whole answer, %d of %d keep the "
+        "instruction", len(ghosts), len(made), len(whole),
     )  # fmt: skip
     require(
         made,
@@ -76,6 +79,15 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
         "instructions in a single turn, or raise --max-new-tokens",
     )
     return made
+
+
+def halvings(turns: int) -> list[int]:
+    """Where a conversation is taken to end: after all turns, half of them, and on, down to two."""
+    ends = []
+    while turns > 1:
+        ends.append(turns)
+        turns //= 2
+    return ends
 
 
 def converse(

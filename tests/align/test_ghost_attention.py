@@ -8,6 +8,7 @@ from llama_jax.align import ghost_attention
 from llama_jax.align.answering import Answered, Answerer
 from llama_jax.align.ghost_attention import (
     converse,
+    halvings,
     messages_of,
     recall,
     synthesise,
@@ -84,6 +85,13 @@ def test_exactly_the_last_answer_is_trained_with_its_space_and_eos(tiny):
     assert answer[-1] == tiny.tokenizer.eos_id
     assert trained == [False] * (len(ids) - len(answer)) + [True] * len(answer)
     assert tiny.tokenizer.decode(ids[-len(answer) - 3 : -len(answer)]).endswith("[/INST]")
+
+
+def test_a_conversation_and_its_halves_down_to_two_turns_are_trained():
+    assert halvings(20) == [20, 10, 5, 2]
+    assert halvings(3) == [3]
+    assert halvings(2) == [2]
+    assert halvings(1) == halvings(0) == []
 
 
 def test_recall_counts_the_answers_that_keep_the_instruction():
