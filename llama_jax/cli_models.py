@@ -26,7 +26,7 @@ def add_commands(command: Callable[..., Any]) -> None:
         default="native",
         metavar="FORMAT",
         help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native); peft "
-        "for the adapters of a run; stablehlo for a program that runs without llama-jax",
+        "for the adapters of a run; stablehlo or litert for a program that runs without llama-jax",
     )
     sub.add_argument("--base", metavar="MODEL", help="what SRC holds adapters of (as SRC says)")
     sub.add_argument(
@@ -75,15 +75,8 @@ def _convert(args: argparse.Namespace) -> None:
             lines = adapters.write_peft(args.source, args.target)
             print(json_text({"said": lines}) if args.json else "\n".join(lines))
             return
-        if args.to == "stablehlo":
-            require(
-                args.dtype != "float16" and args.tokenizer is None and args.base is None,
-                "--to stablehlo computes in --dtype float32 or bfloat16, and takes the model as it "
-                "is: convert it first for another tokenizer or base",
-            )
-            from llama_jax import export
-
-            lines = export.export_program(args.source, args.target, dtype=args.dtype or "float32")
+        if args.to in _PROGRAMS:
+            lines = _program(args)
             print(json_text({"said": lines}) if args.json else "\n".join(lines))
             return
         if adapters.is_adapter(args.source):
@@ -92,6 +85,27 @@ def _convert(args: argparse.Namespace) -> None:
             require(args.base is None, f"--base: {args.source} holds no adapters")
             report = convert(args.source, args.target, **settings)
     print(json_text(report) if args.json else describe(report))
+
+
+_PROGRAMS = {"stablehlo": ("float32", "bfloat16"), "litert": ("float32",)}
+"""Formats that are programs, and the types that they compute in."""
+
+
+def _program(args: argparse.Namespace) -> list[str]:
+    """Write one; what was written, in lines."""
+    types = _PROGRAMS[args.to]
+    require(
+        args.dtype in (None, *types) and args.tokenizer is None and args.base is None,
+        f"--to {args.to} computes in --dtype {' or '.join(types)}, and takes the model as it is: "
+        "convert it first for another tokenizer or base",
+    )
+    if args.to == "litert":
+        from llama_jax.export_litert import export_litert
+
+        return export_litert(args.source, args.target)
+    from llama_jax.export import export_program
+
+    return export_program(args.source, args.target, dtype=args.dtype or "float32")
 
 
 def _quantize(args: argparse.Namespace) -> None:

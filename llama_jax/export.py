@@ -11,7 +11,7 @@ Weights are arguments of the program and no constants in it: it stays small, and
 Quantised models keep their bits.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,18 +56,62 @@ print(pieces.decode(ids))
 '''
 
 
-def export_program(
-    src: str, dst: str, *, dtype: Literal["float32", "bfloat16"] = "float32"
-) -> list[str]:
-    """Write the folder above for a model in any format; what was written, in lines for people.
+@dataclass(frozen=True)
+class Program:
+    """One step of a decoder with its cache, and what it reads."""
 
-    dtype: compute type, and that of the weights that are not quantised.
+    config: ModelConfig
+    weights: list[Any]
+    structure: Any
+    """Of the weights: a step takes them as a flat list."""
+    cache: list[jax.ShapeDtypeStruct]
+    """Keys and values of each layer in turn."""
+    tokenizer: Any
+    ends: tuple[int, ...]
+    """Ids that end a text."""
+
+    @property
+    def token(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """A token [1,1] and its position [1]."""
+        return jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+
+    def step(self, weights: Any, cache: Any, token: Any, position: Any) -> tuple[Any, list[Any]]:
+        """(weights, cache, token, position) -> (logits [V], cache)."""
+        w = jax.tree.unflatten(self.structure, weights)
+        pairs = list(zip(cache[::2], cache[1::2], strict=True))
+        x, written = decode(w, token, pairs, position, config=self.config)
+        return logits_of(w, x)[0], jax.tree.leaves(written)
+
+    def facts(self) -> dict[str, Any]:
+        """What a runner has to know, as JSON."""
+        return {
+            "format_version": 1,
+            "context": self.config.max_seq_len,
+            "pieces": self.tokenizer.vocab_size,
+            "bos": self.tokenizer.bos_id,
+            "ends": list(self.ends),
+        }
+
+    def summary(self, src: str, target: Path, form: str, dtype: str) -> list[str]:
+        """What was written, in lines for people."""
+        size = sum(array.nbytes for array in self.weights)
+        return [
+            f"from        {src}",
+            f"to          {target} ({form})",
+            f"weights     {size:,} bytes in {len(self.weights)} arrays, computed with in {dtype}",
+            f"context     {self.config.max_seq_len} tokens",
+            f'try         python {target / "run.py"} "Once upon a time"',
+        ]
+
+
+def program_of(src: str, target: Path, dtype: Literal["float32", "bfloat16"]) -> Program:
+    """The program of a model in any format, which computes in `dtype`.
 
     Raises:
-      InputError: `src` is no language model with a tokenizer, or `dst` exists.
+      InputError: `src` is no language model with a tokenizer, or `target` exists.
       CheckpointError: the model's weights do not verify.
     """
-    opened, target = open_model(src), Path(expand(dst)).absolute()
+    opened = open_model(src)
     require(opened.config.head == "language", f"{src} is a reward model: it writes no text")
     require(opened.tokenizer is not None, f"{src} has no tokenizer: the program reads token ids")
     require(not target.exists(), f"{target} exists: name a new folder")
@@ -77,17 +121,29 @@ def export_program(
     w = jax.jit(unstack, static_argnames="config")(merged(opened.read(), config), config=config)
     weights, structure = jax.tree.flatten(w)
     cache = jax.tree.leaves(jax.eval_shape(lambda: empty_cache(config, 1, config.max_seq_len)))
-    exported = _exported(config, weights, structure, cache)
-    ends = dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids))
-    arrays = {f"w{number:04d}": np.asarray(array) for number, array in enumerate(weights)}
-    facts = {
-        "format_version": 1,
-        "context": config.max_seq_len,
-        "pieces": tokenizer.vocab_size,
-        "bos": tokenizer.bos_id,
-        "ends": list(ends),
+    ends = tuple(dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids)))
+    return Program(config, weights, structure, cache, tokenizer, ends)
+
+
+def export_program(
+    src: str, dst: str, *, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> list[str]:
+    """Write the folder above for a model in any format; what was written, in lines for people.
+
+    dtype: compute type, and that of the weights that are not quantised. Raises what `program_of`
+    raises.
+    """
+    target = Path(expand(dst)).absolute()
+    program = program_of(src, target, dtype)
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in program.weights]
+    stepped = jax.jit(program.step, donate_argnums=1)
+    exported: Any = jax.export.export(stepped, platforms=PLATFORMS)(
+        shapes, program.cache, *program.token
+    )
+    arrays = {f"w{number:04d}": np.asarray(array) for number, array in enumerate(program.weights)}
+    facts = program.facts() | {
         "weights": [[name, array.dtype.name] for name, array in arrays.items()],
-        "cache": [[list(array.shape), array.dtype.name] for array in cache],
+        "cache": [[list(array.shape), array.dtype.name] for array in program.cache],
         "platforms": list(PLATFORMS),
     }
     with staged(target, is_file=False) as place:
@@ -96,33 +152,10 @@ def export_program(
         with (place / "weights.npz").open("wb") as file:
             plain: dict[str, Any] = {name: _plain(array) for name, array in arrays.items()}
             np.savez(file, **plain)
-        (place / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+        (place / "tokenizer.model").write_bytes(program.tokenizer.model_bytes)
         (place / "program.json").write_text(json_text(facts, indent=1) + "\n")
         (place / "run.py").write_text(RUNNER)
-    size = sum(array.nbytes for array in arrays.values())
-    return [
-        f"from        {src}",
-        f"to          {target} (StableHLO for {' and '.join(PLATFORMS)})",
-        f"weights     {size:,} bytes in {len(arrays)} arrays, computed with in {dtype}",
-        f"context     {config.max_seq_len} tokens",
-        f'try         python {target / "run.py"} "Once upon a time"',
-    ]
-
-
-def _exported(config: ModelConfig, weights: list[Any], structure: Any, cache: list[Any]) -> Any:
-    """The program: (weights, cache, token [1,1], position [1]) -> (logits [V], cache)."""
-
-    def step(weights, cache, token, position):
-        w = jax.tree.unflatten(structure, weights)
-        pairs = list(zip(cache[::2], cache[1::2], strict=True))
-        x, written = decode(w, token, pairs, position, config=config)
-        return logits_of(w, x)[0], jax.tree.leaves(written)
-
-    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in weights]
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    position = jax.ShapeDtypeStruct((1,), jnp.int32)
-    stepped = jax.jit(step, donate_argnums=1)
-    return jax.export.export(stepped, platforms=PLATFORMS)(shapes, cache, token, position)
+    return program.summary(src, target, f"StableHLO for {' and '.join(PLATFORMS)}", dtype)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""StableHLO programs: the runner, alone, says what `generate` says."""
+"""StableHLO and LiteRT programs: the runner, alone, says what `generate` says."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -47,17 +48,27 @@ def said_alone(program, prompt):
     return done.stdout.rstrip("\n")
 
 
+def missing(*packages):
+    return any(importlib.util.find_spec(name) is None for name in packages)
+
+
 @pytest.mark.parametrize("quantised", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_runner_alone_says_what_generate_says(folder, capsys, quantised):
+@pytest.mark.parametrize(
+    ("form", "told"), [("stablehlo", "StableHLO for cpu and tpu"), ("litert", "(LiteRT, ")]
+)
+def test_the_runner_alone_says_what_generate_says(folder, capsys, form, told, quantised):
+    if form == "litert" and missing("litert_converter", "ai_edge_litert"):
+        pytest.skip("litert-converter and ai-edge-litert are not installed")
     model = folder / "model"
     if quantised:
-        argv = ["quantize", model, folder / "int8", "--weights", "int8", "--kv", "int8"]
+        small = folder / f"int8-{form}"
+        argv = ["quantize", model, small, "--weights", "int8", "--kv", "int8"]
         assert cli.main([*map(str, argv), "--data", "tales:64"]) == 0
-        model = folder / "int8"
-    program = folder / f"program-{quantised}"
+        model = small
+    program = folder / f"{form}-{quantised}"
     capsys.readouterr()
-    assert cli.main(["convert", str(model), str(program), "--to", "stablehlo"]) == 0
-    assert "StableHLO for cpu and tpu" in capsys.readouterr().out
+    assert cli.main(["convert", str(model), str(program), "--to", form]) == 0
+    assert told in capsys.readouterr().out
     assert len((program / "run.py").read_text().splitlines()) <= 30
     facts = json.loads((program / "program.json").read_text())
     assert facts["pieces"] == 320  # and the rows without a piece are never drawn
@@ -85,6 +96,26 @@ def test_the_bytecode_is_small_and_the_weights_are_those_of_the_model(folder):
     )
 
 
+def test_without_the_converter_its_packages_are_named(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "litert_converter", None)
+    argv = ["convert", str(folder / "model"), str(tmp_path / "x"), "--to", "litert"]
+    assert cli.main(argv) == 2
+    assert "pip install litert-converter ai-edge-litert" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_too_large_for_one_file_is_refused(folder, capsys, monkeypatch, tmp_path):
+    from llama_jax import export_litert
+
+    if missing("litert_converter"):
+        pytest.skip("litert-converter is not installed")
+    monkeypatch.setattr(export_litert, "LARGEST", 1000)
+    argv = ["convert", str(folder / "model"), str(tmp_path / "x"), "--to", "litert"]
+    assert cli.main(argv) == 2
+    assert "a .tflite file holds less than 1,000" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_what_cannot_be_is_refused_in_one_line(folder, capsys, tmp_path):
     (tmp_path / "there").mkdir()
     model = str(folder / "model")
@@ -93,6 +124,9 @@ def test_what_cannot_be_is_refused_in_one_line(folder, capsys, tmp_path):
     argv = ["convert", model, str(tmp_path / "half"), "--to", "stablehlo", "--dtype", "float16"]
     assert cli.main(argv) == 2
     assert "float32 or bfloat16" in capsys.readouterr().err
+    argv = ["convert", model, str(tmp_path / "half"), "--to", "litert", "--dtype", "bfloat16"]
+    assert cli.main(argv) == 2
+    assert "--to litert computes in --dtype float32, and" in capsys.readouterr().err
     config = replace(GROUPED, head="score")
     params = init_params(jax.random.key(0), config)
     save_model(tmp_path / "reward", params, model_json(config), b"", {})

@@ -45,6 +45,9 @@ ARROWS = {
     "export": {
         "config", "models", "model", "convert.staging", "runtime.files", "runtime.places",
     },
+    "export_litert": {
+        "config", "export", "convert.staging", "runtime.files", "runtime.places",
+    },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
         "runtime",
@@ -79,8 +82,8 @@ ARROWS = {
     "cli_serve": {"config", "serve", "runtime"},
     "cli_options": set(),
     "cli_models": {
-        "config", "cli_options", "adapters", "export", "quantize", "convert", "checkpoint",
-        "runtime",
+        "config", "cli_options", "adapters", "export", "export_litert", "quantize", "convert",
+        "checkpoint", "runtime",
     },
     "cli": {
         "config", "chat_terminal", "cli_eval", "cli_experiments", "cli_models", "cli_options",

@@ -27,6 +27,7 @@ from llama_jax.model.matrix import (
     outer_matrices,
 )
 from llama_jax.model.weights import LOW, SCALE, STEP, adapter_inputs
+from llama_jax.ops import int8_cache
 
 
 def pack(w: Float[Array, "*weight"], q: Quantization, inputs: int) -> Packed:
@@ -39,10 +40,7 @@ def pack(w: Float[Array, "*weight"], q: Quantization, inputs: int) -> Packed:
 
 def to_int8(w: Float[Array, "*weight"], inputs: int) -> Int8:
     """The largest magnitude of an output is 127 times its scale."""
-    axes = tuple(range(inputs))
-    scale = jnp.max(jnp.abs(w), axis=axes) / 127
-    values = jnp.rint(w / _or_one(scale)[(None,) * inputs])
-    return Int8(values.astype(jnp.int8), scale)
+    return Int8(*int8_cache.to_int8(w, tuple(range(inputs))))
 
 
 def to_int4(w: Float[Array, "*weight"], inputs: int, group: int) -> Int4:

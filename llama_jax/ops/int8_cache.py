@@ -28,12 +28,15 @@ class Int8Pages(NamedTuple):
         return self.numbers.shape
 
 
-def to_int8(x: Float[Array, "*at H"]) -> tuple[Int8[Array, "*at H"], Float[Array, "*at"]]:
-    """Numbers and scales of vectors; zeros keep a scale of 0."""
+def to_int8(
+    x: Float[Array, "..."], axes: tuple[int, ...] = (-1,)
+) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
+    """Numbers in the shape of x, and the scale that those along `axes` share; zeros keep a scale
+    of 0."""
     x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=-1) / MOST
-    numbers = jnp.round(x / jnp.where(scale > 0, scale, 1.0)[..., None])
-    return numbers.astype(jnp.int8), scale
+    scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / MOST
+    numbers = jnp.round(x / jnp.where(scale > 0, scale, 1.0))
+    return numbers.astype(jnp.int8), jnp.squeeze(scale, axes)
 
 
 def rounded(x: Float[Array, "*at H"]) -> Float[Array, "*at H"]:
