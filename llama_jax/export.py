@@ -18,11 +18,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from llama_jax.config import ModelConfig, require
 from llama_jax.convert.staging import staged
 from llama_jax.model.cache import decode, empty_cache, logits_of, unstack
-from llama_jax.model.matrix import merged
+from llama_jax.model.matrix import Int8Rows, merged
 from llama_jax.models import open_model
 from llama_jax.runtime.files import json_text
 from llama_jax.runtime.places import expand
@@ -80,7 +81,8 @@ class Program:
         w = jax.tree.unflatten(self.structure, weights)
         pairs = list(zip(cache[::2], cache[1::2], strict=True))
         x, written = decode(w, token, pairs, position, config=self.config)
-        return logits_of(w, x)[0], jax.tree.leaves(written)
+        logits = logits_of(w, x) if "head" in w else _tied_logits(w["embed"], x)
+        return logits[0], jax.tree.leaves(written)
 
     def facts(self) -> dict[str, Any]:
         """What a runner has to know, as JSON."""
@@ -119,6 +121,8 @@ def program_of(src: str, target: Path, dtype: Literal["float32", "bfloat16"]) ->
     # Operations that every compiler of StableHLO knows.
     config = replace(opened.config, dtype=dtype, attention="xla", remat="none")
     w = jax.jit(unstack, static_argnames="config")(merged(opened.read(), config), config=config)
+    if config.tie_embeddings:
+        del w["head"]  # a step reads the embedding: a file holds it once
     weights, structure = jax.tree.flatten(w)
     cache = jax.tree.leaves(jax.eval_shape(lambda: empty_cache(config, 1, config.max_seq_len)))
     ends = tuple(dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids)))
@@ -156,6 +160,14 @@ def export_program(
         (place / "program.json").write_text(json_text(facts, indent=1) + "\n")
         (place / "run.py").write_text(RUNNER)
     return program.summary(src, target, f"StableHLO for {' and '.join(PLATFORMS)}", dtype)
+
+
+def _tied_logits(embed: Any, x: Float[Array, "1 1 D"]) -> Float[Array, "1 V"]:
+    """`logits_of` by the embedding as it lies, without a copy for the head."""
+    packed = isinstance(embed, Int8Rows)
+    table = (embed.values if packed else embed).astype(jnp.float32)
+    logits = jnp.einsum("btd,vd->bv", x.astype(jnp.float32), table)
+    return logits * embed.scale[None] if packed else logits
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -79,6 +79,34 @@ def test_the_runner_alone_says_what_generate_says(folder, capsys, form, told, qu
     assert said_alone(program, prompt) == expected
 
 
+@pytest.mark.parametrize("form", ["stablehlo", "litert"])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_table_that_is_read_twice_is_written_once(folder, tmp_path, form, quantised):
+    """Of tied weights the head is the embedding; files are no larger than what is trained."""
+    if form == "litert" and missing("litert_converter", "ai_edge_litert"):
+        pytest.skip("litert-converter and ai-edge-litert are not installed")
+    tokenizer = llama_jax.load(str(folder / "model")).tokenizer
+    config = replace(GROUPED, vocab_size=2000, max_seq_len=64, tie_embeddings=True)
+    params = jax.tree.map(lambda p: 3 * p, init_params(jax.random.key(0), config))
+    params["embed"] = params["embed"].at[3:259].set(0)
+    model, program = tmp_path / "model", tmp_path / "program"
+    save_model(model, params, model_json(config), tokenizer.model_bytes, {})
+    if quantised:
+        argv = ["quantize", model, tmp_path / "int8", "--weights", "int8", "--data", "tales:64"]
+        assert cli.main([*map(str, argv)]) == 0
+        model = tmp_path / "int8"
+    assert cli.main(["convert", str(model), str(program), "--to", form]) == 0
+    weights = llama_jax.load(str(model))
+    expected = llama_jax.generate(weights, "Once upon", max_new_tokens=40, temperature=0.0)
+    assert said_alone(program, "Once upon") == expected
+    trained = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
+    table = config.vocab_size * config.d_model * (1 if quantised else 4)
+    name = "model.tflite" if form == "litert" else "weights.npz"
+    if form == "litert" and quantised:
+        return  # the converter turns int8 matrices as small as these into float32
+    assert trained < (program / name).stat().st_size < trained + 0.9 * table
+
+
 def test_the_bytecode_is_small_and_the_weights_are_those_of_the_model(folder):
     program = folder / "bfloat16"
     argv = ["convert", str(folder / "model"), str(program), "--to", "stablehlo"]
