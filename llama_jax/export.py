@@ -84,15 +84,19 @@ class Program:
         logits = logits_of(w, x) if "head" in w else _tied_logits(w["embed"], x)
         return logits[0], jax.tree.leaves(written)
 
-    def facts(self) -> dict[str, Any]:
-        """What a runner has to know, as JSON."""
-        return {
+    def write_runner(self, place: Path, runner: str, **more: Any) -> None:
+        """The tokenizer, the script that continues a text, and what it has to know as JSON."""
+        facts = {
             "format_version": 1,
             "context": self.config.max_seq_len,
             "pieces": self.tokenizer.vocab_size,
             "bos": self.tokenizer.bos_id,
             "ends": list(self.ends),
+            **more,
         }
+        (place / "tokenizer.model").write_bytes(self.tokenizer.model_bytes)
+        (place / "program.json").write_text(json_text(facts, indent=1) + "\n")
+        (place / "run.py").write_text(runner)
 
     def summary(self, src: str, target: Path, form: str, dtype: str) -> list[str]:
         """What was written, in lines for people."""
@@ -145,7 +149,7 @@ def export_program(
         shapes, program.cache, *program.token
     )
     arrays = {f"w{number:04d}": np.asarray(array) for number, array in enumerate(program.weights)}
-    facts = program.facts() | {
+    facts = {
         "weights": [[name, array.dtype.name] for name, array in arrays.items()],
         "cache": [[list(array.shape), array.dtype.name] for array in program.cache],
         "platforms": list(PLATFORMS),
@@ -156,9 +160,7 @@ def export_program(
         with (place / "weights.npz").open("wb") as file:
             plain: dict[str, Any] = {name: _plain(array) for name, array in arrays.items()}
             np.savez(file, **plain)
-        (place / "tokenizer.model").write_bytes(program.tokenizer.model_bytes)
-        (place / "program.json").write_text(json_text(facts, indent=1) + "\n")
-        (place / "run.py").write_text(RUNNER)
+        program.write_runner(place, RUNNER, **facts)
     return program.summary(src, target, f"StableHLO for {' and '.join(PLATFORMS)}", dtype)
 
 

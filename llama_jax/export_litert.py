@@ -18,7 +18,6 @@ import jax
 from llama_jax.config import InputError
 from llama_jax.convert.staging import staged
 from llama_jax.export import Program, program_of
-from llama_jax.runtime.files import json_text
 from llama_jax.runtime.places import expand
 
 LARGEST = 1 << 31
@@ -33,7 +32,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 here = Path(__file__).parent
 facts = json.loads((here / "program.json").read_text())
-program = Interpreter(str(here / "model.tflite"), num_threads=facts["threads"])
+program = Interpreter(str(here / "model.tflite"), num_threads=2)
 step = program.get_signature_runner("step")
 cache = {name: np.zeros(shape, dtype) for name, (shape, dtype) in facts["cache"].items()}
 pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
@@ -86,10 +85,7 @@ def export_litert(src: str, dst: str) -> list[str]:
     }
     with staged(target, is_file=False) as place:
         (place / "model.tflite").write_bytes(made)
-        (place / "tokenizer.model").write_bytes(program.tokenizer.model_bytes)
-        facts = program.facts() | {"cache": shapes, "threads": 2}
-        (place / "program.json").write_text(json_text(facts, indent=1) + "\n")
-        (place / "run.py").write_text(RUNNER)
+        program.write_runner(place, RUNNER, cache=shapes)
     return program.summary(src, target, f"LiteRT, {len(made):,} bytes", "float32")
 
 

@@ -46,7 +46,7 @@ ARROWS = {
         "config", "models", "model", "convert.staging", "runtime.files", "runtime.places",
     },
     "export_litert": {
-        "config", "export", "convert.staging", "runtime.files", "runtime.places",
+        "config", "export", "convert.staging", "runtime.places",
     },
     "train": {
         "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",

@@ -62,19 +62,23 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
     )
     answers = converse(answerer, ghosts, turns, seed=config.seed, every=True)
     whole = [
-        (ghost, said[:end])
+        [(ghost, said[:end]) for end in halvings(len(said)) if said[end - 1].ended]
         for ghost, said in zip(ghosts, answers, strict=True)
-        for end in halvings(len(said))
-        if said[end - 1].ended
     ]
-    made = [training_row(ghost, said) for ghost, said in whole if ghost.keeps(said[-1].text)]
+    made = [
+        training_row(ghost, said)
+        for ends in whole
+        for ghost, said in ends
+        if ghost.keeps(said[-1].text)
+    ]
+    count = sum(map(bool, whole))
     logger.info(
-        "%d conversations and beginnings of them end with a whole answer, %d of %d keep the "
-        "instruction", len(ghosts), len(made), len(whole),
+        "%d of %d conversations end, or one of their beginnings does, with a whole answer; %d of "
+        "%d such answers keep the instruction", count, len(ghosts), len(made), sum(map(len, whole)),
     )  # fmt: skip
     require(
         made,
-        f"of {len(ghosts)} conversations with {config.init_from}, {len(whole)} end with a whole "
+        f"of {len(ghosts)} conversations with {config.init_from}, {count} end with a whole "
         "answer, and none of those keeps its instruction: start from a model that follows "
         "instructions in a single turn, or raise --max-new-tokens",
     )
