@@ -153,7 +153,7 @@ def token_logprobs_of(
 ) -> tuple[Float[np.ndarray, "R T"], Float[np.ndarray, "R T"]]:
     """Log-probability of token t+1 at index t, and the entropy there, by a language model.
 
-    At the last token of a row, and behind it, nothing counts.
+    What stands at a row's last token and after it means nothing.
     """
     return read_rows(functools.partial(_logprobs, temperature=temperature), scorer, rows)
 

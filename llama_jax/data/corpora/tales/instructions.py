@@ -30,8 +30,8 @@ MIX = {
 CARELESS = 0.4
 """Share of demonstrations whose last answer was written without care."""
 CAREFUL = ("styled",)
-"""Kinds that are always written with care: the stages after SFT need a model that does as it is
-told about style, for ghost attention is made of its answers."""
+"""Kinds that are always written with care. Ghost attention trains on the model's own answers, so
+SFT must teach it to follow instructions about style."""
 _DIALOGUES, _PROMPTS, _ADVERSARIAL, _GHOSTS, _SHORT_STORIES = range(1, 6)
 _CARE = 10
 """Streams of random numbers."""
