@@ -60,16 +60,24 @@ notebooks: .venv/dev.stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# litert-converter caps typing-extensions below what tyro needs, for a part of it that is not used
+# here: it cannot be in one resolution with the rest, and works beside it.
+.venv/dev.stamp: .venv/litert.stamp
+.venv/litert.stamp: requirements/litert.txt | .venv/python.stamp
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
 # One resolution for all: the other locks are constrained to the versions of dev.txt.
-UV := $(BIN)/uv pip compile setup.cfg --quiet --universal --python-version 3.12 --generate-hashes \
+UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make locks" --no-annotate
 locks: .venv/python.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(UV) --upgrade --extra dev --output-file requirements/dev.txt
-	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra export --output-file requirements/cpu.txt
-	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra export --extra tpu --output-file requirements/tpu.txt
-	$(UV) --constraint requirements/dev.txt --extra build --extra serve --extra export --extra cuda --output-file requirements/cuda.txt
-	$(UV) --constraint requirements/dev.txt --extra build --extra docs --output-file requirements/docs.txt
+	$(UV) setup.cfg --upgrade --extra dev --output-file requirements/dev.txt
+	$(UV) requirements/litert.in --upgrade --no-deps --output-file requirements/litert.txt
+	$(UV) setup.cfg --constraint requirements/dev.txt --extra build --extra serve --extra export --output-file requirements/cpu.txt
+	$(UV) setup.cfg --constraint requirements/dev.txt --extra build --extra serve --extra export --extra tpu --output-file requirements/tpu.txt
+	$(UV) setup.cfg --constraint requirements/dev.txt --extra build --extra serve --extra export --extra cuda --output-file requirements/cuda.txt
+	$(UV) setup.cfg --constraint requirements/dev.txt --extra build --extra docs --output-file requirements/docs.txt
 
 clean:
 	rm -rf .venv

@@ -109,7 +109,7 @@ def _converter() -> tuple[Any, ModuleType, ModuleType, ModuleType]:
         from litert_converter.mlir.dialects import stablehlo
     except ImportError as error:
         raise InputError(
-            "--to litert needs the packages of the extra [litert]: pip install litert-converter "
-            f"ai-edge-litert ({error})"
+            "--to litert needs two packages: pip install --no-deps litert-converter ai-edge-litert "
+            f"({error})"
         ) from error
     return converter_api_ext, ir, stablehlo, passmanager

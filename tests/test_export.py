@@ -128,7 +128,7 @@ def test_without_the_converter_its_packages_are_named(folder, capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "litert_converter", None)
     argv = ["convert", str(folder / "model"), str(tmp_path / "x"), "--to", "litert"]
     assert cli.main(argv) == 2
-    assert "pip install litert-converter ai-edge-litert" in capsys.readouterr().err
+    assert "pip install --no-deps litert-converter ai-edge-litert" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
