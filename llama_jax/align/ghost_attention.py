@@ -1,13 +1,17 @@
 """Ghost attention: an instruction of the first turn that holds for all (Llama 2, section 3.3).
 
 The model answers a conversation in which every user's turn carries the instruction. It is trained
-on its last answer alone, in the same conversation with the instruction in the first turn only; and
-so with the first half of the conversation, the first quarter, and on.
+on those answers in the same conversation with the instruction in the first turn only.
+
+The paper trains the last answer of a conversation. Each conversation here stands for all its
+beginnings: an answer sees only what comes before it, so one row trains as many last answers as it
+has later turns.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,12 +48,10 @@ def stage(config: GattConfig) -> Stage:
 
 
 def synthesise(config: GattConfig) -> list[Dialogue]:
-    """Conversations with the model's own answers, and their beginnings; the last answer of each is
-    trained.
+    """Conversations with the model's own answers, of which those after the first are trained.
 
-    Left out are those whose last answer was cut off, or does not keep the instruction where that
-    can be checked, and those that were too long for a second turn. Raises InputError if none is
-    left.
+    Not trained are answers that were cut off, or do not keep the instruction where that can be
+    checked; left out are conversations without any other. Raises InputError if none is left.
     """
     ghosts = ghost_conversations(config.data, config.dialogues, config.turns)
     turns = np.random.default_rng(config.seed).integers(2, config.turns + 1, len(ghosts)).tolist()
@@ -60,38 +62,22 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
         wave_rows=config.wave_rows,
         prompt_len=config.seq_len - config.max_new_tokens,
     )
-    answers = converse(answerer, ghosts, turns, seed=config.seed, every=True)
-    whole = [
-        [(ghost, said[:end]) for end in halvings(len(said)) if said[end - 1].ended]
-        for ghost, said in zip(ghosts, answers, strict=True)
-    ]
-    made = [
-        training_row(ghost, said)
-        for ends in whole
-        for ghost, said in ends
-        if ghost.keeps(said[-1].text)
-    ]
-    count = sum(map(bool, whole))
+    conversations = converse(answerer, ghosts, turns, seed=config.seed, every=True)
+    later = [a for answers in conversations for a in answers[1:]]
+    whole = sum(a.ended for a in later)
+    rows = [training_row(*pair) for pair in zip(ghosts, conversations, strict=True)]
+    trained = [sum(trains(m) for m in row.messages) for row in rows]
     logger.info(
-        "%d of %d conversations end, or one of their beginnings does, with a whole answer; %d of "
-        "%d such answers keep the instruction", count, len(ghosts), len(made), sum(map(len, whole)),
+        "%d conversations have %d answers after their first; %d of them are whole, and %d of those "
+        "keep the instruction", len(ghosts), len(later), whole, sum(trained),
     )  # fmt: skip
     require(
-        made,
-        f"of {len(ghosts)} conversations with {config.init_from}, {count} end with a whole "
-        "answer, and none of those keeps its instruction: start from a model that follows "
+        any(trained),
+        f"{len(ghosts)} conversations with {config.init_from} have {whole} whole answers after "
+        "their first, and none keeps its instruction: start from a model that follows "
         "instructions in a single turn, or raise --max-new-tokens",
     )
-    return made
-
-
-def halvings(turns: int) -> list[int]:
-    """Where a conversation is taken to end: after all turns, half of them, and on, down to two."""
-    ends = []
-    while turns > 1:
-        ends.append(turns)
-        turns //= 2
-    return ends
+    return [row for row, count in zip(rows, trained, strict=True) if count]
 
 
 def converse(
@@ -130,11 +116,19 @@ def messages_of(ghost: Ghost, answers: Sequence[Answered], *, every: bool) -> li
 
 
 def training_row(ghost: Ghost, answers: Sequence[Answered]) -> Dialogue:
-    """The instruction in the first turn, and loss on the last answer alone."""
-    messages = messages_of(ghost, answers[:-1], every=False)
-    rows = [{**m, "train": False} if m["role"] == "assistant" else m for m in messages]
-    final = {"role": "assistant", "content": answers[-1].text}
-    return Dialogue(messages=(*rows, final), source="gatt")
+    """The instruction in the first turn, and loss on the later answers that keep it."""
+    said = [
+        {"role": "assistant", "content": a.text}
+        | ({} if turn and a.ended and ghost.keeps(a.text) else {"train": False})
+        for turn, a in enumerate(answers)
+    ]
+    asked = [m for m in messages_of(ghost, answers, every=False) if m["role"] == "user"]
+    return Dialogue(messages=tuple(chain.from_iterable(zip(asked, said, strict=False))), source="gatt")
+
+
+def trains(message: Message) -> bool:
+    """Whether a message is an answer with loss."""
+    return message["role"] == "assistant" and message.get("train", True)
 
 
 def recall(

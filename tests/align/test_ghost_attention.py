@@ -8,7 +8,6 @@ from llama_jax.align import ghost_attention
 from llama_jax.align.answering import Answered, Answerer
 from llama_jax.align.ghost_attention import (
     converse,
-    halvings,
     messages_of,
     recall,
     synthesise,
@@ -74,24 +73,37 @@ def tiny(tmp_path_factory):
     return TinyChat(tmp_path_factory.mktemp("ghosts")).prepare()
 
 
-def test_exactly_the_last_answer_is_trained_with_its_space_and_eos(tiny):
-    row = training_row(GHOST, [said("Yes."), said("No."), said("Be kind.")])
+def test_exactly_the_later_answers_that_keep_the_instruction_are_trained(tiny):
+    answers = [said("boo"), said("boo."), said("No."), said("boo, cut", ended=False), said("A boo.")]
+    row = training_row(GHOST, answers)
     assert contents(row.messages) == [
-        "Say boo. Question 0?", "Yes.", "Question 1?", "No.", "Question 2?", "Be kind."
+        "Say boo. Question 0?", "boo", "Question 1?", "boo.", "Question 2?", "No.",
+        "Question 3?", "boo, cut", "Question 4?", "A boo.",
     ]  # fmt: skip
     ids, trained = encode_dialogue(tiny.tokenizer, row.messages)
+    eos = tiny.tokenizer.eos_id
     answer = [i for i, t in zip(ids, trained, strict=True) if t]
-    assert tiny.tokenizer.decode(answer[:-1]) == "Be kind. "
-    assert answer[-1] == tiny.tokenizer.eos_id
-    assert trained == [False] * (len(ids) - len(answer)) + [True] * len(answer)
-    assert tiny.tokenizer.decode(ids[-len(answer) - 3 : -len(answer)]).endswith("[/INST]")
+    assert answer.count(eos) == 2
+    first, last = answer[: answer.index(eos)], answer[answer.index(eos) + 1 : -1]
+    assert [tiny.tokenizer.decode(x) for x in (first, last)] == ["boo. ", "A boo. "]
+    starts = [i for i, t in enumerate(trained) if t and not trained[i - 1]]
+    assert len(starts) == 2
+    assert all(tiny.tokenizer.decode(ids[i - 3 : i]).endswith("[/INST]") for i in starts)
 
 
-def test_a_conversation_and_its_halves_down_to_two_turns_are_trained():
-    assert halvings(20) == [20, 10, 5, 2]
-    assert halvings(3) == [3]
-    assert halvings(2) == [2]
-    assert halvings(1) == halvings(0) == []
+def test_a_row_has_the_loss_of_all_its_beginnings(tiny):
+    """The last answer of each beginning, trained alone, reads the same ids before it."""
+    answers = [said("boo"), said("boo."), said("boo boo"), said("A boo.")]
+    ids, trained = encode_dialogue(tiny.tokenizer, training_row(GHOST, answers).messages)
+    alone = [False] * len(ids)
+    for end in range(2, len(answers) + 1):
+        *before, last = training_row(GHOST, answers[:end]).messages
+        quiet = [{**m, "train": False} if m["role"] == "assistant" else m for m in before]
+        beginning, one = encode_dialogue(tiny.tokenizer, (*quiet, last))
+        assert beginning == ids[: len(beginning)]
+        assert sum(one)
+        alone = [a or o for a, o in zip(alone, one + alone[len(one) :], strict=True)]
+    assert alone == trained
 
 
 def test_recall_counts_the_answers_that_keep_the_instruction():
@@ -160,7 +172,7 @@ def test_conversations_that_keep_the_instruction_are_trained_on(experiment):
     ],
 )
 def test_what_teaches_nothing_is_left_out_and_nothing_left_is_an_error(experiment, reply):
-    with pytest.raises(InputError, match=r"of 3 conversations with .*sft, [03] end with a whole"):
+    with pytest.raises(InputError, match=r"3 conversations with .*sft have \d whole"):
         experiment(reply)
 
 
