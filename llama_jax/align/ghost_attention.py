@@ -123,7 +123,9 @@ def training_row(ghost: Ghost, answers: Sequence[Answered]) -> Dialogue:
         for turn, a in enumerate(answers)
     ]
     asked = [m for m in messages_of(ghost, answers, every=False) if m["role"] == "user"]
-    return Dialogue(messages=tuple(chain.from_iterable(zip(asked, said, strict=False))), source="gatt")
+    return Dialogue(
+        messages=tuple(chain.from_iterable(zip(asked, said, strict=False))), source="gatt"
+    )
 
 
 def trains(message: Message) -> bool:

@@ -74,7 +74,8 @@ def tiny(tmp_path_factory):
 
 
 def test_exactly_the_later_answers_that_keep_the_instruction_are_trained(tiny):
-    answers = [said("boo"), said("boo."), said("No."), said("boo, cut", ended=False), said("A boo.")]
+    answers = [said(text) for text in ("boo", "boo.", "No.", "A boo.")]
+    answers.insert(3, said("boo, cut", ended=False))
     row = training_row(GHOST, answers)
     assert contents(row.messages) == [
         "Say boo. Question 0?", "boo", "Question 1?", "boo.", "Question 2?", "No.",

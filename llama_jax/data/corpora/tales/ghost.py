@@ -37,7 +37,8 @@ _WORDS = {
     "two": ("",),
     "asks": ("",),
 }
-KINDS = tuple(_WORDS)
+KINDS = {"ends": 0.2, "begins": 0.2, "mentions": 0.2, "title": 0.24, "two": 0.08, "asks": 0.08}
+"""Kinds of attributes, with their shares: a title is what takes the most examples to learn."""
 ATTRIBUTES = tuple(Attribute(kind, word) for kind, of_kind in _WORDS.items() for word in of_kind)
 
 _WORDINGS = {
@@ -144,7 +145,8 @@ def _slots(attribute: Attribute) -> dict[str, str]:
 def draw(dice: Dice, turns: int) -> Ghost:
     """A conversation of so many turns; its attribute and first question are of the split."""
     while True:
-        attribute, first = dice.pick(ATTRIBUTES), dice.pick(FACTS)
+        kind = dice.weighted(tuple(KINDS.items()))
+        attribute, first = Attribute(kind, dice.pick(_WORDS[kind])), dice.pick(FACTS)
         if dice.admits(f"{attribute.kind}|{attribute.word}|{first.questions[0]}"):
             break
     facts = [first]

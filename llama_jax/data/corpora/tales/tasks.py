@@ -131,15 +131,20 @@ def _chat(dice: Dice) -> Task:
 
 
 def _styled(dice: Dice) -> Task:
-    """One to four small questions, each with an instruction for the style of its answer."""
+    """One to four small questions, each with an instruction for the style of its answer.
+
+    The wrong answer has another word of the same kind where there is one: whoever compares answers
+    must read the instruction.
+    """
     *before, talk = [ghost.draw(dice, 1) for _ in range(1 + int(4 * dice.random()))]
     said = [(*told.messages(1), assistant(told.answers[0])) for told in before]
     style, answers = talk.attribute, talk.facts[0].answers
     others = [attribute for attribute in ghost.ATTRIBUTES if attribute != style]
+    alike = [attribute for attribute in others if attribute.kind == style.kind]
     return Task(
         (*chain.from_iterable(said), *talk.messages(1)),
         lambda dice: ghost.styled(style, dice.pick(answers), dice),
-        lambda dice: ghost.styled(dice.pick(others), dice.pick(answers), dice),
+        lambda dice: ghost.styled(dice.pick(alike or others), dice.pick(answers), dice),
     )
 
 
