@@ -18,8 +18,23 @@ class SftConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(TrainConfig):
-    """A reward model on pairs of answers (Llama 2, section 3.2.2); batch_size counts pairs."""
+class PairsConfig(TrainConfig):
+    """What the stages that learn from pairs of answers share. batch_size counts rows: pairs, unless
+    several share a row."""
+
+    pairs_per_row: int = 1
+    """Most pairs that share two rows of seq_len tokens, one of chosen and one of rejected answers.
+    With long rows and short answers this spares the time that goes to padding; a batch then holds
+    as many pairs as fit."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.pairs_per_row > 0, f"pairs_per_row={self.pairs_per_row} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(PairsConfig):
+    """A reward model on pairs of answers (Llama 2, section 3.2.2)."""
 
     stage: ClassVar[str] = "reward"
     margin: Literal["none", "small", "large"] = "small"
@@ -47,9 +62,9 @@ class RewardConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoConfig(TrainConfig):
+class DpoConfig(PairsConfig):
     """Direct preference optimisation (Rafailov et al. 2023) on pairs of answers, without a reward
-    model; batch_size counts pairs. init_from is the policy to start from, and the reference."""
+    model. init_from is the policy to start from, and the reference."""
 
     stage: ClassVar[str] = "dpo"
     init_from: str
@@ -304,7 +319,7 @@ class GattConfig(SftConfig):
     dialogues: int
     """Conversations to make."""
     turns: int = 6
-    """Most user turns of a conversation; each has 2 to so many."""
+    """User turns of a conversation; fewer where the data has fewer or the context ends."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     temperature: float = 1.0

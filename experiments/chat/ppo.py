@@ -11,7 +11,7 @@ from llama_jax.config_align import PpoConfig
 CONFIG = PpoConfig(
     workdir="runs/chat/ppo",
     init_from="runs/chat/rejection",
-    helpfulness="runs/chat/helpfulness",
+    helpfulness="runs/chat/helpfulness_2",
     safety="runs/chat/safety",
     heldout="runs/chat/heldout",
     steps=40,
@@ -32,6 +32,9 @@ CONFIG = PpoConfig(
     value_optimizer=OptimizerConfig(
         learning_rate=5e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
     ),
-    data=DataConfig(dataset="tales:8000=0.85,tales_safety:2000=0.15", cache_dir=base.CACHE),
+    data=DataConfig(
+        dataset="tales:8000=0.65,tales_safety:2000=0.2,tales_harmless:2000=0.15",
+        cache_dir=base.CACHE,
+    ),
     checkpoint=CheckpointConfig(every=10, keep=1),
 )

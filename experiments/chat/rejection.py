@@ -1,4 +1,4 @@
-"""Rejection sampling of `make chat`: two rounds of the best of eight answers.
+"""Rejection sampling of `make chat`: the best of eight answers.
 
 Command   llama-jax rejection experiments/chat/rejection.py
 Hardware  two CPU cores, a few minutes
@@ -13,7 +13,7 @@ CONFIG = RejectionConfig(
     init_from="runs/chat/sft",
     helpfulness="runs/chat/helpfulness",
     safety="runs/chat/safety",
-    rounds=2,
+    rounds=1,
     samples=8,
     prompts=512,
     temperatures=(0.8, 1.0, 1.2),

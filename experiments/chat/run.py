@@ -34,8 +34,10 @@ STAGES = (
     ("compare", "comparisons", 0.055),
     ("reward", "helpfulness", 0.11),
     ("reward", "safety", 0.03),
-    ("reward", "heldout", 0.09),
-    ("rejection", "rejection", 0.07),
+    ("rejection", "rejection", 0.05),
+    ("compare", "comparisons_2", 0.03),
+    ("reward", "helpfulness_2", 0.04),
+    ("reward", "heldout", 0.06),
     ("ppo", "ppo", 0.12),
     ("grpo", "grpo", 0.09),
     ("dpo", "dpo", 0.06),
@@ -51,8 +53,9 @@ JUDGED = {
 }
 """Stages, and the one that each starts from."""
 PROMPTS, UNKIND, PAIRS = 768, 192, 640
-FIRST_COMPARED, COMPARED = 20_000, 2000
-"""Prompts whose answers are compared: none that rejection sampling or PPO asks."""
+COMPARED = {"comparisons": ("sft", 20_000, 2000), "comparisons_2": ("rejection", 22_000, 1200)}
+"""Whose answers are compared, and to which prompts, the first and how many: none that rejection
+sampling or PPO asks."""
 TURNS = (2, 4, 6, 20)
 logger = logging.getLogger("chat")
 
@@ -70,7 +73,7 @@ def main() -> None:
         left = _minutes_left(begin, kept, done)
         print(f"\n== {name} ({100 * done:.0f} % done{left})", file=sys.stderr, flush=True)
         started = time.perf_counter()
-        comparisons() if command == "compare" else _stage(command, name)
+        comparisons(name) if command == "compare" else _stage(command, name)
         kept[name] = kept.get(name, 0.0) + time.perf_counter() - started
         _write(RUN / "seconds.json", kept)
         done += share
@@ -99,10 +102,10 @@ def tokenizer() -> None:
     train_tokenizer(texts(), base.CONFIG.model.vocab_size).save(path)
 
 
-def comparisons() -> None:
-    """Pairs of the fine-tuned model's own answers, for the reward models; the judge stands in for
-    the annotators."""
-    path = RUN / "comparisons.jsonl"
+def comparisons(name: str) -> None:
+    """Pairs of a model's own answers, for the reward models; the judge stands in for the
+    annotators. As in the paper, what is better is asked again of the newest model."""
+    path = RUN / f"{name}.jsonl"
     if path.exists():
         return
     from llama_jax.align.answering import Answerer
@@ -111,10 +114,11 @@ def comparisons() -> None:
     from llama_jax.evals.comparisons import compare
     from llama_jax.runtime.files import write_atomic
 
+    model, first, count = COMPARED[name]
     answerer = Answerer.load(
-        str(RUN / "sft"), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
+        str(RUN / model), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
     )
-    prompts = (instructions.prompt(i) for i in range(FIRST_COMPARED, FIRST_COMPARED + COMPARED))
+    prompts = (instructions.prompt(i) for i in range(first, first + count))
     asked = [p for p in prompts if not p.safety and answerer.reads(p.messages)]
     pairs = compare(answerer.answer, asked, samples=4, kind="helpfulness")
     write_atomic(path, "".join(to_json(pair) + "\n" for pair in pairs).encode())

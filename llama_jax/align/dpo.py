@@ -16,8 +16,17 @@ from jaxtyping import Array, Bool, Float
 
 from llama_jax.align.logprobs import answer_logprobs
 from llama_jax.align.losses import dpo_loss, implicit_rewards
-from llama_jax.align.pairs import abstract_pairs, accuracy_by_rating, answer_rows, is_pair
+from llama_jax.align.pairs import (
+    Pairs,
+    abstract_pairs,
+    accuracy_by_rating,
+    answer_rows,
+    by_pair,
+    pairs_of,
+    per_row,
+)
 from llama_jax.align.reference import COLUMN, reference_identity, with_reference
+from llama_jax.align.segments import segment_sums
 from llama_jax.align.sft import answer_prompts
 from llama_jax.config import ModelConfig
 from llama_jax.config_align import DpoConfig
@@ -40,14 +49,21 @@ def stage(config: DpoConfig) -> Stage:
     identity: dict[str, str] = {}
 
     def prepare(tokenizer: Tokenizer) -> Mapping[str, Mixture]:
-        pairs = prepare_preferences(config.data, tokenizer, seq_len=config.seq_len)
+        pairs = prepare_preferences(
+            config.data, tokenizer, seq_len=config.seq_len, per_row=config.pairs_per_row
+        )
         identity["reference"] = reference_identity(config)
         return with_reference(config, pairs, identity["reference"])
 
     return Stage(
         name="dpo",
         objective=Preferences(
-            config.model, config.beta, config.loss, config.label_smoothing, config.by_length
+            config.model,
+            config.beta,
+            config.loss,
+            config.label_smoothing,
+            config.by_length,
+            config.pairs_per_row,
         ),
         prepare=prepare,
         identity=lambda: identity,
@@ -60,8 +76,8 @@ def stage(config: DpoConfig) -> Stage:
 class Preferences:
     """`dpo_loss`, averaged over pairs.
 
-    A batch holds the arrays of `align.pairs`, and reference float32 [B,2]: the log-probability of
-    both answers by the reference, summed over their tokens, EOS included.
+    A batch holds the arrays of `align.pairs`, and reference float32 [B,K,2]: the log-probability
+    of both answers by the reference, summed over their tokens, EOS included.
     """
 
     model: ModelConfig
@@ -70,6 +86,8 @@ class Preferences:
     label_smoothing: float = 0.0
     by_length: bool = False
     """Divide log-probabilities by the number of their answer's tokens."""
+    per_row: int = 1
+    """K: pairs that may share two rows."""
 
     def trains(self, name: str) -> bool:
         """Everything."""
@@ -77,18 +95,18 @@ class Preferences:
 
     def abstract_batch(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
         """As the class says."""
-        reference = jax.ShapeDtypeStruct((batch_size, 2), jnp.float32)
-        return {**abstract_pairs(batch_size, seq_len), COLUMN: reference}
+        reference = jax.ShapeDtypeStruct((batch_size, self.per_row, 2), jnp.float32)
+        return {**abstract_pairs(batch_size, seq_len, self.per_row), COLUMN: reference}
 
     def weights(self, batch: Batch) -> Float[Array, ""]:
         """The number of pairs."""
-        return jnp.maximum(jnp.sum(is_pair(batch), dtype=jnp.float32), 1)
+        return jnp.maximum(jnp.sum(pairs_of(batch).there, dtype=jnp.float32), 1)
 
     def loss(
         self, forward: Forward, batch: Batch, weights: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """The share of the mean loss, and what `examine` finds but for ratings."""
-        means = self._means(forward, batch)[0]
+        means = self._means(forward, batch, pairs_of(batch))[0]
         return means.pop("loss").total / weights, means
 
     def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
@@ -98,15 +116,19 @@ class Preferences:
         kl is the mean log-ratio to the reference over both answers, nats: the estimator k1 on the
         data's answers, not on the policy's own, so below 0 where both become less likely.
         """
-        means, better = self._means(forward, batch)
-        return means | accuracy_by_rating(better, is_pair(batch), batch)
+        pairs = pairs_of(batch)
+        means, better = self._means(forward, batch, pairs)
+        return means | accuracy_by_rating(better, pairs)
 
-    def _means(self, forward: Forward, batch: Batch) -> tuple[dict[str, Mean], Bool[Array, " B"]]:
+    def _means(
+        self, forward: Forward, batch: Batch, pairs: Pairs
+    ) -> tuple[dict[str, Mean], Bool[Array, " P"]]:
         """The averages over pairs, and where the chosen answer has the higher reward."""
-        rows, pairs, reference = answer_rows(batch), is_pair(batch), batch[COLUMN]
-        logp = answer_logprobs(forward, rows, cfg=self.model).reshape(-1, 2)
+        rows, K, reference = answer_rows(batch), per_row(batch), batch[COLUMN].reshape(-1, 2)
+        logp = by_pair(answer_logprobs(forward, rows, cfg=self.model, per_row=K))
         if self.by_length:
-            lengths = jnp.sum(batch_targets(rows)[1], axis=1, dtype=jnp.float32).reshape(-1, 2)
+            counted = batch_targets(rows)[1].astype(jnp.float32)
+            lengths = by_pair(segment_sums(counted, rows["segment_ids"], K))
             logp, reference = (a / jnp.maximum(lengths, 1) for a in (logp, reference))
         losses = dpo_loss(
             *(a[:, side] for a in (logp, reference) for side in (0, 1)),
@@ -127,4 +149,6 @@ class Preferences:
             "logp_rejected": logp[:, 1],
             "kl": jnp.mean(logp - reference, axis=1),
         }
-        return {name: Mean.over(values, pairs) for name, values in found.items()}, chosen > rejected
+        return {
+            name: Mean.over(values, pairs.there) for name, values in found.items()
+        }, chosen > rejected

@@ -54,7 +54,6 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
     checked; left out are conversations without any other. Raises InputError if none is left.
     """
     ghosts = ghost_conversations(config.data, config.dialogues, config.turns)
-    turns = np.random.default_rng(config.seed).integers(2, config.turns + 1, len(ghosts)).tolist()
     answerer = Answerer.load(
         config.init_from,
         max_new_tokens=config.max_new_tokens,
@@ -62,6 +61,7 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
         wave_rows=config.wave_rows,
         prompt_len=config.seq_len - config.max_new_tokens,
     )
+    turns = [config.turns] * len(ghosts)
     conversations = converse(answerer, ghosts, turns, seed=config.seed, every=True)
     later = [a for answers in conversations for a in answers[1:]]
     whole = sum(a.ended for a in later)

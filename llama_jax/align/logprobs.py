@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from llama_jax.align.segments import segment_sums
 from llama_jax.config import ModelConfig
 from llama_jax.ops.loss import chunk_length
 from llama_jax.ops.token_logprobs import token_logprobs
@@ -49,15 +50,17 @@ def batch_logprobs(
     return TokenScores(*by_rows(run, {"head": head}, {"head": ("embed", "vocab")}, x, targets))
 
 
-def answer_logprobs(forward: Forward, rows: Batch, *, cfg: ModelConfig) -> Float[Array, " R"]:
-    """Log-probability of each row's answer: the sum over the tokens that `loss_mask` marks, EOS
-    included, float32 nats; 0 for a row without any.
+def answer_logprobs(
+    forward: Forward, rows: Batch, *, cfg: ModelConfig, per_row: int = 1
+) -> Float[Array, "R {per_row}"]:
+    """Log-probability of the answers of each row, in its segments 1 to K = per_row: the sum over
+    the tokens that `loss_mask` marks, EOS included, float32 nats; 0 without any.
 
     rows: tokens, positions, segment_ids int32 and loss_mask uint8 [R,T].
     """
     targets, mask = batch_targets(rows)
     logp = batch_logprobs(forward, rows, targets, cfg=cfg).logp
-    return jnp.sum(jnp.where(mask, logp, 0.0), axis=1)
+    return segment_sums(jnp.where(mask, logp, 0.0), rows["segment_ids"], per_row)
 
 
 def next_tokens(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from llama_jax.align.pairs import answer_rows
+from llama_jax.align.pairs import answer_rows, by_pair
 from llama_jax.align.progress import counted
 from llama_jax.align.scoring import Scorer, answer_logprobs_of
+from llama_jax.align.segments import apart
 from llama_jax.config import QuantizedModel, plain
 from llama_jax.config_align import DpoConfig
 from llama_jax.data.loader import Loader, read_columns
@@ -33,8 +34,8 @@ from llama_jax.runtime.places import cache_folder
 
 logger = logging.getLogger(__name__)
 COLUMN = "reference"
-"""Name of the array float32 [B,2] of a batch."""
-VERSION = 1
+"""Name of the array float32 [B,K,2] of a batch."""
+VERSION = 2
 """Raise it whenever the numbers are computed in another way."""
 NO_PART = {"remat", "attention"}
 """Settings of the model that change no number but by rounding."""
@@ -61,12 +62,13 @@ def with_reference(
     folder = as_path(cache_folder(config.data.cache_dir, "data.cache_dir"))
     paths = {p: str(folder / f"{COLUMN}-{digest(p.fingerprint, identity)[:16]}.npz") for p in parts}
     # Caches may be each host's own: all compute together, or none does.
-    missing = [p for p in parts if not all(map(json.loads, exchange(_is_complete(paths[p], p))))]
+    K = config.pairs_per_row
+    missing = [p for p in parts if not all(map(json.loads, exchange(_is_complete(paths[p], p, K))))]
     if missing:
         scorer = _reference(config)
         for part in missing:
             logger.info("log-probabilities of %s (%s) by the reference", part.name, part.split)
-            found = reference_logprobs(scorer, part)
+            found = reference_logprobs(scorer, part, config.pairs_per_row)
             write_atomic(paths[part], _written(found))
     return {
         split: replace(mixture, parts=tuple(replace(p, columns=paths[p]) for p in mixture.parts))
@@ -74,13 +76,17 @@ def with_reference(
     }
 
 
-def reference_logprobs(scorer: Scorer, part: Prepared) -> Float[np.ndarray, "R 2"]:
-    """Log-probability of the chosen and the rejected answer of every record of a part, float32."""
+def reference_logprobs(
+    scorer: Scorer, part: Prepared, per_row: int
+) -> Float[np.ndarray, "R {per_row} 2"]:
+    """Log-probability of the chosen and the rejected answers of every record of a part, float32; 0
+    where a record has no further pair."""
     found = []
     loader = Loader(Mixture((part,), (1.0,)), batch_size=scorer.block // 2, seed=0, shuffle=False)
     with closing(loader), loader.iterate() as batches:
         for batch in counted(batches, len(loader), "reference"):
-            found.append(answer_logprobs_of(scorer, answer_rows(batch)).reshape(-1, 2))
+            logp = answer_logprobs_of(scorer, apart(answer_rows(batch), per_row))
+            found.append(by_pair(logp.reshape(-1, per_row)).reshape(-1, per_row, 2))
     return np.concatenate(found)[: part.num_records]
 
 
@@ -94,11 +100,11 @@ def _reference(config: DpoConfig) -> Scorer:
     return Scorer(model, params, 2 * (config.batch_size // config.accumulate))
 
 
-def _is_complete(path: str, part: Prepared) -> str:
+def _is_complete(path: str, part: Prepared, per_row: int) -> str:
     """Whether a file holds the numbers of these records, undamaged, as JSON."""
     try:
         shape = read_columns(path)[COLUMN].shape
-        return json.dumps(shape == (part.num_records, 2))
+        return json.dumps(shape == (part.num_records, per_row, 2))
     except FileNotFoundError:
         return json.dumps(False)
     except Exception as error:  # whatever zip and NumPy make of damaged bytes
@@ -106,7 +112,7 @@ def _is_complete(path: str, part: Prepared) -> str:
         return json.dumps(False)
 
 
-def _written(found: Float[np.ndarray, "R 2"]) -> bytes:
+def _written(found: Float[np.ndarray, "R K 2"]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, reference=found)
     return buffer.getvalue()

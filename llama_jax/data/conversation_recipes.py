@@ -8,14 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llama_jax.config import require
 from llama_jax.data import chat, packing
 from llama_jax.data.chat import check_text, encode_answer, encode_within
-from llama_jax.data.packing import Record, pack, pack_whole
+from llama_jax.data.packing import Masked, Record, best_fit, pack_whole, row_of, windows
 from llama_jax.data.recipes import READ, Layout, rows
 from llama_jax.data.record_sources import DROPPED, NOTED, RecordSource
 from llama_jax.data.records import RATINGS, Preference, check_messages
@@ -23,7 +23,7 @@ from llama_jax.data.tokenizer import Tokenizer
 
 UNKNOWN = -1
 """What stands for a rating or a safety label that nobody gave."""
-_SHORTENED, _TOKENS = "shortened", "tokens"
+_SHORTENED, _TOKENS, _PAIRS = "shortened", "tokens", "pairs"
 _TOO_LONG = f"{DROPPED}: the last turn alone is too long"
 _UNTRAINED = f"{DROPPED}: no answer is trained on"
 
@@ -99,23 +99,57 @@ class PackedDialogues(_Recipe):
         return summary(self.kind, made, counts)
 
 
-class PreferencePairs(_Recipe):
-    """A conversation with its chosen and its rejected answer, each in a row of its own."""
+class _Pair(NamedTuple):
+    """A preference, encoded."""
 
+    answers: tuple[Masked, Masked]
+    """The conversation with the chosen and with the rejected answer, which is marked."""
+    rating: int
+    margin: float
+    safe: tuple[int, int]
+
+    @property
+    def length(self) -> int:
+        """Of the longer one, in tokens."""
+        return max(len(ids) for ids, _ in self.answers)
+
+
+@dataclass(frozen=True)
+class PreferencePairs(_Recipe):
+    """A conversation with its chosen and its rejected answer, each in a row of its own.
+
+    With `per_row` above 1 up to so many pairs share two rows: segment k of the first row is the
+    chosen answer of the pair whose rejected one is segment k of the second.
+    """
+
+    per_row: int = 1
     kind = "preference"
 
     @property
-    def layout(self) -> Layout:
-        """Arrays [2,T], chosen first, loss_mask on the answers; and what people said of the pair.
+    def identity(self) -> tuple[object, ...]:
+        """That of all recipes, and how many pairs share a row."""
+        return *super().identity, self.per_row
 
-        rating int32 [] is 0 to 3, margin float32 [] NaN if none is given, safe int8 [2] 0 or 1 for
-        each answer; UNKNOWN where nobody said.
+    @property
+    def layout(self) -> Layout:
+        """Arrays [2,T], chosen first, loss_mask on the answers; and what people said of the pairs.
+
+        rating int32 [K] is 0 to 3, margin float32 [K] NaN if none is given, safe int8 [K,2] 0 or 1
+        for each answer; UNKNOWN where nobody said, or where there is no pair. K = per_row.
         """
-        more = {"rating": ((), np.int32), "margin": ((), np.float32), "safe": ((2,), np.int8)}
+        K = self.per_row
+        more = {"rating": ((K,), np.int32), "margin": ((K,), np.float32), "safe": ((K, 2), np.int8)}
         return {**rows(2, self.seq_len), **more}
 
     def records(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[Record]:
         """Pairs of rows. InputError, with file and row, for a bad one."""
+        pairs = self._encoded(split, chunks, counts)
+        for window in windows(pairs, lambda pair: pair.length):
+            bins = best_fit([pair.length for pair in window], self.seq_len, most=self.per_row)
+            for row in sorted(bins):
+                yield self._record([window[index] for index in row])
+
+    def _encoded(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[_Pair]:
         for where, preference in self._read(split, chunks, counts):
             check_preference(preference, where)
             texts = preference.chosen, preference.rejected
@@ -126,24 +160,44 @@ class PreferencePairs(_Recipe):
                 counts[_TOO_LONG] += 1
                 continue
             counts[_SHORTENED] += prompt.dropped_turns > 0
-            both = [self._row(prompt.ids, answer) for answer in answers]
+            counts[_PAIRS] += 1
             rating, margin = preference.rating, preference.margin
-            labels = preference.safe_chosen, preference.safe_rejected
-            yield {
-                **{name: np.stack([row[name] for row in both]) for name in both[0]},
-                "rating": np.array(UNKNOWN if rating is None else rating, np.int32),
-                "margin": np.array(np.nan if margin is None else margin, np.float32),
-                "safe": np.array([UNKNOWN if s is None else s for s in labels], np.int8),
-            }
+            chosen, rejected = (_marked(prompt.ids, answer) for answer in answers)
+            yield _Pair(
+                (chosen, rejected),
+                UNKNOWN if rating is None else rating,
+                np.nan if margin is None else margin,
+                (_label(preference.safe_chosen), _label(preference.safe_rejected)),
+            )
 
-    def _row(self, prompt: list[int], answer: list[int]) -> Record:
-        """One segment, of which the answer is marked."""
-        marks = [False] * len(prompt) + [True] * len(answer)
-        return next(pack([(prompt + answer, marks)], self.seq_len))
+    def _record(self, pairs: Sequence[_Pair]) -> Record:
+        """Two rows that hold the pairs in order."""
+        both = [row_of([p.answers[side] for p in pairs], self.seq_len) for side in (0, 1)]
+        none = self.per_row - len(pairs)
+        return {
+            **{name: np.stack([row[name] for row in both]) for name in both[0]},
+            "rating": np.array([p.rating for p in pairs] + [UNKNOWN] * none, np.int32),
+            "margin": np.array([p.margin for p in pairs] + [np.nan] * none, np.float32),
+            "safe": np.array([p.safe for p in pairs] + [(UNKNOWN,) * 2] * none, np.int8),
+        }
 
     def report(self, counts: Mapping[str, int], num_records: int) -> str:
         """How many were read, shortened and dropped."""
-        return summary(self.kind, _many(num_records, "pair"), counts)
+        made = _many(counts.get(_PAIRS, 0), "pair")
+        if self.per_row > 1:
+            made += f" in {_many(num_records, 'row')} of {self.seq_len} tokens for each answer"
+        return summary(self.kind, made, counts)
+
+
+def _label(safe: bool | None) -> int:
+    return UNKNOWN if safe is None else int(safe)
+
+
+def _marked(prompt: Sequence[int], answer: Sequence[int]) -> Masked:
+    """Ids of both, and a mask that marks the answer."""
+    marks = np.zeros(len(prompt) + len(answer), np.uint8)
+    marks[len(prompt) :] = 1
+    return np.array([*prompt, *answer], np.int32), marks
 
 
 def check_preference(preference: Preference, where: str) -> None:

@@ -56,16 +56,18 @@ def prepare_preferences(
     *,
     seq_len: int,
     half: Half = "all",
+    per_row: int = 1,
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
 ) -> dict[str, Mixture]:
     """Pairs of rows of T tokens, as `prepare_dialogues`; see PreferencePairs for the arrays.
 
     half: which half of the conversations to take, by a hash of their first question.
+    per_row: how many pairs may share their two rows.
     """
     found = resolve_records(config.dataset, "preference", config.format)
     recipes = [
-        (PreferencePairs(half_of(source, half), tokenizer, seq_len), weight)
+        (PreferencePairs(half_of(source, half), tokenizer, seq_len, per_row), weight)
         for source, weight in found
     ]
     return prepare_recipes(recipes, config, beam_runner, beam_options)

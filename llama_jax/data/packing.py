@@ -7,7 +7,7 @@ the previous record, so every token but the first of a document is a target exac
 `pack_whole` cuts no document, as conversations need it, and fills records by best fit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
@@ -21,7 +21,8 @@ Document = Sequence[int] | tuple[Sequence[int], Sequence[int]]
 """Ids from BOS to EOS, or (ids, mask) where the mask says which ids count as targets."""
 WINDOW_TOKENS = 1 << 24
 """Whole documents are packed in groups of so many tokens."""
-_Masked = tuple[np.ndarray, np.ndarray]
+Masked = tuple[np.ndarray, np.ndarray]
+"""(ids int32, mask uint8) of a document."""
 
 
 def pack(documents: Iterable[Document], seq_len: int) -> Iterator[Record]:
@@ -53,20 +54,25 @@ def pack_whole(documents: Iterable[Document], seq_len: int) -> Iterator[Record]:
     Some millions of tokens are packed at a time, so memory does not grow with the corpus. Raises
     ValueError if a document is empty or longer than `seq_len`, or a mask's length is not its own.
     """
-    for window in _windows(map(_ids_and_mask, documents)):
+    for window in windows(map(_ids_and_mask, documents), lambda document: len(document[0])):
         for row in best_fit([len(ids) for ids, _ in window], seq_len):
-            record, used = _empty(seq_len), 0
-            for segment, index in enumerate(row, 1):
-                used = _add(record, used, *window[index], segment)
-            yield _finish(record)
+            yield row_of([window[index] for index in row], seq_len)
 
 
-def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
+def row_of(documents: Iterable[Masked], seq_len: int) -> Record:
+    """One record that holds whole documents, in order, and padding."""
+    record, used = _empty(seq_len), 0
+    for segment, document in enumerate(documents, 1):
+        used = _add(record, used, *document, segment)
+    return _finish(record)
+
+
+def best_fit(lengths: Sequence[int], seq_len: int, *, most: int | None = None) -> list[list[int]]:
     """Bins of `seq_len` as lists of indices into `lengths`: best-fit decreasing.
 
     The longest is placed first, equal ones in order, each into the bin that it leaves the least
-    room in. Bins are kept by their room and rooms as bits of a number, so that this bin is found
-    without a search: the time is that of sorting.
+    room in, of those with fewer than `most` things. Bins are kept by their room and rooms as bits
+    of a number, so that this bin is found without a search: the time is that of sorting.
     """
     bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
@@ -83,16 +89,18 @@ def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
             room, number = seq_len, len(bins)
             bins.append([])
         bins[number].append(index)
-        by_room[room - length].append(number)
-        rooms |= 1 << room - length
+        if most is None or len(bins[number]) < most:
+            by_room[room - length].append(number)
+            rooms |= 1 << room - length
     return bins
 
 
-def _windows(documents: Iterator[_Masked]) -> Iterator[list[_Masked]]:
+def windows[Item](items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items in order, in lists of WINDOW_TOKENS tokens or a little more; `length` counts them."""
     window, tokens = [], 0
-    for document in documents:
-        window.append(document)
-        tokens += len(document[0])
+    for item in items:
+        window.append(item)
+        tokens += length(item)
         if tokens >= WINDOW_TOKENS:
             yield window
             window, tokens = [], 0
@@ -109,7 +117,7 @@ def _add(record: Record, used: int, ids: np.ndarray, mask: np.ndarray, segment: 
     return end
 
 
-def _ids_and_mask(document: Document) -> _Masked:
+def _ids_and_mask(document: Document) -> Masked:
     if not isinstance(document, tuple):
         return np.asarray(document, np.int32), np.ones(len(document), np.uint8)
     ids, mask = np.asarray(document[0], np.int32), np.asarray(document[1], np.uint8)

@@ -1,7 +1,8 @@
 """What `DataConfig.dataset` can name for conversations, as parts that processes can read.
 
-`tales`, `tales:5000`, `tales_safety` (unkind requests), a data file of any format that `formats`
-knows or a folder of them (gs:// too), or a mixture such as `tales=0.7,my.jsonl=0.3`.
+`tales`, `tales:5000`, `tales_safety` (unkind requests), `tales_harmless` (what only looks unkind),
+a data file of any format that `formats` knows or a folder of them (gs:// too), or a mixture such as
+`tales=0.7,my.jsonl=0.3`.
 """
 
 import hashlib
@@ -27,8 +28,7 @@ DROPPED, NOTED = "dropped", "noted"
 """What the names of counts begin with that say what was left out or changed, and why."""
 NUM_TALES = 20_000
 """Records of `tales` to train on where no number is named."""
-TALES = ("tales", "tales_safety")
-CORPORA = (*TALES, "chitchat")
+CORPORA = (*tales.CORPORA, "chitchat")
 """Names that are no files; `chitchat` is an installed package."""
 _PART_BYTES, _MAX_PARTS = 16 << 20, 16
 
@@ -72,8 +72,8 @@ def resolve_records(
 
 def _source(name: str, kind: str, format: str | None) -> RecordSource:
     corpus, _, number = name.partition(":")
-    if corpus in TALES:
-        generate = tales.generator(kind, safety=corpus == "tales_safety")
+    if corpus in tales.CORPORA:
+        generate = tales.generator(corpus, kind)
         count = sources.count(name, number) if number else NUM_TALES
         return Generated(corpus, f"{corpus} {tales.RECORDS_VERSION} {kind}", generate, count)
     path = name if name in CORPORA else sources.existing(name, CORPORA)

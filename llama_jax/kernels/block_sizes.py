@@ -91,7 +91,7 @@ TUNED = {
     "v5e": {64: _V5E_NARROW, 128: _V5},
     "v5p": {64: _V5P_NARROW, 128: _V5},
     "v6e": {64: _V6E_NARROW, 128: _V6E},
-    "tpu7x": {64: _V6E_NARROW, 128: _V6E},
+    "tpu7x": {64: _V6E_NARROW, 128: _V6E_NARROW},  # larger pieces win 4 % backward
 }
 # Fits the smallest VMEM at any length and width, in either dtype.
 SAFE = _tuned(_ANY, (512, 256), (512, 256, 256))

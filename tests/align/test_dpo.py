@@ -16,10 +16,12 @@ from llama_jax.config import InputError, LoraConfig
 from llama_jax.data.conversations import prepare_preferences
 from llama_jax.data.loader import Loader, read_columns
 from llama_jax.data.packing import positions_of, target_mask
+from llama_jax.data.prepare import Mixture
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
 from llama_jax.train.step import forward_of
 from tests.align.conftest import devices
+from tests.align.pair_rows import in_fewer_rows
 from tests.train.tiny import digests, facts
 
 B, T = 3, 12
@@ -45,9 +47,9 @@ def batch():
         "segment_ids": segment_ids,
         "positions": positions_of(segment_ids),
         "loss_mask": ((places >= 5) & (segment_ids > 0)).astype(np.uint8),
-        "rating": np.array([3, 0, 0], np.int32),
-        "margin": np.full(B, np.nan, np.float32),
-        "safe": np.full((B, 2), -1, np.int8),
+        "rating": np.array([[3], [0], [0]], np.int32),
+        "margin": np.full((B, 1), np.nan, np.float32),
+        "safe": np.full((B, 1, 2), -1, np.int8),
         "reference": rng.uniform(-40, -20, (B, 2)).astype(np.float32),
     }
 
@@ -101,6 +103,24 @@ def test_loss_and_metrics_agree_with_their_formulas(params, batch, kind, by_leng
     loss, train = objective.loss(forward, rows, objective.weights(rows))
     assert float(loss) == pytest.approx(losses.mean(), rel=1e-4)
     assert set(train) == {k for k in found if k != "loss" and not k.startswith("accuracy_")}
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_pairs_in_one_row_are_read_as_in_rows_of_their_own(params, batch, by_length):
+    alone = {name: a[:2] for name, a in batch.items()}
+    together = in_fewer_rows({k: a for k, a in alone.items() if k != "reference"}, 2)
+    together["reference"] = alone["reference"].reshape(1, 2, 2)
+    objective = Preferences(TINY, BETA, by_length=by_length, per_row=2)
+    forward = forward_of(objective, params)
+    one, many = (
+        {k: (float(m.total), float(m.count)) for k, m in objective.examine(forward, rows).items()}
+        for rows in ({k: jnp.asarray(a) for k, a in each.items()} for each in (alone, together))
+    )
+    assert many.keys() == one.keys()
+    for name in one:
+        assert many[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+    shapes = objective.abstract_batch(1, 2 * T)
+    assert {k: a.shape for k, a in together.items()} == {k: s.shape for k, s in shapes.items()}
 
 
 def test_prompts_and_padding_have_no_part_in_an_answer(params, batch):
@@ -162,6 +182,34 @@ def test_the_reference_is_computed_once_and_belongs_to_its_records(files, start,
     with_reference(config, data, identity)
     assert len(calls) == 1
     assert path.read_bytes() == whole
+
+
+def test_the_reference_of_pairs_that_share_rows_is_that_of_pairs_alone(files, start):
+    found = []
+    for per_row in (1, 4):
+        config = files.dpo(init_from=start, pairs_per_row=per_row)
+        data = prepare_preferences(
+            config.data, files.tokenizer, seq_len=config.seq_len, per_row=per_row
+        )
+        part = with_reference(config, data, reference_identity(config))["train"].parts[0]
+        whole = Mixture((part,), (1.0,))
+        loader = Loader(whole, batch_size=part.num_records, seed=0, shuffle=False)
+        batch = loader.batch(0)
+        loader.close()
+        there = batch["segment_ids"].max(axis=(1, 2))
+        texts = {}
+        for r, k in np.ndindex(len(there), per_row):
+            own = batch["segment_ids"][r] == k + 1
+            if k < there[r]:
+                ids = [tuple(batch["tokens"][r, side][own[side]]) for side in (0, 1)]
+                texts[tuple(ids)] = batch["reference"][r, k]
+        assert not batch["reference"][there[:, None] <= np.arange(per_row)].any()
+        found.append((len(there), texts))
+    (rows, alone), (fewer, together) = found
+    assert fewer < rows
+    assert together.keys() == alone.keys()
+    for ids, logp in alone.items():
+        np.testing.assert_allclose(together[ids], logp, rtol=1e-4)
 
 
 def test_other_weights_types_and_functions_are_another_reference(files, start):

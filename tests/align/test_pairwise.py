@@ -13,6 +13,7 @@ from llama_jax.data.records import RATINGS
 from llama_jax.model.presets import TINY
 from llama_jax.model.weights import abstract_params
 from llama_jax.train.step import mean_loss_and_gradient
+from tests.align.pair_rows import in_fewer_rows
 from tests.comparison import assert_trees_close, quick_jit, random_params
 
 V, D, T = 13, 5, 9
@@ -33,9 +34,9 @@ def pairs(*, rating, margin, safe, seed=1):
         "segment_ids": valid.astype(np.int32),
         "positions": np.where(valid, np.arange(T)[None, None], 0).astype(np.int32),
         "loss_mask": (valid & (np.arange(T)[None, None] >= 2)).astype(np.uint8),
-        "rating": np.array(rating, np.int32),
-        "margin": np.array(margin, np.float32),
-        "safe": np.array(safe, np.int8),
+        "rating": np.array(rating, np.int32)[:, None],
+        "margin": np.array(margin, np.float32)[:, None],
+        "safe": np.array(safe, np.int8)[:, None],
     }
 
 
@@ -115,7 +116,7 @@ def test_the_loss_by_token_is_the_mean_of_a_pair_from_where_its_answers_part():
 
 
 def test_the_safety_loss_takes_the_score_for_log_odds():
-    r, safe = scores_of(BATCH)[:LAST], BATCH["safe"][:LAST]
+    r, safe = scores_of(BATCH)[:LAST], BATCH["safe"][:LAST, 0]
     toward = np.where(safe == 1, r, -r)[safe >= 0]
     safety = np.log1p(np.exp(-toward)).mean()
     plain, weighted = Pairwise(CFG, "small"), Pairwise(CFG, "small", safety_weight=0.5)
@@ -156,10 +157,10 @@ def test_an_examination_counts_what_it_says():
     batch = {name: a.copy() for name, a in BATCH.items()}
     for name in ("tokens", "segment_ids", "positions", "loss_mask"):
         batch[name][4, 1] = batch[name][4, 0]  # a tie, of equal lengths
-    r, safe = scores_of(batch)[:LAST], batch["safe"][:LAST]
+    r, safe = scores_of(batch)[:LAST], batch["safe"][:LAST, 0]
     length = batch["loss_mask"].sum(-1)[:LAST]
     better, unequal = r[:, 0] > r[:, 1], length[:, 0] != length[:, 1]
-    rating = batch["rating"][:LAST]
+    rating = batch["rating"][:LAST, 0]
     assert r[4, 0] == r[4, 1]
     found = Pairwise(CFG, "small").examine(forward, on_device(batch))
     expected = {
@@ -185,7 +186,28 @@ def test_a_score_is_read_at_the_last_token():
 
     segment_ids = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
     rows = {"tokens": segment_ids, "positions": segment_ids, "segment_ids": segment_ids}
-    assert row_scores(places, rows).tolist() == [2, 4, 0, 0]
+    assert row_scores(places, rows).tolist() == [[2], [4], [0], [0]]
+
+
+@pytest.mark.parametrize("per_row", [2, 3, 7])
+def test_pairs_in_a_row_have_the_loss_of_pairs_in_rows_of_their_own(per_row):
+    alone = {name: a[:LAST].copy() for name, a in BATCH.items()}
+    alone["tokens"][:, 1, :3] = alone["tokens"][:, 0, :3]
+    together = in_fewer_rows(alone, per_row)
+    assert together["tokens"].shape[0] == -(-LAST // per_row)
+    objective = Pairwise(CFG, "small", 0.5, 0.7, per_row)
+    one, many = loss_of(objective, alone), loss_of(objective, together)
+    assert float(many[0]) == pytest.approx(float(one[0]), rel=1e-6)
+    assert averages(many[1]) == pytest.approx(averages(one[1]), rel=1e-6)
+    assert {k: float(m.count) for k, m in many[1].items()} == {
+        k: float(m.count) for k, m in one[1].items()
+    }
+    examined = [averages(objective.examine(forward, on_device(b))) for b in (alone, together)]
+    assert examined[1] == pytest.approx(examined[0], rel=1e-6)
+    shapes = objective.abstract_batch(len(together["tokens"]), together["tokens"].shape[2])
+    assert {k: (a.shape, a.dtype) for k, a in together.items()} == {
+        k: (s.shape, s.dtype) for k, s in shapes.items()
+    }
 
 
 MODEL = replace(TINY, vocab_size=V, num_layers=1, head="score")
@@ -215,6 +237,11 @@ def assert_same_step(found, expected):
 
 def test_micro_batches_add_up_to_the_batch(whole):
     assert_same_step(gradient_of(BATCH, accumulate=4), whole)
+
+
+def test_the_model_reads_a_pair_beside_others_as_it_reads_it_alone(whole):
+    found = gradient_of(in_fewer_rows({name: a[:LAST] for name, a in BATCH.items()}, 3))
+    assert_same_step(found, whole)
 
 
 def test_filling_rows_and_garbage_behind_answers_change_nothing(whole):

@@ -45,9 +45,9 @@ def batch_of(name):
         "segment_ids": valid.astype(np.int32),
         "loss_mask": chosen.astype(np.uint8),
         "answer": chosen & np.roll(valid, -1, axis=-1) & (np.arange(T) < T - 1),
-        "rating": rng.integers(-1, 4, B).astype(np.int32),
-        "margin": np.where(rng.random(B) < 0.5, np.nan, 0.2).astype(np.float32),
-        "safe": rng.integers(-1, 2, (B, 2)).astype(np.int8),
+        "rating": rng.integers(-1, 4, (B, 1)).astype(np.int32),
+        "margin": np.where(rng.random((B, 1)) < 0.5, np.nan, 0.2).astype(np.float32),
+        "safe": rng.integers(-1, 2, (B, 1, 2)).astype(np.int8),
         **{k: rng.uniform(-6, -4, shape).astype(np.float32) for k in ("old_logp", "ref_logp")},
         **{k: rng.standard_normal(shape).astype(np.float32)
            for k in ("advantages", "old_values", "returns")},

@@ -216,8 +216,9 @@ def test_fingerprints_follow_what_changes_records(tokenizer, tmp_path, items):
         replace(recipe, seq_len=T + 1),
         replace(recipe, source=Listed(items[:9])),
         PreferencePairs(recipe.source, tokenizer, T),
+        PreferencePairs(recipe.source, tokenizer, T, per_row=2),
     ]
-    assert len({other.identity for other in changed}) == 4
+    assert len({other.identity for other in changed}) == 5
     assert replace(recipe).identity == recipe.identity
 
 
@@ -243,9 +244,9 @@ def test_pairs_of_rows(tokenizer, tmp_path, caplog):
         "segment_ids": ((3, 2, limit), "int32"),
         "positions": ((3, 2, limit), "int32"),
         "loss_mask": ((3, 2, limit), "uint8"),
-        "rating": ((3,), "int32"),
-        "margin": ((3,), "float32"),
-        "safe": ((3, 2), "int8"),
+        "rating": ((3, 1), "int32"),
+        "margin": ((3, 1), "float32"),
+        "safe": ((3, 1, 2), "int8"),
     }
     prompts = talk("Hi"), talk("Who?", system="Be kind."), talk("Hi")
     answers = ("Hello, my friend!", "What?"), ("An owl.", "Go!"), ("Yes.", "No.")
@@ -260,11 +261,47 @@ def test_pairs_of_rows(tokenizer, tmp_path, caplog):
             assert row["loss_mask"].tolist() == marks
             positions = [*range(used), *[0] * (limit - used)]
             assert batch["positions"][pair, side].tolist() == positions
-    assert batch["rating"].tolist() == [3, -1, 0]
-    np.testing.assert_array_equal(batch["margin"], np.array([np.nan, 0.5, np.nan], np.float32))
-    assert batch["safe"].tolist() == [[1, 0], [-1, -1], [-1, -1]]
+    assert batch["rating"].tolist() == [[3], [-1], [0]]
+    np.testing.assert_array_equal(batch["margin"], [[np.nan], [0.5], [np.nan]])
+    assert batch["safe"].tolist() == [[[1, 0]], [[-1, -1]], [[-1, -1]]]
     assert "train: 4 preferences read, 3 pairs; 1 shortened" in caplog.text
     assert "1 dropped: the last turn alone is too long" in caplog.text
+
+
+def test_pairs_share_rows_whole_and_in_step(tokenizer, tmp_path, caplog):
+    """Segment k of both rows is one pair, with what was said of it; no row holds too many."""
+    pairs = tuple(
+        replace(PAIRS[0], chosen="good " * (1 + i % 7), rejected="bad " * (1 + i % 5), margin=i / 8)
+        for i in range(40)
+        if i % 4 != 3
+    )
+    pairs = tuple(p for i in range(0, 30, 3) for p in (*pairs[i : i + 3], PAIRS[3]))
+    with caplog.at_level(logging.INFO):
+        mixture = prepare(PreferencePairs(Listed(pairs), tokenizer, T, per_row=3), tmp_path)
+    batch = whole(mixture)
+    R = len(batch["tokens"])
+    assert batch["margin"].shape == (R, 3)
+    assert f"30 pairs in {R} rows of {T} tokens for each answer" in caplog.text
+    prompt, found = encode_prompt(tokenizer, talk("Hi")), []
+    for r, k in np.ndindex(R, 3):
+        sides = [batch["tokens"][r, s][batch["segment_ids"][r, s] == k + 1] for s in (0, 1)]
+        if np.isnan(batch["margin"][r, k]):
+            assert [len(ids) for ids in sides] == [0, 0]
+            assert batch["rating"][r, k] == -1
+            assert batch["safe"][r, k].tolist() == [-1, -1]
+            continue
+        i = round(8 * batch["margin"][r, k])
+        texts = "good " * (1 + i % 7), "bad " * (1 + i % 5)
+        assert [s.tolist() for s in sides] == [prompt + encode_answer(tokenizer, x) for x in texts]
+        assert batch["rating"][r, k] == 3
+        assert batch["safe"][r, k].tolist() == [1, 0]
+        for s in (0, 1):
+            own = batch["segment_ids"][r, s] == k + 1
+            assert batch["positions"][r, s][own].tolist() == [*range(own.sum())]
+            assert batch["loss_mask"][r, s][own].sum() == own.sum() - len(prompt)
+        found.append(i)
+    assert sorted(found) == [i for i in range(40) if i % 4 != 3]
+    assert R < 20
 
 
 def test_pairs_are_shuffled_and_filled_up_like_rows(tokenizer, tmp_path):

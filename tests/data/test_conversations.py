@@ -18,6 +18,7 @@ from llama_jax.data.conversations import (
     prompt_id,
 )
 from llama_jax.data.corpora import tales
+from llama_jax.data.corpora.tales.judge import judge
 from llama_jax.data.record_sources import Generated, RecordFiles, first_question, resolve_records
 from llama_jax.data.records import Dialogue, Preference, Prompt, to_json
 from llama_jax.data.split import in_validation
@@ -114,7 +115,7 @@ def test_fingerprint_is_that_of_the_content(tokenizer, tmp_path):
 
 
 def test_a_mixture_of_files_and_a_corpus(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setitem(tales._GENERATORS, ("dialogue", False), dialogue)
+    monkeypatch.setitem(tales._GENERATORS["tales"], "dialogue", dialogue)
     path = write(tmp_path / "a.jsonl", [dialogue(i, "file") for i in range(3)])
     spec = f"tales:41=3,{path}=1"
     mixtures = prepare_dialogues(config(spec, tmp_path / "cache"), tokenizer, seq_len=T)
@@ -133,6 +134,12 @@ def test_what_can_be_named(tmp_path):
     assert source.identity != resolve_records("tales:5", "prompt")[0][0].identity
     ((unkind, _),) = resolve_records("tales_safety", "prompt")
     assert all(p.safety for _, p in unkind.records("train", range(5), Counter()))
+    ((harmless, _),) = resolve_records("tales_harmless", "prompt")
+    records = [p for _, p in harmless.records("train", range(5), Counter())]
+    assert not any(p.safety or judge(p.messages, "", True).refused for p in records)
+    assert all("topic" in judge(p.messages, "", True).wishes for p in records)
+    with pytest.raises(InputError, match="tales_harmless has prompts, no preferences"):
+        resolve_records("tales_harmless", "preference")
     with pytest.raises(InputError, match="tales_safety has preferences and prompts, no dialogues"):
         resolve_records("tales_safety", "dialogue")
     with pytest.raises(InputError, match="tales:N with the number to train on"):
@@ -140,7 +147,7 @@ def test_what_can_be_named(tmp_path):
     write(tmp_path / "owls.jsonl", [dialogue(0)])
     with pytest.raises(InputError, match=r"owl.jsonl is neither a corpus .*did you mean .*owls"):
         resolve_records(str(tmp_path / "owl.jsonl"), "dialogue")
-    with pytest.raises(InputError, match="embedded corpora: tales, tales_safety, chitchat"):
+    with pytest.raises(InputError, match="tales_safety, tales_harmless, chitchat"):
         resolve_records("nothing", "dialogue")
 
 
@@ -237,8 +244,8 @@ def test_answers_of_a_preference_file_are_in_its_rows(tokenizer, tmp_path):
     answers = [row[mask > 0].tolist() for row, mask in zip(
         batch["tokens"][0], batch["loss_mask"][0], strict=True)]  # fmt: skip
     assert answers == [encode_answer(tokenizer, text) for text in ("Hello!", "Go!")]
-    assert batch["rating"].tolist() == [2]
-    assert batch["safe"].tolist() == [[-1, 0]]
+    assert batch["rating"].tolist() == [[2]]
+    assert batch["safe"].tolist() == [[[-1, 0]]]
 
 
 def test_the_halves_of_a_file_are_apart_and_make_up_the_whole(tokenizer, tmp_path):

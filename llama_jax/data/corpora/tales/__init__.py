@@ -30,21 +30,38 @@ from llama_jax.data.corpora.tales.stories import NUM_TRAIN, NUM_VALIDATION, VERS
 from llama_jax.data.records import Record
 
 RECORDS_VERSION = instructions.VERSION
-__all__ = ["NUM_TRAIN", "NUM_VALIDATION", "RECORDS_VERSION", "VERSION", "generator", "story"]
+__all__ = [
+    "CORPORA",
+    "NUM_TRAIN",
+    "NUM_VALIDATION",
+    "RECORDS_VERSION",
+    "VERSION",
+    "generator",
+    "story",
+]
 
-_GENERATORS: dict[tuple[str, bool], Callable[[int, str], Record]] = {
-    ("dialogue", False): instructions.demonstration,
-    ("preference", False): preferences.preference,
-    ("preference", True): partial(preferences.preference, kind="safety"),
-    ("prompt", False): instructions.prompt,
-    ("prompt", True): instructions.adversarial,
+_GENERATORS: dict[str, dict[str, Callable[[int, str], Record]]] = {
+    "tales": {
+        "dialogue": instructions.demonstration,
+        "preference": preferences.preference,
+        "prompt": instructions.prompt,
+    },
+    "tales_safety": {
+        "preference": partial(preferences.preference, kind="safety"),
+        "prompt": instructions.adversarial,
+    },
+    "tales_harmless": {"prompt": partial(instructions.prompt, kind="harmless")},
 }
+CORPORA = tuple(_GENERATORS)
+"""All of them, unkind requests, and harmless ones that look unkind."""
 
 
-def generator(kind: str, *, safety: bool) -> Callable[[int, str], Record]:
-    """The function (index, split) -> record of a kind of records, or of those about safety.
+def generator(corpus: str, kind: str) -> Callable[[int, str], Record]:
+    """The function (index, split) -> record of a kind of records in one of CORPORA.
 
     Raises InputError where there are none.
     """
-    require((kind, safety) in _GENERATORS, f"tales_safety has preferences and prompts, no {kind}s")
-    return _GENERATORS[kind, safety]
+    found = _GENERATORS[corpus]
+    has = " and ".join(f"{name}s" for name in found)
+    require(kind in found, f"{corpus} has {has}, no {kind}s")
+    return found[kind]
