@@ -29,19 +29,19 @@ from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 RUN = Path("runs/chat")
 STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
-    ("train", "base", 0.135),
-    ("sft", "sft", 0.115),
-    ("compare", "comparisons", 0.055),
-    ("reward", "helpfulness", 0.11),
+    ("train", "base", 0.14),
+    ("sft", "sft", 0.125),
+    ("compare", "comparisons", 0.05),
+    ("reward", "helpfulness", 0.085),
     ("reward", "safety", 0.03),
-    ("rejection", "rejection", 0.05),
+    ("rejection", "rejection", 0.055),
     ("compare", "comparisons_2", 0.03),
     ("reward", "helpfulness_2", 0.04),
-    ("reward", "heldout", 0.06),
-    ("ppo", "ppo", 0.12),
-    ("grpo", "grpo", 0.09),
-    ("dpo", "dpo", 0.06),
-    ("gatt", "gatt", 0.125),
+    ("reward", "heldout", 0.05),
+    ("ppo", "ppo", 0.14),
+    ("grpo", "grpo", 0.1),
+    ("dpo", "dpo", 0.055),
+    ("gatt", "gatt", 0.1),
 )
 JUDGED = {
     "base": None,
@@ -52,7 +52,7 @@ JUDGED = {
     "dpo": "rejection",
 }
 """Stages, and the one that each starts from."""
-PROMPTS, UNKIND, PAIRS = 768, 192, 640
+PROMPTS, UNKIND, PAIRS = 1024, 256, 640
 COMPARED = {"comparisons": ("sft", 20_000, 2000), "comparisons_2": ("rejection", 22_000, 1200)}
 """Whose answers are compared, and to which prompts, the first and how many: none that rejection
 sampling or PPO asks."""

@@ -22,8 +22,8 @@ from llama_jax.data.records import Message, Preference
 
 MIXES: dict[str, tuple[tuple[str, float], ...]] = {
     "helpfulness": (
-        ("story", 0.38), ("again", 0.12), ("question", 0.13), ("chat", 0.11), ("styled", 0.14),
-        ("harmless", 0.12),
+        ("story", 0.36), ("again", 0.11), ("question", 0.12), ("chat", 0.09), ("styled", 0.14),
+        ("harmless", 0.18),
     ),
     "safety": (("unkind", 0.5), ("harmless", 0.35), ("story", 0.15)),
 }  # fmt: skip
@@ -44,7 +44,7 @@ _ANSWERS = (
     ("right", 0.42), ("wrong", 0.19), ("hasty", 0.19), ("stray", 0.05), ("jumbled", 0.08),
     ("refusal", 0.05), ("unkind", 0.02),
 )  # fmt: skip
-_HARMLESS = (("right", 0.42), ("wrong", 0.22), ("hasty", 0.14), ("stray", 0.05), ("refusal", 0.17))
+_HARMLESS = (("right", 0.44), ("wrong", 0.38), ("hasty", 0.06), ("stray", 0.03), ("refusal", 0.09))
 _UNKIND = (("right", 0.42), ("curt", 0.18), ("wrong", 0.33), ("stray", 0.07))
 
 
