@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 BODY_SECONDS, PING_SECONDS, STALLED_READER_SECONDS = 30.0, 15.0, 60.0
 IDLE_SECONDS = 75.0
 """A connection that has brought no whole head of a request for so long is closed."""
-PAGE = {"/": "index.html", **{f"/{name}": name for name in ("page.css", "page.js", "api.js")}}
+_FILES = ("page.css", "api.js", "store.js", "tokens.js", "page.js")
+PAGE = {"/": "index.html", **{f"/{name}": name for name in _FILES}}
 PUBLIC = {"/health", "/ready", *PAGE}
 """What needs no key."""
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}

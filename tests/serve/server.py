@@ -10,15 +10,18 @@ import time
 from dataclasses import replace
 
 import jax
+import numpy as np
 from aiohttp import web
 
 import llama_jax
+from llama_jax.config import AdaptedModel
 from llama_jax.data.corpora import tales
 from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.infer.engine.engine import Engine
 from llama_jax.infer.engine.scheduler import Layout
 from llama_jax.model.llama import init_params
 from llama_jax.model.presets import TINY
+from llama_jax.model.weights import adapter_weights, layer_weights
 from llama_jax.serve.app import runner
 from llama_jax.serve.job import Served
 from llama_jax.serve.service import Service
@@ -28,10 +31,10 @@ CONTEXT = 64
 KEYS = {"first": "a-key-of-the-first-user", "second": "a-key-of-the-second-user"}
 
 
-def random_model():
+def random_model(context=CONTEXT):
     """Wide logits: a choice must not hang on the last bit."""
     tokenizer = train_tokenizer([tales.story(i) for i in range(50)], 320)
-    config = replace(TINY, vocab_size=320, max_seq_len=CONTEXT)
+    config = replace(TINY, vocab_size=320, max_seq_len=context)
     params = jax.tree.map(lambda p: 3 * p, init_params(jax.random.key(0), config))
     return llama_jax.Model(config, params, tokenizer)
 
@@ -39,13 +42,27 @@ def random_model():
 def served_by(model):
     """The model as requests see it."""
     tokenizer = model.tokenizer
-    return Served("tiny", tokenizer, CONTEXT, tokenizer.vocab_size, (tokenizer.eos_id,), True)
+    context = model.config.max_seq_len
+    return Served("tiny", tokenizer, context, tokenizer.vocab_size, (tokenizer.eos_id,), True)
 
 
-def engine_of(model, adapters=()):
+def random_factors(config, lora, seed):
+    """Those of an adapter that changes what the model says."""
+    rows = adapter_weights(AdaptedModel.of(config, lora), layer_weights(config))
+    rng = np.random.default_rng(seed)
+    shapes = {key: (config.num_layers, *w.shape) for key, w in rows.items()}
+    return {key: rng.normal(size=s).astype(np.float32) / 3 for key, s in shapes.items()}
+
+
+def engine_of(model, adapters=(), *, num_pages=40):
     """An engine for it, warmed up."""
     layout = Layout(
-        rows=3, num_pages=40, page=8, chunks=(8, 16), budget=16, max_len=model.config.max_seq_len
+        rows=3,
+        num_pages=num_pages,
+        page=8,
+        chunks=(8, 16),
+        budget=16,
+        max_len=model.config.max_seq_len,
     )
     engine = Engine(
         model.prepared,
@@ -62,8 +79,15 @@ def engine_of(model, adapters=()):
 class Server:
     """Address and inner parts of a server that runs in a thread."""
 
-    def __init__(self, service, loop, port):
-        self.service, self.loop, self.port = service, loop, port
+    def __init__(self, service, loop, runner, port):
+        self.service, self.loop, self.runner, self.port = service, loop, runner, port
+        self.url = f"http://127.0.0.1:{port}/"
+
+    def cut(self):
+        """Drop all connections, as a server that is killed does."""
+        connections = self.runner.server.connections
+        for connection in connections:
+            self.loop.call_soon_threadsafe(connection.transport.abort)
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -105,14 +129,15 @@ def settled(path):
 
 
 @contextlib.contextmanager
-def running(engine, served, *, send_buffer=None, **settings):
+def running(engine, served, *, port=0, send_buffer=None, **settings):
     """A server with this engine, None for one that loads; its sockets hold so many bytes."""
     service = Service(Settings(name="tiny", **settings), served)
     service.engine = engine
     loop, started, bound = asyncio.new_event_loop(), threading.Event(), socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if send_buffer is not None:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    bound.bind(("127.0.0.1", 0))
+    bound.bind(("127.0.0.1", port))
     runners = []
 
     async def start():
@@ -131,7 +156,7 @@ def running(engine, served, *, send_buffer=None, **settings):
     thread.start()
     assert started.wait(30)
     try:
-        yield Server(service, loop, bound.getsockname()[1])
+        yield Server(service, loop, runners[0], bound.getsockname()[1])
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -153,3 +178,18 @@ def raw_request(server, **body):
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
+
+
+class Gate:
+    """Holds the device up before each token until the test lets it go on."""
+
+    def __init__(self, real):
+        self.real, self.free, self.tokens = real, False, threading.Semaphore(0)
+
+    def draw(self, drawing, steps):
+        while not (self.free or self.tokens.acquire(timeout=0.02)):
+            pass
+        return self.real(drawing, steps if self.free else 1)
+
+    def let(self, tokens):
+        self.tokens.release(tokens)

@@ -2,18 +2,16 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 import llama_jax
 from llama_jax.adapters import open_adapter
 from llama_jax.checkpoint import save_model
-from llama_jax.config import AdaptedModel, LoraConfig
+from llama_jax.config import LoraConfig
 from llama_jax.config_file import model_json
 from llama_jax.convert import peft
-from llama_jax.model.weights import adapter_weights, layer_weights
 from llama_jax.models import open_model
-from tests.serve.server import engine_of, running
+from tests.serve.server import engine_of, random_factors, running
 from tests.serve.test_command import refused
 
 LORA = LoraConfig(rank=4, targets=("q", "v", "down"))
@@ -25,11 +23,8 @@ def folders(model, tmp_path_factory):
     place = tmp_path_factory.mktemp("adapters")
     tokenizer = model.tokenizer.model_bytes
     save_model(place / "tiny", model.params, model_json(model.config), tokenizer, {})
-    rows = adapter_weights(AdaptedModel.of(model.config, LORA), layer_weights(model.config))
     for seed, name in enumerate(("poems", "mail")):
-        rng = np.random.default_rng(seed)
-        shapes = {key: (model.config.num_layers, *w.shape) for key, w in rows.items()}
-        factors = {key: rng.normal(size=s).astype(np.float32) / 3 for key, s in shapes.items()}
+        factors = random_factors(model.config, LORA, seed)
         (place / name).mkdir()
         peft.write(place / name, LORA, factors, model.config, str(place / "tiny"))
     return place

@@ -11,6 +11,7 @@ import pytest
 import llama_jax.serve
 from llama_jax.serve.app import PAGE
 
+SCRIPTS = [name for name in PAGE.values() if name.endswith(".js")]
 FOLDER = Path(llama_jax.serve.__file__).parent / "page"
 
 
@@ -49,9 +50,9 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_inline(tags):
             assert not name.startswith("on"), (tag, name)
             assert name != "style"
             if name in ("src", "href"):
-                assert value in ("page.css", "page.js", "api.js", "data:,", "#box")
+                assert value in ("page.css", *SCRIPTS, "data:,", "#box")
     assert not re.search(r"https?:|//\w", (FOLDER / "page.css").read_text())
-    for name in ("page.js", "api.js"):
+    for name in SCRIPTS:
         script = re.sub(r"(?m)^\s*//.*$| // .*$", "", (FOLDER / name).read_text())
         assert not re.search(
             r"https?:|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script
@@ -69,7 +70,7 @@ def test_every_control_has_a_name_and_every_label_a_control(tags):
     assert ("main", {}) in tags
     assert any(a.get("role") == "log" for _, a in tags)
     assert any(a.get("aria-live") == "polite" for _, a in tags)
-    for name in ("page.js", "api.js"):
+    for name in SCRIPTS:
         used = re.findall(r'\$\("([a-z_-]+)"\)', (FOLDER / name).read_text())
         assert set(used) <= ids
 
@@ -89,17 +90,21 @@ def luminance(colour):
 def test_text_stands_out_from_what_is_behind_it(scheme):
     blocks = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text(), re.DOTALL)
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", blocks[scheme]))
-    pairs = [("front", "back"), ("front", "soft"), ("front", "own"), ("bad", "soft"),
-             ("accent", "back"), ("on-accent", "accent")]  # fmt: skip
-    marks = [("likely", "soft"), ("possible", "soft"), ("unlikely", "soft")]
-    for least, these in ((4.5, pairs), (3.0, marks)):
-        for one, other in these:
-            low, high = sorted((luminance(colours[one]), luminance(colours[other])))
-            assert (high + 0.05) / (low + 0.05) >= least, (one, other)
+    texts = {
+        "back": ("front", "accent", "quiet"),
+        "soft": ("front", "accent", "quiet", "bad"),
+        "own": ("front", "accent"),
+        "accent": ("on-accent",),
+    }
+    marks = {"back": ("line",), "soft": ("possible", "unlikely")}
+    for least, these in ((4.5, texts), (3.0, marks)):
+        for behind, front in ((behind, one) for behind, ones in these.items() for one in ones):
+            low, high = sorted((luminance(colours[behind]), luminance(colours[front])))
+            assert (high + 0.05) / (low + 0.05) >= least, (behind, front)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node here to read it")
-@pytest.mark.parametrize("name", ["page.js", "api.js"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_is_one_that_engines_read(name):
     done = subprocess.run(["node", "--check", FOLDER / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 "use strict";
 // What the page asks of the server, and how its answers come in.
 
+const $ = (id) => document.getElementById(id);
+
 function number(name) {
   const value = $(name).value.trim();
   return value === "" ? undefined : Number(value);
@@ -9,7 +11,7 @@ function number(name) {
 function wanted() {
   const seed = number("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0];
   const body = {
-    model, stream: true, stream_options: { include_usage: true }, seed,
+    model: $("chosen").value, stream: true, stream_options: { include_usage: true }, seed,
     temperature: number("temperature"), top_p: number("top_p"), max_tokens: number("max_tokens"),
   };
   const said = current.messages;
@@ -70,18 +72,29 @@ async function* events(response) {
   }
 }
 
+// The tokens of an event: what each adds to the text, its log-probability, those of others, and
+// how it is called, for parts of a character add nothing until its last byte has come.
 function collect(message, logprobs, decoder) {
   if (!logprobs) return;
   message.tokens ??= [];
+  const add = (bytes, logprob, others, name) => {
+    const text = decoder.decode(Uint8Array.from(bytes), { stream: true });
+    message.tokens.push([text, logprob, others, name]);
+  };
   if (logprobs.content) {
     for (const t of logprobs.content) {
-      const text = decoder.decode(new Uint8Array(t.bytes), { stream: true });
-      message.tokens.push([text, t.logprob, t.top_logprobs.map((o) => [o.token, o.logprob])]);
+      add(t.bytes, t.logprob, t.top_logprobs.map((o) => [o.token, o.logprob]), t.token);
     }
-  } else {
-    logprobs.tokens.forEach((text, n) => {
-      const tops = Object.entries(logprobs.top_logprobs[n]).sort((a, b) => b[1] - a[1]);
-      message.tokens.push([text, logprobs.token_logprobs[n], tops]);
-    });
+    return;
   }
+  logprobs.tokens.forEach((name, n) => {
+    const others = Object.entries(logprobs.top_logprobs[n]).sort((a, b) => b[1] - a[1]);
+    add(spelled(name), logprobs.token_logprobs[n], others, name);
+  });
+}
+
+// The bytes of a token of /v1/completions, which writes parts of characters as bytes:\xe2.
+function spelled(name) {
+  if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(name)) return new TextEncoder().encode(name);
+  return name.slice("bytes:".length).match(/[0-9a-f]{2}/g).map((two) => parseInt(two, 16));
 }

@@ -1,50 +1,14 @@
 "use strict";
-// Conversations live in this browser alone. Whatever comes from people, files or the model becomes
-// text of nodes and never markup.
+// The page. Whatever comes from people, files or the model becomes text of nodes and never markup.
 
-const $ = (id) => document.getElementById(id);
-const STORE = "llama-jax-conversations";
 const SETTINGS = [
-  "mode", "system", "temperature", "second", "top_p", "max_tokens", "seed", "probabilities",
+  "mode", "chosen", "system", "temperature", "top_p", "max_tokens", "seed", "probabilities",
+  "second_model", "second",
 ];
-const MAX_IMPORT = 20e6;
-let model = "";
 let context = 0; // tokens that a conversation can have
-let conversations = [];
-let current = null;
 let running = null; // AbortController of the answer that is being drawn
 
 // ---- Conversations
-
-function fresh() {
-  return { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), settings: {}, messages: [] };
-}
-
-function sound(conversation) {
-  const text = (value) => typeof value === "string";
-  return conversation && text(conversation.id) && Array.isArray(conversation.messages)
-    && typeof conversation.settings === "object" && conversation.settings !== null
-    && conversation.messages.every((m) => m && ["user", "assistant"].includes(m.role)
-      && text(m.content) && (m.other === undefined || (m.other && text(m.other.content))));
-}
-
-function load() {
-  try {
-    conversations = JSON.parse(localStorage.getItem(STORE) || "[]").filter(sound);
-  } catch {
-    conversations = [];
-  }
-  current = conversations[0] || fresh();
-}
-
-function save() {
-  if (!conversations.includes(current) && current.messages.length) conversations.unshift(current);
-  try {
-    localStorage.setItem(STORE, JSON.stringify(conversations));
-  } catch {
-    say("This browser has no more room: export and delete conversations.");
-  }
-}
 
 function title(conversation) {
   const first = conversation.messages[0];
@@ -59,6 +23,9 @@ function open_(conversation) {
     if (name === "probabilities") $(name).checked = Boolean(current.settings[name]);
     else $(name).value = current.settings[name];
   }
+  for (const name of ["mode", "chosen", "second_model"]) {
+    if ($(name).selectedIndex < 0) $(name).selectedIndex = 0; // of a server with other models
+  }
   show();
 }
 
@@ -67,6 +34,14 @@ function keepSettings() {
     current.settings[name] = name === "probabilities" ? $(name).checked : $(name).value;
   }
   save();
+}
+
+function remove(conversation) {
+  conversations = conversations.filter((other) => other !== conversation);
+  if (conversation === current) open_(conversations[0] || fresh());
+  else show();
+  save();
+  $("new").focus();
 }
 
 // ---- What is seen
@@ -89,9 +64,18 @@ function say(text) {
 }
 
 function show() {
-  const list = $("list");
-  list.replaceChildren();
-  for (const conversation of conversations) {
+  hideTip();
+  showList();
+  $("model").textContent = $("chosen").value;
+  $("log").replaceChildren(...current.messages.map(article));
+  if (!current.messages.length) {
+    $("log").append(element("p", "Nothing has been said yet. What is said stays in this browser.", { class: "quiet" }));
+  }
+  end();
+}
+
+function showList() {
+  $("list").replaceChildren(...conversations.map((conversation) => {
     const item = element("li");
     const choose = button(title(conversation), `Open: ${title(conversation)}`, () => {
       open_(conversation);
@@ -100,21 +84,15 @@ function show() {
     });
     choose.dir = "auto";
     if (conversation === current) choose.setAttribute("aria-current", "true");
-    item.append(choose, button("✕", `Delete: ${title(conversation)}`, () => {
-      conversations = conversations.filter((other) => other !== conversation);
-      save();
-      if (conversation === current) open_(conversations[0] || fresh());
-      else show();
-    }));
-    list.append(item);
-  }
-  $("log").replaceChildren(...current.messages.map(article));
-  end();
+    item.append(choose, button("✕", `Delete: ${title(conversation)}`, () => remove(conversation)));
+    return item;
+  }));
 }
 
 function article(message, place) {
   const node = element("article", undefined, { class: message.role });
-  node.append(element("h2", message.role === "user" ? "You" : model || "Model"));
+  const name = message.role === "user" ? "You" : message.model || $("chosen").value || "Model";
+  node.append(element("h2", message.other && message.other.model !== message.model ? "Two models" : name));
   if (message.other) {
     const both = element("div", undefined, { class: "both" });
     both.append(...[message, message.other].map((one) => version(one, message, place)));
@@ -127,7 +105,10 @@ function article(message, place) {
 
 function version(message, whole, place) {
   const node = element("section");
-  if (whole.other) node.append(element("h3", `Temperature ${message.temperature}`));
+  if (whole.other) {
+    const named = whole.other.model === whole.model ? "Temperature" : `${message.model}, temperature`;
+    node.append(element("h3", `${named} ${message.temperature ?? "of the server"}`));
+  }
   const text = element("p", undefined, { dir: "auto" });
   fill(text, message);
   const footer = element("footer");
@@ -135,38 +116,23 @@ function version(message, whole, place) {
   const last = place === current.messages.length - 1;
   if (message.role === "user") {
     footer.append(button("Edit", "Edit this message", () => edit(place)));
-  } else {
-    footer.append(button("Copy", "Copy this answer", () => {
-      navigator.clipboard.writeText(message.content).then(() => say("Copied."), () => say("Not copied."));
-    }));
-    if (whole.other && !running) {
-      footer.append(button("Keep", "Keep this answer and drop the other", () => keep(place, message)));
-    }
-    if (last && message === whole) {
-      footer.append(button("Retry", "Draw another answer", () => retry(place)));
-    }
-    if (message.note) footer.append(element("span", message.note));
-    if (message.failed) {
-      footer.append(element("span", message.failed, { class: "failed", role: "alert" }));
-    }
+    return node;
+  }
+  footer.append(button("Copy", "Copy this answer", () => copy(message.content)));
+  if (whole.other && !running) {
+    footer.append(button("Keep", "Keep this answer and drop the other", () => keep(place, message)));
+  }
+  if (last && message === whole) {
+    const what = whole.other ? "Draw both answers again" : "Draw another answer";
+    footer.append(button("Retry", what, () => retry(place)));
+  }
+  if (message.note) footer.append(element("span", message.note, { class: "quiet" }));
+  if (message.failed) {
+    // What failed earlier would be read aloud again at every change of the page.
+    const role = last ? { role: "alert" } : {};
+    footer.append(element("span", message.failed, { class: "failed", ...role }));
   }
   return node;
-}
-
-function fill(node, message) {
-  if (!message.tokens) {
-    node.textContent = message.content;
-    return;
-  }
-  node.replaceChildren(...message.tokens.map(token));
-}
-
-function token([text, logprob, others]) {
-  const p = Math.exp(logprob);
-  const kind = p > 0.5 ? "likely" : p > 0.1 ? "possible" : "unlikely";
-  const percent = (x) => `${(100 * Math.exp(x)).toFixed(1)} %`;
-  const tops = others.map(([t, l]) => `${JSON.stringify(t)} ${percent(l)}`).join("\n");
-  return element("span", text, { class: `token ${kind}`, title: `${percent(logprob)}\n${tops}` });
 }
 
 function end() {
@@ -176,9 +142,19 @@ function end() {
 function menu(wanted) {
   $("side").classList.toggle("open", wanted);
   $("menu").setAttribute("aria-expanded", String(wanted));
+  $("menu").textContent = wanted ? "Close" : "Menu";
 }
 
 // ---- Answers
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    say("Copied.");
+  } catch {
+    say("The browser does not let this page copy: select the text instead.");
+  }
+}
 
 function edit(place) {
   stop();
@@ -193,13 +169,15 @@ function retry(place) {
   stop();
   current.messages = current.messages.slice(0, place);
   answer();
+  $("log").focus(); // its button is gone
 }
 
 function keep(place, message) {
   const { other, temperature, ...kept } = message;
-  current.messages[place] = kept;
+  current.messages[place] = { ...kept, role: "assistant" };
   save();
   show();
+  $("log").focus();
 }
 
 function stop() {
@@ -209,22 +187,24 @@ function stop() {
 async function answer() {
   const mine = current;
   const [path, body] = wanted();
-  const message = { role: "assistant", content: "" };
+  const message = { role: "assistant", content: "", model: body.model };
   const versions = [message];
   const second = number("second");
-  if (second !== undefined) {
+  const model = $("second_model").value || body.model;
+  if (second !== undefined || model !== body.model) {
     message.temperature = body.temperature;
-    message.other = { role: "assistant", content: "", temperature: second };
+    message.other = { content: "", model, temperature: second ?? body.temperature };
     versions.push(message.other);
   }
   mine.messages.push(message);
   save();
+  const controller = running = new AbortController();
   show();
   const nodes = $("log").lastElementChild.querySelectorAll("p");
-  const controller = running = new AbortController();
   busy(true);
-  await Promise.all(versions.map((version, n) => draw(
-    version, nodes[n], path, { ...body, temperature: version.temperature ?? body.temperature },
+  await Promise.all(versions.map((one, n) => draw(
+    one, nodes[n], path,
+    { ...body, model: one.model, temperature: one.temperature ?? body.temperature },
     controller.signal, () => mine === current, n === 0,
   )));
   if (running === controller) {
@@ -260,6 +240,8 @@ async function draw(message, node, path, body, signal, seen, spoken) {
         if (low) end();
       }
     }
+    const cut = decoder.decode(); // a character that lacks bytes
+    if (cut) message.tokens.at(-1)[0] += cut;
     const seconds = (performance.now() - began) / 1000;
     message.note = `seed ${body.seed}`;
     if (usage) {
@@ -270,10 +252,15 @@ async function draw(message, node, path, body, signal, seen, spoken) {
     if (reason === "length") message.note += ", cut at the limit";
     if (!message.content) message.failed = "The model said nothing.";
   } catch (error) {
-    if (error instanceof TypeError) message.failed = "The connection was lost.";
-    else if (error.name !== "AbortError") message.failed = String(error.message || error);
-    else if (!message.content) message.failed = "Stopped before anything was said.";
-    else message.note = `seed ${body.seed}, stopped`;
+    if (error.name === "AbortError") {
+      if (message.content) message.note = `seed ${body.seed}, stopped`;
+      else message.failed = "Stopped before anything was said.";
+    } else if (!(error instanceof TypeError)) {
+      message.failed = String(error.message || error);
+    } else {
+      message.failed = message.content
+        ? "The connection was lost before the answer ended." : "The server does not answer.";
+    }
   }
   if (unsaid.trim()) $("spoken").textContent = unsaid;
 }
@@ -287,45 +274,25 @@ function speak(text) {
 }
 
 function busy(is) {
-  $("send").hidden = is;
-  $("stop").hidden = !is;
+  const [gone, come] = is ? ["send", "stop"] : ["stop", "send"];
+  const held = document.activeElement === $(gone);
+  $(gone).hidden = true;
+  $(come).hidden = false;
+  if (held) $(come).focus();
   say(is ? "Answering" : "");
 }
 
 function send() {
   const text = $("box").value;
   if (running || !text.trim()) return;
-  const failed = current.messages.at(-1);
-  if (failed && failed.failed) current.messages.splice(-2);
+  const last = current.messages.at(-1);
+  // What brought no answer at all would stand between the others as a question without one.
+  const answered = last && (last.content || (last.other && last.other.content));
+  if (last && last.failed && !answered) current.messages.splice(-2);
   current.messages.push({ role: "user", content: $("mode").value === "text" ? text : text.trim() });
   $("box").value = "";
   keepSettings();
   answer();
-}
-
-// ---- Files
-
-function download() {
-  const blob = new Blob([JSON.stringify(conversations, null, 1)], { type: "application/json" });
-  const link = element("a", undefined, { download: "conversations.json" });
-  link.href = URL.createObjectURL(blob);
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
-
-async function upload(file) {
-  try {
-    if (file.size > MAX_IMPORT) throw new Error("the file is too large");
-    const found = JSON.parse(await file.text());
-    if (!Array.isArray(found) || !found.every(sound)) throw new Error("no conversations");
-    const known = new Set(found.map((c) => c.id));
-    conversations = [...found, ...conversations.filter((c) => !known.has(c.id))];
-    save();
-    open_(conversations[0] || fresh());
-    say(`${found.length} conversations imported.`);
-  } catch (error) {
-    say(`Not imported: ${error.message}`);
-  }
 }
 
 // ---- Begin
@@ -343,6 +310,7 @@ $("box").addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   stop();
+  hideTip();
   menu(false);
 });
 $("stop").addEventListener("click", () => {
@@ -363,6 +331,21 @@ $("file").addEventListener("change", () => {
   $("file").value = "";
 });
 for (const name of SETTINGS) $(name).addEventListener("change", keepSettings);
+$("chosen").addEventListener("change", () => { $("model").textContent = $("chosen").value; });
+window.addEventListener("pagehide", save); // with as much of an answer as has come
+window.addEventListener("storage", (event) => {
+  if (event.key === STORE) takeOver();
+});
+
+function offer(cards) {
+  const option = (name) => element("option", name, { value: name });
+  $("chosen").replaceChildren(...cards.map((card) => option(card.id)));
+  $("second_model").append(...cards.map((card) => option(card.id)));
+  for (const name of ["chosen", "second_model"]) $(name).parentElement.hidden = cards.length < 2;
+  // An answer must leave room for what it answers.
+  context = $("max_tokens").max = cards[0].max_model_len;
+  if (number("max_tokens") > context / 2) $("max_tokens").value = Math.floor(context / 2);
+}
 
 async function begin() {
   load();
@@ -376,16 +359,9 @@ async function begin() {
     }
     await new Promise((done) => setTimeout(done, 1000));
   }
-  const response = await ask("v1/models");
-  const [card] = (await response.json()).data;
-  model = card.id;
-  // An answer must leave room for what it answers.
-  const most = $("max_tokens");
-  context = most.max = card.max_model_len;
-  if (number("max_tokens") > context / 2) most.value = Math.floor(context / 2);
-  $("model").textContent = model;
+  offer((await (await ask("v1/models")).json()).data);
   say("");
-  show();
+  open_(current);
 }
 
 begin().catch((error) => say(String(error.message || error)));
