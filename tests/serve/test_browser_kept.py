@@ -137,6 +137,7 @@ BAD = [
     [conversation({**ANSWER, "temperature": "hot"})],
     [conversation({**ANSWER, "tokens": [["a"]]})],
     [conversation({**ANSWER, "tokens": [["a", -1, [["b"]], "a"]]})],
+    [conversation({**ANSWER, "tokens": [["a", -1, []]]})],
 ]
 
 
