@@ -23,6 +23,10 @@ code { background: #8882; padding: 0 .3em; overflow-wrap: anywhere; } a { color:
   overflow-wrap: anywhere; } .given { opacity: .65; }
 .shares { width: 100%; } .shares td { padding: .15rem .3rem; border: 0; white-space: nowrap; }
 .shares td:nth-child(2) { width: 99%; }
+.commands td:first-child { white-space: nowrap; }
+@media (max-width: 50rem) {
+  .commands td { display: block; } .commands td:first-child { white-space: normal; border: 0; }
+}
 .shares i { display: block; height: 1.1rem; background: #3b82f6; }
 """
 
@@ -33,9 +37,9 @@ def document(title: str, parts: Sequence[str]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>{escape(title)}</title><style>{STYLE}</style>",
-        f"<h1>{escape(title)}</h1>",
+        f"<main><h1>{escape(title)}</h1>",
     ]
-    return "\n".join([*head, *parts]) + "\n"
+    return "\n".join([*head, *parts, "</main>"]) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -68,4 +72,4 @@ def commands(lines: Sequence[tuple[str, str]]) -> str:
         f"<tr><td><code>{escape(line)}</code></td><td>{escape(what)}</td></tr>"
         for line, what in lines
     )
-    return f"<div class=wide><table>{''.join(rows)}</table></div>"
+    return f"<div class=wide><table class=commands>{''.join(rows)}</table></div>"

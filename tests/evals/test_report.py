@@ -14,7 +14,7 @@ from llama_jax.evals.calibration import Bin, calibration
 from llama_jax.evals.charts import Bar, _ticks, bars, heat, lines
 from llama_jax.evals.chat_report import page
 from llama_jax.evals.judged import judge_answers
-from llama_jax.evals.page import shares
+from llama_jax.evals.page import commands, document, shares
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,15 @@ def test_squares_are_as_strong_as_their_weights():
 def test_a_share_is_a_bar_of_its_length():
     assert "width:12.5%" in shares([("<b>", 0.125)])
     assert "<b>" not in shares([("<b>", 0.125)])
+
+
+def test_all_of_a_page_is_its_main_part_and_commands_stand_in_a_table_of_their_own():
+    page = document("a < b", [commands([('llama-jax generate run --prompt "<s>"', "a & b")])])
+    main = page.partition("<main>")[2].partition("</main>")
+    assert main[2].strip() == ""
+    assert "<h1>a &lt; b</h1>" in main[0]
+    row = "<td><code>llama-jax generate run --prompt &quot;&lt;s&gt;&quot;</code></td><td>a &amp; b"
+    assert f"<table class=commands><tr>{row}</td></tr></table>" in main[0]
 
 
 def test_the_page_stands_alone_and_escapes_what_models_say():
