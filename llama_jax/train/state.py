@@ -76,11 +76,11 @@ def with_saved(state: TrainState, saved: TrainState, *, weights_only: bool = Fal
     if not weights_only:
         return dataclasses.replace(saved, params=with_updates(state.params, saved.params))
 
-    updates = dict(saved.opt_state)["updates"]
+    made: Any = saved.opt_state
 
     def counted(leaf):  # the counts of a fresh optimizer are 0, and its only integers
         whole = jnp.issubdtype(leaf.dtype, jnp.integer)
-        return leaf + updates if whole else leaf
+        return leaf + made["updates"] if whole else leaf
 
     return dataclasses.replace(
         saved,
