@@ -6,7 +6,7 @@ from typing import Any
 
 STAGES = ("sft", "lora", "reward", "dpo")
 BETA, RATE = 0.1, 1e-4
-RANK, ALPHA = 16, 32
+RANK, ALPHA = 16, 32.0
 ROWS, PAIRS = 16, 8
 VOCAB, CONTEXT = 1024, 256
 PAD = 0

@@ -5,7 +5,8 @@ A is drawn as wide as a weight and B begins at 0, so adapters take a larger lear
 
 Command   llama-jax sft experiments/chat/lora.py    the adapters alone, with any option
           python -m experiments.chat.lora           and how much of sft's helpfulness they reach
-Hardware  two CPU cores, a few minutes; after `make chat`, or its first two stages
+Hardware  two CPU cores; after `make chat`, or its first two stages
+Expected  not measured yet
 """
 
 from dataclasses import replace
@@ -17,7 +18,7 @@ CONFIG = replace(
     sft.CONFIG,
     workdir="runs/chat/lora",
     optimizer=replace(sft.CONFIG.optimizer, learning_rate=1e-2),
-    lora=LoraConfig(rank=16, alpha=32),
+    lora=LoraConfig(rank=16, alpha=32.0),
 )
 
 
