@@ -56,8 +56,8 @@ CONFIG = GrpoConfig(
     batch_size=128,
     group=8,
     minibatch=64,
-    seq_len=112,
-    max_new_tokens=40,
+    seq_len=88,
+    max_new_tokens=32,
     wave_rows=128,
     beta=0.01,
     eval_every=10,
@@ -91,8 +91,9 @@ def result(solution: str) -> int | None:
 
 def problem(index: int, slips: float = 0.0) -> dict[str, Any]:
     """A problem of two steps and its solution, each step of which goes wrong with the probability
-    that one of both does in a share `slips` of the solutions."""
-    dice = random.Random(index)
+    that one of both does in a share `slips` of the solutions. What is asked does not depend on it.
+    """
+    dice, luck = random.Random(index), random.Random(f"slips {index}")
     name, things = dice.choice(NAMES), dice.choice(THINGS)
     have = dice.randint(3, 12)
     said, steps = [f"{name} has {have} {things}."], []
@@ -103,8 +104,8 @@ def problem(index: int, slips: float = 0.0) -> dict[str, Any]:
         said.append(dice.choice(GAINS if gain else LOSSES).format(name, change))
         right += change if gain else -change
         after = have + change if gain else have - change
-        if dice.random() < 1 - (1 - slips) ** 0.5:
-            after += dice.choice((-2, -1, 1, 2))
+        if luck.random() < 1 - (1 - slips) ** 0.5:
+            after += luck.choice((-2, -1, 1, 2))
         steps.append(f"{have} {'+' if gain else '-'} {change} = {after}.")
         have = after
     asked = f"{' '.join(said)} How many {things} does {name} have?"

@@ -172,6 +172,11 @@ class PolicyConfig(RolloutConfig):
         for name in ("heldout_prompts", "patience", "max_kl", "max_drift", "max_ratio_error"):
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must not be negative")
+        require(
+            not self.checkpoint.weights_only,
+            f"checkpoint.weights_only=True does not go with {self.stage}, which resumes with all "
+            "of its state: leave it out",
+        )
         require(0 < self.clip <= 1, f"clip={self.clip} must lie above 0 and at most at 1")
 
     @property

@@ -51,7 +51,8 @@ def from_dict[C](cls: type[C], values: Any, where: str = "config") -> C:
 
 
 def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
-    """What config.json says of a model folder (the model) or a run folder (the experiment too).
+    """What config.json says of a model folder (the model) or a run folder (the model as it is
+    saved, and the experiment).
 
     Raises:
       InputError: there is none, it is no JSON, or its keys or values do not fit.
@@ -66,7 +67,7 @@ def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
         known = isinstance(stage, str) and stage in STAGES
         require(known, f"{file}: stage {shown(stage)} is unknown; known are {sorted(STAGES)}")
         config = from_dict(STAGES[stage], values, str(file))
-        return config.model, config
+        return config.saved_model, config
     version = values.pop("format_version", None)
     require(
         version == FORMAT_VERSION,

@@ -11,21 +11,23 @@ import jax
 import numpy as np
 import pytest
 
+from llama_jax.align.sft import Answers
 from llama_jax.config import InputError, MeshConfig, TrainConfig
 from llama_jax.config_align import PpoConfig
 from llama_jax.experiment import load_experiment, override
 from llama_jax.model.presets import TINY
+from llama_jax.model.weights import parameter_count
 from llama_jax.parallel.arrays import check_batch, shard_batch
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.tpu import topology
 from llama_jax.tpu.chips import GiB
 from llama_jax.tpu.command import EXPERIMENTS
-from llama_jax.tpu.compile_step import lower_step
+from llama_jax.tpu.compile_step import local_bytes, lower_step
 from llama_jax.tpu.plan import as_json, check_divides, plan
 from llama_jax.tpu.ppo_plan import ppo_plan
 from llama_jax.train.next_token import NextToken
 from llama_jax.train.optimizer import make_optimizer
-from llama_jax.train.state import abstract_state, sharded_init, trained_table
+from llama_jax.train.state import abstract_state, saved_part, sharded_init, trained_table
 from llama_jax.train.step import abstract_batch, jit_train_step
 
 ROOT = Path(__file__).parents[1]
@@ -131,13 +133,18 @@ def test_the_options_of_a_stages_command_are_settings(path):
         assert (config.lora.rank, config.model.param_dtype) == (16, "bfloat16")
         return
     assert config.seq_len == config.model.max_seq_len == 4096
-    assert config.batch_size == {"sft": 64, "reward": 512, "ppo": 512}[stage_of(path)]
+    rows = 8 if "eight rows" in path.read_text() else 64
+    assert config.batch_size == {"sft": rows, "reward": 512, "ppo": 512}[stage_of(path)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["llama2_7b", "llama2_70b_v5p", "llama2_7b_reward", "llama2_7b_lora_v5e8"]
-)
+    "name",
+    [
+        "llama2_7b", "llama2_70b_v5p", "llama2_7b_reward", "llama2_7b_lora_v5e8",
+        "llama2_7b_sft_v5e8",
+    ],
+)  # fmt: skip
 def test_a_file_predicts_what_the_planner_does(name):
     pytest.importorskip("libtpu")
     path = ROOT / "experiments" / "tpu" / f"{name}.py"
@@ -146,6 +153,24 @@ def test_a_file_predicts_what_the_planner_does(name):
     used, limit = planned["hbm_bytes_per_chip"]["total"], planned["hbm_limit_bytes"]
     assert f"{used / GiB:.1f} of {limit / GiB:.1f}" == memory
     assert f"{planned['predicted_step_seconds']:.2f}" == seconds
+
+
+def test_full_fine_tuning_of_a_7b_on_eight_chips_keeps_12_bytes_of_a_parameter_and_saves_2():
+    """Parameters and both moments in float32, an eighth to each chip but for the norms, which each
+    has whole; weights alone on the disk."""
+    config = load(ROOT / "experiments" / "tpu" / "llama2_7b_sft_v5e8.py")
+    objective, mesh = Answers(config.model), make_mesh(config.mesh)
+    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
+    state = abstract_state(objective, tx, mesh)
+    count, norms = parameter_count(config.model), (2 * 32 + 1) * 4096
+    assert count == 6_738_415_616
+    numbers = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == np.float32]
+    assert local_bytes(numbers) == 12 * ((count - norms) // 8 + norms)
+    saved = saved_part(state, objective, weights_only=config.checkpoint.weights_only)
+    assert (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved.params)) == 2 * count
+    )
+    assert len(jax.tree.leaves(saved)) == len(jax.tree.leaves(state.params)) + 3, "three counters"
 
 
 @pytest.mark.slow

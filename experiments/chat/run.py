@@ -149,21 +149,14 @@ def write_report(seconds: float) -> dict[str, Any]:
     started = time.perf_counter()
     from etils import epath
 
-    from llama_jax.align.answering import Answerer
-    from llama_jax.data.corpora.tales import instructions
     from llama_jax.evals.chat_report import page
-    from llama_jax.evals.judged import judge_answers
     from llama_jax.evals.statistics import paired_p_value
     from llama_jax.train.metrics import read_metrics
 
-    prompts = [instructions.prompt(i, "validation") for i in range(PROMPTS - UNKIND)]
-    prompts += [instructions.adversarial(i, "validation") for i in range(UNKIND)]
+    prompts = judged_prompts()
     stages, judged = [], {}
     for name, origin in JUDGED.items():
-        answerer = Answerer.load(
-            str(RUN / name), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
-        )
-        judged[name] = judge_answers(answerer.answer, prompts)
+        judged[name] = judge_stage(name, prompts)
         row = judged[name].summary(name)
         if origin is not None:
             before = judged[origin].helpfulness
@@ -207,6 +200,25 @@ def write_report(seconds: float) -> dict[str, Any]:
     text = page(report, figures, ["llama-jax chat runs/chat/gatt"])
     (RUN / "report.html").write_text(text, encoding="utf-8")
     return report
+
+
+def judged_prompts() -> list[Any]:
+    """Held-out prompts, unkind ones at the end."""
+    from llama_jax.data.corpora.tales import instructions
+
+    prompts = [instructions.prompt(i, "validation") for i in range(PROMPTS - UNKIND)]
+    return prompts + [instructions.adversarial(i, "validation") for i in range(UNKIND)]
+
+
+def judge_stage(name: str, prompts: Sequence[Any]) -> Any:
+    """What the judge finds of a stage's answers to them."""
+    from llama_jax.align.answering import Answerer
+    from llama_jax.evals.judged import judge_answers
+
+    answerer = Answerer.load(
+        str(RUN / name), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
+    )
+    return judge_answers(answerer.answer, prompts)
 
 
 def from_first_to_last(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

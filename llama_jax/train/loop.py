@@ -3,7 +3,8 @@
     hosts - source - mesh - folder - data - state - compile - steps
 
 The same call resumes: everything follows from the experiment and the newest checkpoint that
-verifies, so a killed and resumed run produces byte-identical checkpoints.
+verifies, so a killed and resumed run produces byte-identical checkpoints, unless these hold the
+weights alone.
 """
 
 import contextlib
@@ -171,14 +172,21 @@ def run[C: TrainConfig](
             Checkpointer(workdir / "checkpoints", keep=keep, keep_every=keep_every)
         )
         with clock("restore"):
-            saved = saved_part(abstract, objective)
+            weights_only = config.checkpoint.weights_only
+            saved = saved_part(abstract, objective, weights_only=weights_only)
             state, start = restore(checkpoints, saved, identity, workdir)
-            if state is None or config.lora.rank:
+            if state is None or weights_only or config.lora.rank:
                 begun, state = state, sharded_init(config.seed, objective, tx, abstract)
                 if source is not None:
                     params = source_params(source, state.params, objective.model)
                     state = dataclasses.replace(state, params=params)
-                state = state if begun is None else with_saved(state, begun)
+                if begun is not None:
+                    state = with_saved(state, begun, weights_only=weights_only)
+                    if weights_only and start < config.steps:
+                        logger.warning(
+                            "checkpoint.weights_only: the optimizer's moments start anew at step "
+                            "%d", start
+                        )  # fmt: skip
 
         # ---- Compile
         with clock("compile"), fail_together(), waiting("compiling the step"):
@@ -209,7 +217,9 @@ def run[C: TrainConfig](
                 # The lines of metrics up to a checkpoint are durable before it is.
                 report.sync()
                 with report.aside("checkpoint"):
-                    checkpoints.save(done, saved_part(state, objective), identity | pointer)
+                    saved = saved_part(state, objective, weights_only=weights_only)
+                    checkpoints.save(done, saved, identity | pointer)
+                    del saved  # a copy, where it is smaller than the state
             if stop:
                 break
         with report.aside("checkpoint"):

@@ -1,6 +1,7 @@
 """AdamW as the paper trains: warm-up, cosine, clipping, norms not decayed (Llama 2, 2.2)."""
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -44,8 +45,8 @@ def make_optimizer(
     )
 
 
-def applied_updates(opt_state: optax.OptState) -> jax.Array:
-    """Updates that an optimizer state of `make_optimizer` has seen: int32 scalar."""
+def applied_updates(opt_state: Any) -> Any:
+    """Updates that a state of `make_optimizer` has seen, or that of its shapes: int32 scalar."""
     return optax.tree.get(opt_state, "count", filtering=_is_adam)
 
 

@@ -30,7 +30,8 @@ MAY_CHANGE = {
     "workdir", "steps", "log_every", "eval_every", "eval_batches", "eval_tasks", "eval_questions",
     "eval_data", "sample_prompts",
     "profile_steps", "max_skipped", "init_from", "init_from_config",
-    "watchdog_seconds", "compilation_cache", "mesh", "accumulate", "checkpoint",
+    "watchdog_seconds", "compilation_cache", "mesh", "accumulate",
+    "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",
     "rounds", "wave_rows", "patience", "max_kl", "max_drift", "max_ratio_error", "value_patience",
 }  # fmt: skip

@@ -15,6 +15,7 @@ from llama_jax.model.weights import Weight, chosen, map_weights, model_weights, 
 from llama_jax.parallel.arrays import abstract_with, replicated
 from llama_jax.parallel.rules import named_sharding
 from llama_jax.train.objective import Objective
+from llama_jax.train.optimizer import applied_updates
 
 
 @flax.struct.dataclass
@@ -48,16 +49,44 @@ def with_updates(params: dict, updated: dict) -> dict:
     return new
 
 
-def saved_part(state: TrainState, objective: Objective) -> TrainState:
-    """What a checkpoint holds: all of the state, or without the base that adapters stand on."""
-    if objective.model.lora is None:
+def saved_part(
+    state: TrainState, objective: Objective, *, weights_only: bool = False
+) -> TrainState:
+    """What a checkpoint holds: all of the state, or without the base that adapters stand on, or
+    the parameters in bfloat16 and, in place of the optimizer's state, the updates that it made."""
+    if objective.model.lora is not None:
+        return dataclasses.replace(state, params=select(state.params, objective))
+    if not weights_only:
         return state
-    return dataclasses.replace(state, params=select(state.params, objective))
+
+    def smaller(p):
+        abstract = isinstance(p, jax.ShapeDtypeStruct)
+        return p.update(dtype=jnp.bfloat16) if abstract else p.astype(jnp.bfloat16)
+
+    return dataclasses.replace(
+        state,
+        params=jax.tree.map(smaller, state.params),
+        opt_state={"updates": applied_updates(state.opt_state)},
+    )
 
 
-def with_saved(state: TrainState, saved: TrainState) -> TrainState:
-    """A whole state from what a checkpoint held; `state` has the base."""
-    return dataclasses.replace(saved, params=with_updates(state.params, saved.params))
+def with_saved(state: TrainState, saved: TrainState, *, weights_only: bool = False) -> TrainState:
+    """A whole state from what a checkpoint held; `state`, a fresh one, has the base, or the moments
+    and the types of the parameters."""
+    if not weights_only:
+        return dataclasses.replace(saved, params=with_updates(state.params, saved.params))
+
+    made: Any = saved.opt_state
+
+    def counted(leaf):  # the counts of a fresh optimizer are 0, and its only integers
+        whole = jnp.issubdtype(leaf.dtype, jnp.integer)
+        return leaf + made["updates"] if whole else leaf
+
+    return dataclasses.replace(
+        saved,
+        params=jax.tree.map(lambda p, like: p.astype(like.dtype), saved.params, state.params),
+        opt_state=jax.tree.map(counted, state.opt_state),
+    )
 
 
 def trained_table(objective: Objective) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Their side of compare_trl.py: TRL's collators, losses and training step, adapters of peft."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch  # pyrefly: ignore[missing-import]
+from beside_trl import case  # pyrefly: ignore[missing-import]
+from datasets import Dataset  # pyrefly: ignore[missing-import]
+from transformers import (  # pyrefly: ignore[missing-import]
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+)
+from trl import (  # pyrefly: ignore[missing-import]
+    DPOConfig,
+    DPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+
+
+class AsTheyAre(DPOTrainer):
+    """The rows are token ids already."""
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+
+def steps(folder: Path, stage: str) -> Iterator[float]:
+    """The loss of the first step, then seconds of one step after another."""
+    trainer = prepared(folder, stage)
+    loader = trainer.get_train_dataloader()
+    trainer.create_optimizer()
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+
+    def step() -> float:
+        (batch,) = loader
+        loss = trainer.training_step(trainer.model, batch)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        return float(loss)
+
+    yield step()
+    while True:
+        begin = time.perf_counter()
+        step()
+        yield time.perf_counter() - begin
+
+
+def prepared(folder: Path, stage: str) -> Any:
+    """The trainer of a stage."""
+    rows = json.loads((folder / "rows.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy.hf")
+    tokenizer.pad_token_id = case.PAD
+    plain = {
+        "output_dir": str(folder / f"trl-{stage}"), "learning_rate": case.RATE,
+        "max_grad_norm": 1.0, "lr_scheduler_type": "constant", "weight_decay": 0.0,
+        "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+        "max_length": case.CONTEXT, "dataloader_pin_memory": False, "optim": "adamw_torch_fused",
+    }  # fmt: skip
+
+    def model(name: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder / f"{name}.hf", dtype=torch.float32)
+
+    if stage in ("sft", "lora"):
+        policy = model("policy")
+        if stage == "lora":
+            from peft import PeftModel  # pyrefly: ignore[missing-import]
+
+            policy = PeftModel.from_pretrained(policy, folder / "adapters", is_trainable=True)
+        config = SFTConfig(per_device_train_batch_size=case.ROWS, **plain)
+        return SFTTrainer(
+            policy, config, train_dataset=Dataset.from_list(rows["sft"]), processing_class=tokenizer
+        )
+    if stage == "reward":
+        whole = [
+            {side: p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids")}
+            | {"margin": p["margin"]}
+            for p in rows["pairs"]
+        ]
+        scorer = LlamaForSequenceClassification.from_pretrained(
+            folder / "policy.hf", num_labels=1, dtype=torch.float32, pad_token_id=case.PAD
+        )
+        with torch.no_grad():
+            scorer.score.weight.copy_(torch.from_numpy(np.load(folder / "score.npy"))[None])
+        config = RewardConfig(per_device_train_batch_size=case.PAIRS, disable_dropout=True, **plain)
+        return RewardTrainer(
+            scorer, config, train_dataset=Dataset.from_list(whole), processing_class=tokenizer
+        )
+    config = DPOConfig(
+        per_device_train_batch_size=case.PAIRS, beta=case.BETA, precompute_ref_log_probs=True,
+        **plain,
+    )  # fmt: skip
+    pairs = [{k: v for k, v in p.items() if k != "margin"} for p in rows["pairs"]]
+    return AsTheyAre(
+        model("policy"), model("reference"), config, train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+    )  # fmt: skip
