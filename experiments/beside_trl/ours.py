@@ -73,9 +73,9 @@ def prepared(
         return Answers(adapted), on_base(params, own, adapted), flat
     batch: dict[str, Any] = {k: a.reshape(case.PAIRS, 2, -1) for k, a in flat.items()}
     batch |= {
-        "rating": np.full(case.PAIRS, -1, np.int32),
-        "margin": np.array([p["margin"] for p in rows["pairs"]], np.float32),
-        "safe": np.full((case.PAIRS, 2), -1, np.int8),
+        "rating": np.full((case.PAIRS, 1), -1, np.int32),
+        "margin": np.array([[p["margin"]] for p in rows["pairs"]], np.float32),
+        "safe": np.full((case.PAIRS, 1, 2), -1, np.int8),
     }
     if stage == "reward":
         objective = Pairwise(case.model_config("score"), "none")
@@ -89,7 +89,7 @@ def prepared(
     preferences = Preferences(case.model_config(), case.BETA)
     forward = forward_of(preferences, load(str(folder / "reference")).params)
     logp = answer_logprobs(forward, jax.tree.map(jnp.asarray, flat), cfg=preferences.model)
-    batch["reference"] = np.asarray(logp, np.float32).reshape(case.PAIRS, 2)
+    batch["reference"] = np.asarray(logp, np.float32).reshape(case.PAIRS, 1, 2)
     return preferences, params, batch
 
 
