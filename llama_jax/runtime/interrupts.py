@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a command in one line, at any moment, while libraries load as well."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -26,8 +27,9 @@ def received() -> int | None:
 
 def leave(status: int) -> None:
     """End the process after a signal, without waiting for the threads of libraries."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk, or a reader that is gone
+            stream.flush()
     os._exit(status)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from llama_jax.config import InputError
 from llama_jax.runtime.files import shown
@@ -45,6 +46,18 @@ _SAFE = {
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def _without_its_bytes(record: logging.LogRecord) -> bool:
+    """A request that is no HTTP is one line: aiohttp would log its bytes, which may be a key."""
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.msg, record.args, record.exc_info = "a request was no HTTP: 400", (), None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
+
+
+_http_logger = logging.getLogger(f"{__name__}.http")
+_http_logger.addFilter(_without_its_bytes)
+
+
 def runner(service: Service) -> web.AppRunner:
     """What runs the routes of a service. A client that goes away cancels its handler."""
     return web.AppRunner(
@@ -52,6 +65,7 @@ def runner(service: Service) -> web.AppRunner:
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=IDLE_SECONDS,
+        logger=_http_logger,
     )
 
 
@@ -114,7 +128,7 @@ class Api:
                 403, f"This server is not called {shown(request.host)}.", kind="permission_error"
             )
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and not _is_page_of(origin, request.host):
             raise ApiError(
                 403, f"Pages of {shown(origin)} may not use this server.", kind="permission_error"
             )
@@ -322,6 +336,14 @@ class Api:
             body=content, content_type=kind, charset="utf-8",
             headers={**_SAFE, "Cache-Control": "no-cache"},
         )  # fmt: skip
+
+
+def _is_page_of(origin: str, host: str) -> bool:
+    """Whether a page of this origin came from this host."""
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 def _event(body: dict[str, Any]) -> str:

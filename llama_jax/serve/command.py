@@ -169,7 +169,8 @@ async def _serve(service: Service, make: Callable[[], Engine], bound: socket.soc
             service.engine = engine
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             logger.info("serving %s; the page to talk to it is %s/", service.settings.name, url)
-            print(url, flush=True)
+            with contextlib.suppress(OSError):  # a full disk keeps nobody from being answered
+                print(url, flush=True)
             while not (ending.done() or engine.broken):
                 await asyncio.wait((ending,), timeout=_WATCH_SECONDS)
             await _drain(service)

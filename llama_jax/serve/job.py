@@ -150,11 +150,12 @@ def text_ids(text: str, model: Served, param: str, *, special: bool = True) -> l
 
 def token_ids(value: Any, model: Served, param: str) -> list[int]:
     """Ids that came as numbers."""
-    bad = next((t for t in value if type(t) is not int or not 0 <= t < model.vocab_size), None)
-    if bad is not None:
-        raise invalid(
-            param, f"holds {shown(bad)}, which is no token id from 0 to {model.vocab_size - 1}"
-        )
+    for token in value:
+        if type(token) is not int or not 0 <= token < model.vocab_size:
+            raise invalid(
+                param,
+                f"holds {shown(token)}, which is no token id from 0 to {model.vocab_size - 1}",
+            )
     return list(value)
 
 

@@ -27,7 +27,7 @@ def document(served: Served, settings: Settings) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "llama-jax serve", "version": __version__},
-        "paths": _paths(),
+        "paths": _paths(served),
         "components": {
             "schemas": {
                 **_requests(served),
@@ -44,14 +44,14 @@ def document(served: Served, settings: Settings) -> Schema:
     }
 
 
-def _paths() -> Schema:
-    name = {"name": "name", "in": "path", "required": True, "schema": {**_TEXT, "minLength": 1}}
+def _paths(served: Served) -> Schema:
+    name = {"name": "name", "in": "path", "required": True, "schema": {"enum": [*served.names]}}
     return {
         "/v1/completions": {"post": _operation("Completion", "Continue texts", body=True)},
         "/v1/chat/completions": {
             "post": _operation("ChatCompletion", "Answer a conversation", body=True)
         },
-        "/v1/models": {"get": _operation("Models", "The models: there is one")},
+        "/v1/models": {"get": _operation("Models", "The model, alone and with adapters")},
         "/v1/models/{name}": {
             "parameters": [name],
             "get": _operation("Model", "The model of this name"),
@@ -61,12 +61,24 @@ def _paths() -> Schema:
         "/tokenizer_info": {"get": _operation("TokenizerInfo", "The names of control tokens")},
         "/health": {"get": _operation("Health", "Whether the server and its device live")},
         "/ready": {"get": _operation("Ready", "Whether a request would be taken", more="503")},
+        "/metrics": {"get": _operation("Metrics", "For Prometheus", kind="text/plain")},
+        "/openapi.json": {"get": _operation("Document", "This document")},
     }
 
 
-def _operation(name: str, summary: str, *, body: bool = False, more: str | None = None) -> Schema:
-    """One operation: its request is schema `nameRequest`, its answer schema `name`."""
-    content: Schema = {"application/json": {"schema": _reference(name)}}
+def _operation(
+    name: str,
+    summary: str,
+    *,
+    body: bool = False,
+    more: str | None = None,
+    kind: str = "application/json",
+) -> Schema:
+    """One operation: its request is schema `nameRequest`, its answer schema `name` as `kind`.
+
+    A status of `more` answers with the same, and is no refusal.
+    """
+    content: Schema = {kind: {"schema": _reference(name)}}
     refusal: Schema = {"application/json": {"schema": _reference("Error")}}
     errors = {
         status: {"description": said, "content": refusal} for status, said in _STATUSES.items()
@@ -103,7 +115,7 @@ def _requests(served: Served) -> Schema:
                 "logprobs": _whole(0, job.MAX_LOGPROBS),
                 "echo": _FLAG,
                 "add_special_tokens": _FLAG,
-                "max_tokens": _whole(0, 2**31 - 1),
+                "max_tokens": _whole(0, served.context),
                 **common,
             },
             ["model", "prompt"],
@@ -113,8 +125,8 @@ def _requests(served: Served) -> Schema:
                 "messages": messages,
                 "logprobs": _FLAG,
                 "top_logprobs": _whole(0, job.MAX_LOGPROBS),
-                "max_completion_tokens": _whole(1, 2**31 - 1),
-                "max_tokens": _whole(1, 2**31 - 1),
+                "max_completion_tokens": _whole(1, served.context),
+                "max_tokens": _whole(1, served.context),
                 **common,
             },
             ["model", "messages"],
@@ -129,7 +141,10 @@ def _requests(served: Served) -> Schema:
                 },
                 [],
             ),
-            "anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}],
+            "anyOf": [
+                {"properties": {name: given}, "required": [name]}
+                for name, given in (("prompt", _TEXT), ("messages", messages))
+            ],
         },
         "DetokenizeRequest": _body({"tokens": {"type": "array", "items": token}}, ["tokens"]),
     }
@@ -139,7 +154,7 @@ def _common(served: Served, token: Schema) -> Schema:
     """Fields of both kinds of answers."""
     stop = {**_TEXT, "maxLength": job.MAX_STOP_CHARACTERS}
     return {
-        "model": {"const": served.name},
+        "model": {"enum": [*served.names]},
         "n": _whole(1, job.MAX_N),
         "temperature": _number(0, 2),
         "top_p": _number(0, 1),
@@ -157,16 +172,20 @@ def _common(served: Served, token: Schema) -> Schema:
             "maxProperties": job.MAX_BIASES,
         },
         "response_format": {
-            "type": "object",
-            "properties": {
-                "type": {"enum": ["text", "json_object", "json_schema"]},
-                "json_schema": {
-                    "type": "object",
-                    "properties": {"name": _TEXT, "schema": {"type": "object"}, "strict": _FLAG},
-                    "required": ["schema"],
-                },
-            },
-            "required": ["type"],
+            "anyOf": [
+                _record(type={"enum": ["text", "json_object"]}),
+                _record(
+                    type={"const": "json_schema"},
+                    json_schema=_body(
+                        {
+                            "name": {**_TEXT, "maxLength": 64},
+                            "schema": {"type": "object"},
+                            "strict": _FLAG,
+                        },
+                        ["schema"],
+                    ),
+                ),
+            ]
         },
         "stream": _FLAG,
         "stream_options": {"type": "object", "properties": {"include_usage": _FLAG}},
@@ -213,6 +232,8 @@ def _answers() -> Schema:
         "TokenizerInfo": _record(tokenizer_class=_TEXT, bos_token=_TEXT, eos_token=_TEXT),
         "Health": _record(status=_TEXT),
         "Ready": _record(status=_TEXT),
+        "Metrics": _TEXT,
+        "Document": {"type": "object"},
     }
 
 

@@ -25,7 +25,7 @@ from llama_jax.model.weights import adapter_weights, layer_weights
 from llama_jax.serve.app import runner
 from llama_jax.serve.job import Served
 from llama_jax.serve.service import Service
-from llama_jax.serve.settings import Settings
+from llama_jax.serve.settings import Settings, read_keys
 
 CONTEXT = 64
 KEYS = {"first": "a-key-of-the-first-user", "second": "a-key-of-the-second-user"}
@@ -74,6 +74,14 @@ def engine_of(model, adapters=(), *, num_pages=40):
     )
     engine.warm_up()
     return engine
+
+
+def keys_in(folder):
+    """Digests of KEYS, read from a file in this folder."""
+    path = folder / "keys"
+    path.write_text("\n".join(KEYS.values()))
+    path.chmod(0o600)
+    return read_keys(str(path))
 
 
 class Server:

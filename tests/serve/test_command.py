@@ -1,5 +1,6 @@
 """`llama-jax serve` as a process: its one line for bad input, and how it ends."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -17,6 +18,7 @@ from llama_jax.checkpoint import save_model
 from llama_jax.config_file import model_json
 from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.model.llama import init_params
+from tests.serve.server import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,39 @@ def test_sigterm_ends_streams_with_their_last_event_and_exits_0(folder, drain):
             connection.close()
         assert process.wait(60) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_full_disk_for_logs_keeps_nobody_from_being_answered(folder):
+    """Neither the line with the address nor any log line can be written."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "llama_jax", "serve", str(folder), "--port", str(port)]
+    with contextlib.ExitStack() as ending:
+        full = ending.enter_context(open("/dev/full", "w"))
+        process = ending.enter_context(subprocess.Popen(command, stdout=full, stderr=full))
+        ending.callback(process.kill)
+
+        def asked(method, path, body=None):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+            headers = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, path, json.dumps(body) if body else None, headers)
+            response = connection.getresponse()
+            response.read()
+            connection.close()
+            return response.status
+
+        def ready():
+            assert process.poll() is None
+            try:
+                return asked("GET", "/ready") == 200
+            except ConnectionRefusedError:
+                return False
+
+        wait_until(ready, 300)
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+        for _ in range(200):
+            assert asked("POST", "/v1/completions", body) == 200
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 0

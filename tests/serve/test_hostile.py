@@ -9,8 +9,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from llama_jax.serve import app
 from tests.serve.server import raw_request, running, wait_until
+
+TCP_REPAIR = 19
+"""Linux's: a socket in this state is closed without telling the other side."""
 
 
 def connect(server):
@@ -41,6 +46,17 @@ def test_requests_that_trickle_in_are_ended_and_others_do_not_wait(engine, serve
             assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
             connection.close()
         assert all_free(server, engine)
+
+
+def test_what_is_no_http_is_one_line_without_its_bytes(server, caplog):
+    caplog.set_level(logging.INFO, "llama_jax")
+    with connect(server) as connection:
+        connection.sendall(
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: key\0\r\n\r\n"
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.0 400 ")
+    assert [r.getMessage() for r in caplog.records] == ["a request was no HTTP: 400"]
+    assert "key" not in caplog.text
 
 
 @contextlib.contextmanager
@@ -109,3 +125,30 @@ def test_a_client_that_is_killed_leaves_nothing(server, engine, monkeypatch):
         os.kill(client.pid, signal.SIGKILL)
     wait_until(lambda: all_free(server, engine))
     assert engine.totals.generation_tokens - drawn < 3 * 50
+
+
+def test_a_client_that_closes_its_half_is_gone(server, engine):
+    """It sends an end and goes on reading; a request that was whole before is not answered."""
+    asked = raw_request(server, n=3, max_tokens=50, ignore_eos=True, stream=True)
+    with connect(server) as connection:
+        connection.sendall(asked)
+        wait_until(lambda: server.service.open)
+        connection.shutdown(socket.SHUT_WR)
+        wait_until(lambda: all_free(server, engine))
+        while connection.recv(1 << 16):
+            pass
+
+
+def test_a_half_open_connection_holds_nothing(server, engine):
+    """Its client forgot it without a word, as a machine that lost its power does."""
+    asked = raw_request(server, n=3, max_tokens=50, ignore_eos=True, stream=True)
+    connection = connect(server)
+    connection.sendall(asked)
+    wait_until(lambda: server.service.open)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    except OSError as error:
+        connection.close()
+        pytest.skip(f"sockets here cannot be left half open: {error}")
+    connection.close()
+    wait_until(lambda: all_free(server, engine))

@@ -1,12 +1,18 @@
 """Many clients at once: every answer is the lone one, and nothing is left behind."""
 
 import random
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.serve.server import engine_of, running
+from llama_jax.checkpoint import save_model
+from llama_jax.config_file import model_json
+from tests.serve.server import engine_of, raw_request, running, wait_until
 
 PROMPTS = ["Once upon a time", "The cat", "", "One day a boy went to the park and saw a dog"]
 
@@ -73,3 +79,68 @@ def test_each_of_many_clients_gets_the_answer_that_it_would_get_alone(model, ser
         assert engine.waiting == 0
         assert engine.compiled.count == compiled
     engine.stop()
+
+
+CANCELS = 500
+
+
+@pytest.mark.slow
+def test_hundreds_of_clients_that_go_away_leave_every_page_free(server, engine, monkeypatch):
+    """At any moment: before they are read, in the queue, in the prompt, among the tokens."""
+    real = engine._device.draw
+
+    def slowly(drawing, steps):
+        time.sleep(0.005)
+        return real(drawing, 1)
+
+    monkeypatch.setattr(engine._device, "draw", slowly)
+    pool, compiled = engine.scheduler.pool, engine.compiled.count
+    finished = server.service.metrics.finished
+    begun, problems = finished["abort"], []
+
+    def cancelled():
+        return finished["abort"] - begun
+
+    def client(seed):
+        mine = random.Random(seed)
+        try:
+            while cancelled() < CANCELS:
+                asked = raw_request(
+                    server, prompt=mine.choice(PROMPTS), n=mine.choice([1, 3]), max_tokens=20,
+                    seed=seed, stream=mine.random() < 0.5, ignore_eos=True,
+                )  # fmt: skip
+                with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+                    connection.sendall(asked)
+                    time.sleep(mine.random() / 5)
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(500)
+    assert problems == []
+    assert cancelled() >= CANCELS
+    wait_until(lambda: engine.idle and not server.service.open)
+    assert pool.held == 0
+    assert pool.available == pool.size
+    assert (engine.waiting, engine.running) == (0, 0)
+    assert engine.compiled.count == compiled
+    assert server.post("/v1/completions", prompt="a", max_tokens=2)["choices"]
+
+
+@pytest.mark.slow
+def test_the_load_of_a_process_is_measured_and_leaves_nothing(model, tmp_path):
+    """experiments/load_server.py in short: it fails for a mixed answer, a page that is kept, memory
+    that grows, and a status that is not 0."""
+    folder = tmp_path / "tiny"
+    save_model(folder, model.params, model_json(model.config), model.tokenizer.model_bytes, {})
+    done = subprocess.run(
+        [sys.executable, "experiments/load_server.py", str(folder), "--clients", "30",
+         "--seconds", "10", "--rows", "3", "--queue", "8", "--new", "8", "--growth", "0.2"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 200" in done.stdout
+    assert "first token" in done.stdout

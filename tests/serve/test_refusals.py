@@ -7,8 +7,7 @@ import time
 import pytest
 
 from llama_jax.serve.app import PUBLIC, Api
-from llama_jax.serve.settings import read_keys
-from tests.serve.server import CONTEXT, KEYS, raw_request, running, wait_until
+from tests.serve.server import CONTEXT, KEYS, keys_in, raw_request, running, wait_until
 
 OK = {"model": "tiny", "prompt": "a", "max_tokens": 1}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
@@ -58,6 +57,8 @@ def error_of(answer, status):
         ("completions", {"prompt": [1, "a"]}, "prompt[0]", "must be a text or token ids"),
         ("completions", {"prompt": [-1]}, "prompt[0]", "holds -1, which is no token id"),
         ("completions", {"prompt": [[1, 320]]}, "prompt[0]", "holds 320"),
+        ("completions", {"prompt": [[1, None]]}, "prompt[0]", "holds None"),
+        ("completions", {"stop_token_ids": [None]}, "stop_token_ids", "holds None"),
         ("completions", {"prompt": [True]}, "prompt[0]", "must be a text or token ids"),
         ("chat/completions", {"messages": None}, "messages", "a list that is not empty"),
         ("chat/completions", {"messages": [3]}, "messages[0]", "must be an object"),
@@ -147,6 +148,7 @@ def test_other_names_and_other_pages_are_refused(server):
         {"Host": "evil.example"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
     ):
         error_of(server.ask("GET", "/v1/models", headers=headers), 403)
         assert "Access-Control-Allow-Origin" not in server.ask("GET", "/", headers=headers)[1]
@@ -155,10 +157,7 @@ def test_other_names_and_other_pages_are_refused(server):
 
 
 def test_every_route_but_the_public_ones_needs_a_key(engine, served, tmp_path):
-    path = tmp_path / "keys"
-    path.write_text("\n".join(KEYS.values()))
-    path.chmod(0o600)
-    with running(engine, served, keys=read_keys(str(path))) as server:
+    with running(engine, served, keys=keys_in(tmp_path)) as server:
         routes = [
             (route.method, route.resource.canonical)
             for route in Api(server.service).app().router.routes()
