@@ -3,7 +3,8 @@
     DST/  model.tflite    weights, and one step: a token in, logits of the next one out
           tokenizer.model
           program.json    the cache's shapes, the ids that end a text
-          run.py          continues a text; needs ai-edge-litert, numpy and sentencepiece
+          run.py          continues a text, and tells its speed on stderr; needs ai-edge-litert,
+                          numpy and sentencepiece
 
 The converter reads StableHLO's bytecode, which holds weights as bytes and not as text. Keys and
 values go in and come out, so a step costs the same wherever it stands.
@@ -24,7 +25,7 @@ LARGEST = 1 << 31
 """Bytes of a file: its offsets are signed numbers of 32 bits."""
 RUNNER = '''\
 """Continue a text, greedily: python run.py "Once upon a time" [TOKENS]"""
-import json, sys
+import json, sys, time
 from pathlib import Path
 
 import numpy as np, sentencepiece
@@ -38,7 +39,10 @@ cache = {name: np.zeros(shape, dtype) for name, (shape, dtype) in facts["cache"]
 pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
 ids = [facts["bos"], *pieces.encode(sys.argv[1])]
 end = min(len(ids) + int(sys.argv[2] if len(sys.argv) > 2 else 200), facts["context"])
+begin, at = time.perf_counter(), 0
 for at in range(end - 1):
+    if at == 1:  # the first step may have been compiled
+        begin = time.perf_counter()
     token, position = np.array([[ids[at]]], np.int32), np.array([at], np.int32)
     found = step(token=token, position=position, **cache)
     cache = {name: found["new_" + name] for name in cache}
@@ -46,7 +50,9 @@ for at in range(end - 1):
         ids.append(int(np.argmax(found["logits"][: facts["pieces"]])))
         if ids[-1] in facts["ends"]:
             break
+seconds = time.perf_counter() - begin
 print(pieces.decode(ids))
+print(f"{at / seconds:.1f} tokens/s", file=sys.stderr)
 '''
 
 
