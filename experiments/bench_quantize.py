@@ -17,17 +17,27 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from llama_jax.config import InputError
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "int8": {"weights": "int8"},
-    "int8, int8 cache": {"weights": "int8", "kv": "int8"},
-    "int4, groups of 32": {"weights": "int4", "group": 32},
-    "int4, groups of 32, GPTQ": {"weights": "int4", "group": 32, "calibration": True},
-    "int4, groups of 128": {"weights": "int4", "group": 128},
-    "int4, groups of 128, GPTQ": {"weights": "int4", "group": 128, "calibration": True},
+
+class Setting(NamedTuple):
+    """Of `llama-jax quantize`."""
+
+    weights: Literal["int8", "int4"]
+    group: int | None = None
+    kv: Literal["model", "int8"] = "model"
+    gptq: bool = False
+
+
+SETTINGS = {
+    "int8": Setting("int8"),
+    "int8, int8 cache": Setting("int8", kv="int8"),
+    "int4, groups of 32": Setting("int4", 32),
+    "int4, groups of 32, GPTQ": Setting("int4", 32, gptq=True),
+    "int4, groups of 128": Setting("int4", 128),
+    "int4, groups of 128, GPTQ": Setting("int4", 128, gptq=True),
 }
 
 
@@ -36,17 +46,15 @@ def rows(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     from llama_jax.quantize import quantize
 
     perplexity: dict[str, float] = {}
-    for number, (name, settings) in enumerate(SETTINGS.items()):
-        chosen = {
-            **settings,
-            "calibration": args.calibration if "calibration" in settings else None,
-        }
+    for number, (name, setting) in enumerate(SETTINGS.items()):
         report = quantize(
-            args.model, os.fspath(folder / str(number)), dataset=args.data,
-            batch_size=args.batch_size, seq_len=args.seq_len, **chosen,
+            args.model, os.fspath(folder / str(number)),
+            weights=setting.weights, group=setting.group, kv=setting.kv,
+            calibration=args.calibration if setting.gptq else None,
+            dataset=args.data, batch_size=args.batch_size, seq_len=args.seq_len,
         )  # fmt: skip
         perplexity[name] = report["perplexity"]["after"]
-        below = perplexity["int8"] if "kv" in settings else report["perplexity"]["before"]
+        below = perplexity["int8"] if setting.kv == "int8" else report["perplexity"]["before"]
         yield {
             "weights": name,
             "bytes": report["bytes"]["after"],
