@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llama_jax.config import InputError
 from llama_jax.convert.staging import staged
@@ -99,12 +100,20 @@ def _bytecode(program: Program) -> bytes:
     """StableHLO of a step whose weights are constants: (cache, token, position)."""
 
     def step(cache: Any, token: Any, position: Any) -> tuple[Any, list[Any]]:
-        return program.step(program.weights, cache, token, position)
+        w = jax.tree.unflatten(program.structure, program.weights)
+        # LiteRT has matrix products, and makes many operations of the loop that reads int8.
+        products = {name: jax.tree.map(_in_float32, part) for name, part in w.items()}
+        weights = jax.tree.leaves({**products, "embed": w["embed"]})
+        return program.step(weights, cache, token, position)
 
     exported: Any = jax.export.export(jax.jit(step), platforms=["cpu"])(
         program.cache, *program.token
     )
     return exported.mlir_module_serialized
+
+
+def _in_float32(array: Any) -> Any:
+    return array.astype(jnp.float32) if array.dtype == jnp.int8 else array
 
 
 def _converter() -> tuple[Any, ModuleType, ModuleType, ModuleType]:
