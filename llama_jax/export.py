@@ -5,7 +5,8 @@
           weights.npz     the arrays that it takes, in their order; bfloat16 as uint16
           tokenizer.model
           program.json    their types, the cache's shapes, the ids that end a text
-          run.py          continues a text; needs jax, numpy, sentencepiece and flatbuffers
+          run.py          continues a text, and tells its speed on stderr; needs jax, numpy,
+                          sentencepiece and flatbuffers
 
 Weights are arguments of the program and no constants in it: it stays small, and reads as they do.
 Quantised models keep their bits.
@@ -31,7 +32,7 @@ from llama_jax.runtime.places import expand
 PLATFORMS = ("cpu", "tpu")
 RUNNER = '''\
 """Continue a text, greedily: python run.py "Once upon a time" [TOKENS]"""
-import json, sys
+import json, sys, time
 from pathlib import Path
 
 import jax, numpy as np, sentencepiece
@@ -42,18 +43,24 @@ facts = json.loads((here / "program.json").read_text())
 program = export.deserialize(bytearray((here / "step.jax").read_bytes()))
 step, stored = jax.jit(program.call, donate_argnums=1), np.load(here / "weights.npz")
 weights = [jax.numpy.asarray(stored[name].view(dtype)) for name, dtype in facts["weights"]]
-cache = [jax.numpy.zeros(shape, dtype) for shape, dtype in facts["cache"]]
+empty = [np.zeros(shape, dtype) for shape, dtype in facts["cache"]]
+cache = jax.device_put(empty, jax.devices()[0])  # as steps return it: one program for all
 pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
 ids = [facts["bos"], *pieces.encode(sys.argv[1])]
 end = min(len(ids) + int(sys.argv[2] if len(sys.argv) > 2 else 200), facts["context"])
+begin, at = time.perf_counter(), 0
 for at in range(end - 1):
+    if at == 1:  # the first step may have been compiled
+        begin = time.perf_counter()
     token, position = np.array([[ids[at]]], np.int32), np.array([at], np.int32)
     logits, cache = step(weights, cache, token, position)
     if at + 1 == len(ids):
         ids.append(int(np.argmax(logits[: facts["pieces"]])))
         if ids[-1] in facts["ends"]:
             break
+seconds = time.perf_counter() - begin
 print(pieces.decode(ids))
+print(f"{at / seconds:.1f} tokens/s", file=sys.stderr)
 '''
 
 

@@ -3,7 +3,8 @@
     DST/  model.tflite    weights, and one step: a token in, logits of the next one out
           tokenizer.model
           program.json    the cache's shapes, the ids that end a text
-          run.py          continues a text; needs ai-edge-litert, numpy and sentencepiece
+          run.py          continues a text, and tells its speed on stderr; needs ai-edge-litert,
+                          numpy and sentencepiece
 
 The converter reads StableHLO's bytecode, which holds weights as bytes and not as text. Keys and
 values go in and come out, so a step costs the same wherever it stands.
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llama_jax.config import InputError
 from llama_jax.convert.staging import staged
@@ -24,7 +26,7 @@ LARGEST = 1 << 31
 """Bytes of a file: its offsets are signed numbers of 32 bits."""
 RUNNER = '''\
 """Continue a text, greedily: python run.py "Once upon a time" [TOKENS]"""
-import json, sys
+import json, sys, time
 from pathlib import Path
 
 import numpy as np, sentencepiece
@@ -38,7 +40,10 @@ cache = {name: np.zeros(shape, dtype) for name, (shape, dtype) in facts["cache"]
 pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
 ids = [facts["bos"], *pieces.encode(sys.argv[1])]
 end = min(len(ids) + int(sys.argv[2] if len(sys.argv) > 2 else 200), facts["context"])
+begin, at = time.perf_counter(), 0
 for at in range(end - 1):
+    if at == 1:  # the first step may have been compiled
+        begin = time.perf_counter()
     token, position = np.array([[ids[at]]], np.int32), np.array([at], np.int32)
     found = step(token=token, position=position, **cache)
     cache = {name: found["new_" + name] for name in cache}
@@ -46,7 +51,9 @@ for at in range(end - 1):
         ids.append(int(np.argmax(found["logits"][: facts["pieces"]])))
         if ids[-1] in facts["ends"]:
             break
+seconds = time.perf_counter() - begin
 print(pieces.decode(ids))
+print(f"{at / seconds:.1f} tokens/s", file=sys.stderr)
 '''
 
 
@@ -93,12 +100,20 @@ def _bytecode(program: Program) -> bytes:
     """StableHLO of a step whose weights are constants: (cache, token, position)."""
 
     def step(cache: Any, token: Any, position: Any) -> tuple[Any, list[Any]]:
-        return program.step(program.weights, cache, token, position)
+        w = jax.tree.unflatten(program.structure, program.weights)
+        # LiteRT has matrix products, and makes many operations of the loop that reads int8.
+        products = {name: jax.tree.map(_in_float32, part) for name, part in w.items()}
+        weights = jax.tree.leaves({**products, "embed": w["embed"]})
+        return program.step(weights, cache, token, position)
 
     exported: Any = jax.export.export(jax.jit(step), platforms=["cpu"])(
         program.cache, *program.token
     )
     return exported.mlir_module_serialized
+
+
+def _in_float32(array: Any) -> Any:
+    return array.astype(jnp.float32) if array.dtype == jnp.int8 else array
 
 
 def _converter() -> tuple[Any, ModuleType, ModuleType, ModuleType]:

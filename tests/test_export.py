@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,8 +21,9 @@ from llama_jax.model.llama import init_params
 from tests.convert.models import GROUPED
 
 ALONE = (
-    "import runpy, sys; sys.argv = ['run.py', {prompt!r}, '40']; runpy.run_path('run.py');"
-    " assert not any(name.startswith('llama_jax') for name in sys.modules)"
+    "import runpy, sys; sys.argv = ['run.py', {prompt!r}, '40']; left = runpy.run_path('run.py');"
+    " assert not any(name.startswith('llama_jax') for name in sys.modules);"
+    " assert 'jax' not in left or left['step']._cache_size() == 1"
 )
 
 
@@ -45,6 +47,7 @@ def said_alone(program, prompt):
         env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^[0-9]+[.][0-9] tokens/s$", done.stderr, re.MULTILINE)
     return done.stdout.rstrip("\n")
 
 

@@ -46,7 +46,7 @@ class Int8:
 
     def times(self, x: Array, inputs: int) -> Array:
         """x W: the integers are exact in any compute type, and the scale comes last."""
-        y = linear.project(x, self.values.astype(x.dtype), inputs)
+        y = linear.project(x, self.values, inputs)
         return (y * self.scale[None, None]).astype(x.dtype)
 
 

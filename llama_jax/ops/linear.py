@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 # XLA's CPU backend adds so many terms in one order for up to so many rows; from 512 terms it splits
 # the sum for few rows, from 56 rows it takes another kernel (measured, 1 to 256 rows).
@@ -18,24 +18,34 @@ ROWS = 32
 # A product of two rows or more with 2 BLOCK terms and a multiple of as many outputs is, bit by bit,
 # two sums of BLOCK terms, each added up term by term as one row's product is (to 32 rows).
 BLOCK = 128
+FUSED = 16
+"""Terms that are added up in registers while int8 is read."""
+FUSED_ROWS = 4
+"""Rows at a time, whose sums of so many terms lie in memory."""
 
 
-def project(x: Float[Array, "B T *inputs"], w: Float[Array, "*weight"], inputs: int = 1) -> Array:
+def project(
+    x: Float[Array, "B T *inputs"],
+    w: Float[Array, "*weight"] | Int8[Array, "*weight"],
+    inputs: int = 1,
+) -> Array:
     """Contract the last `inputs` axes of x with the first of w: [B, T, *outputs] in x's dtype.
 
     With T = 1 on a CPU a row's result is the same, bit by bit, for every B. There it is also
-    faster for one row than one matrix product.
+    faster for one row than one matrix product, and int8 is read as it is, without a copy in
+    floating point.
     """
     if x.shape[1] == 1:
+        one = _from_int8 if w.dtype == jnp.int8 else _by_row
         return jax.lax.platform_dependent(
-            x, w, cpu=lambda x, w: _by_row(x, w, inputs), default=lambda x, w: _dot(x, w, inputs)
+            x, w, cpu=lambda x, w: one(x, w, inputs), default=lambda x, w: _dot(x, w, inputs)
         )
     return _dot(x, w, inputs)
 
 
 def _dot(x, w, inputs):
     # tensordot keeps the order of the axes; einsum may not, and then XLA transposes the weight.
-    return jnp.tensordot(x, w, axes=inputs)
+    return jnp.tensordot(x, w.astype(x.dtype), axes=inputs)
 
 
 def _by_row(x, w, inputs):
@@ -79,3 +89,30 @@ def _products(x, w, chunks):
     w = w.reshape(chunks, -1, w.shape[1])
     out = jnp.einsum("cBd,cdF->cBF", x, w, preferred_element_type=jnp.float32)
     return jax.lax.optimization_barrier(out)
+
+
+def _from_int8(x, w, inputs):
+    """Plain multiplications and additions of whole rows of w, which one loop does while it reads
+    them: a matrix product would first write all of w to memory in float32."""
+    B, outputs = x.shape[0], w.shape[inputs:]
+    if B > FUSED_ROWS:
+        groups = jnp.pad(x, [(0, -B % FUSED_ROWS), *[(0, 0)] * (x.ndim - 1)])
+        groups = groups.reshape(-1, FUSED_ROWS, *x.shape[1:])
+        out = jax.lax.map(lambda group: _from_int8(group, w, inputs), groups)
+        return out.reshape(-1, *out.shape[2:])[:B]
+    terms = math.prod(w.shape[:inputs])
+    fused = next(n for n in range(FUSED, 0, -1) if terms % n == 0)
+    x32 = x.reshape(B, -1, fused, 1).astype(jnp.float32)
+    # The barrier is before the conversion, so that this belongs to the loop.
+    x32, w = jax.lax.optimization_barrier((x32, w.reshape(1, -1, fused, math.prod(outputs))))
+    total = x32[:, :, 0] * w[:, :, 0].astype(jnp.float32)
+    for i in range(1, fused):
+        total = total + x32[:, :, i] * w[:, :, i].astype(jnp.float32)
+    while total.shape[1] > 1:
+        total = jax.lax.optimization_barrier(total)
+        total = jnp.pad(total, [(0, 0), (0, -total.shape[1] % min(FUSED, total.shape[1])), (0, 0)])
+        parts = total.reshape(B, -1, min(FUSED, total.shape[1]), total.shape[2])
+        total = parts[:, :, 0]
+        for i in range(1, parts.shape[2]):
+            total = total + parts[:, :, i]
+    return total.astype(x.dtype).reshape(B, 1, *outputs)

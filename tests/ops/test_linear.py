@@ -35,6 +35,35 @@ def test_a_row_comes_out_the_same_bit_by_bit_whatever_the_number_of_rows(shape, 
         np.testing.assert_array_equal(np.asarray(run(x[:B]))[0], alone, err_msg=f"{B} rows")
 
 
+def int8(shape):
+    return jnp.asarray(np.random.default_rng(1).integers(-127, 128, shape), jnp.int8)
+
+
+@pytest.mark.parametrize(("shape", "inputs"), [((288, 2, 8), 1), ((97, 33), 1)], ids=str)
+def test_so_it_does_where_integers_are_read(shape, inputs):
+    """Also where terms, or sums of them, come in no whole groups."""
+    (x, _), w = arrays(9, shape, inputs), int8(shape)
+    run = jax.jit(lambda x: project(x, w, inputs))
+    alone = np.asarray(run(x[:1]))[0]
+    for B in (2, 4, 9):
+        np.testing.assert_array_equal(np.asarray(run(x[:B]))[0], alone, err_msg=f"{B} rows")
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_integers_are_what_they_are(T):
+    shape = (6, 48, 10, 4)
+    w, x = int8(shape), np.random.default_rng(0).standard_normal((5, T, 6, 48))
+    found = project(jnp.asarray(x, jnp.float32), w, 2)
+    np.testing.assert_allclose(found, np.tensordot(x, np.float64(w), axes=2), rtol=2e-5, atol=2e-3)
+
+
+def test_no_copy_of_integers_in_floating_point_is_made():
+    """The largest temporary is a sum for every 16 terms, a quarter of the bytes of the weight."""
+    x, w = jnp.ones((1, 1, 512), jnp.float32), int8((512, 2048))
+    memory = jax.jit(project).lower(x, w).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < w.nbytes
+
+
 @pytest.mark.parametrize("B", [1, 5, 33])
 def test_it_is_the_product(B):
     x, w = arrays(B, (6, 48, 10, 4), 2)
