@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
+    "README.zh.md": "中文",
     "docs/claims.md": "What is proven",
     "experiments/README.md": "All experiments",
     "experiments/launch/README.md": "From a cloud project to a training 7B",
@@ -25,6 +26,7 @@ TABS = {
     "Experiments": ("All experiments", "From a cloud project to a training 7B", "Measurements"),
     "Explained": ("What is proven", "Parallelism", "Attention kernels"),
     "Project": ("Contributing", "Changelog"),
+    "中文": ("中文",),
 }
 HOME = ("Quick start", "From the shell", "From Python")
 """Sections of the README that stand on the first page."""
@@ -34,7 +36,7 @@ _LANGUAGES = {".py": "python", ".sh": "sh", ".yaml": "yaml", "": "text"}
 
 def slug(title: str) -> str:
     """The name of a page in its address."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "zh"  # the one title without
 
 
 def sections(readme: str) -> dict[str, str]:

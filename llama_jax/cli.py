@@ -90,13 +90,20 @@ def _parser() -> argparse.ArgumentParser:
         "generate", _generate, "continue a prompt; prints the prompt and its continuation"
     )
     add_model(sub)
-    sub.add_argument("--prompt", required=True, metavar="TEXT", help='"" starts from BOS alone')
+    sub.add_argument(
+        "--prompt",
+        required=True,
+        metavar="TEXT",
+        help='the text to continue; "" starts from BOS alone',
+    )
     _add_sampling(sub, max_new_tokens=256, temperature=1.0, top_p=1.0)
     add_json(sub)
 
     sub = command("chat", _chat, "talk to a model that was trained on conversations")
     add_model(sub)
-    sub.add_argument("--system", default="", metavar="TEXT", help="how it is to behave (nothing)")
+    sub.add_argument(
+        "--system", default="", metavar="TEXT", help="system prompt: how to behave (none)"
+    )
     _add_sampling(sub, max_new_tokens=256, temperature=0.7, top_p=0.95)
     add_json(sub)
 
@@ -128,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "kernels",
         _kernels,
-        "schedules of the attention kernels on a TPU, read without one",
+        "how a TPU schedules the attention kernels; needs no TPU",
         epilog=kernel_table.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,20 +144,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_json(sub)
 
-    commands.add_parser("plan", help="will it fit on a TPU slice, how fast; no TPU needed")
+    commands.add_parser(
+        "plan", help="will a run fit on a TPU slice, and how fast is it; needs no TPU"
+    )
 
     sub = command("data", _data, "look at conversations before training on them")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     sub = actions.add_parser(
-        "show", help="dialogues with what is trained on, and what was dropped", allow_abbrev=False
+        "show",
+        help="conversations with the trained tokens marked, and what was dropped",
+        allow_abbrev=False,
     )
     sub.add_argument("file", metavar="FILE", help="a data file or a folder of them")
-    sub.add_argument("--format", metavar="F", help="such as alpaca or hh-rlhf (the first row's)")
-    sub.add_argument("--kind", choices=["dialogue", "preference", "prompt"], help="(the richest)")
+    sub.add_argument("--format", metavar="F", help="such as alpaca or hh-rlhf (detected)")
+    sub.add_argument(
+        "--kind",
+        choices=["dialogue", "preference", "prompt"],
+        help="what to read a row as (the richest it fits)",
+    )
     sub.add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="a model's, a run's, or a tokenizer.model: counts tokens",
+        help="count tokens with this tokenizer.model, or with that of a model or run",
     )
     sub.add_argument("--limit", type=int, default=10, metavar="N", help="records to show (10)")
     sub.add_argument("--html", metavar="OUT", help="write them to an HTML page instead")
@@ -158,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("tokenizer", _tokenizer, "train a sentencepiece tokenizer as the paper did")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     sub = actions.add_parser(
-        "train", help="BPE with byte fallback, digits split", allow_abbrev=False
+        "train", help="train a BPE model with byte fallback and split digits", allow_abbrev=False
     )
     sub.add_argument(
         "--input",
@@ -167,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="text or jsonl files, folders of them, tales or python_docs",
     )
-    sub.add_argument("--vocab-size", type=int, required=True, metavar="N", help="pieces in all")
+    sub.add_argument("--vocab-size", type=int, required=True, metavar="N", help="number of pieces")
     sub.add_argument("--output", required=True, metavar="DIR", help="tokenizer.model goes here")
     add_text_field(sub, default="text")
     return parser
@@ -182,11 +197,17 @@ def _add_sampling(
         help = f"{help} ({default:g})"
         parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help)
 
-    option("--max-new-tokens", int, max_new_tokens, "N", "the most tokens to draw")
-    option("--temperature", float, temperature, "T", "0 always takes the most probable token")
-    option("--top-k", int, 0, "K", "sample from the K most probable tokens, 0 for all")
-    option("--top-p", float, top_p, "P", "sample from the most probable P of the mass, 1 for all")
-    option("--seed", int, 0, "S", "of the random draws")
+    option("--max-new-tokens", int, max_new_tokens, "N", "stop after this many new tokens")
+    option("--temperature", float, temperature, "T", "0 always takes the most likely token")
+    option("--top-k", int, 0, "K", "sample from the K most likely tokens; 0 turns this off")
+    option(
+        "--top-p",
+        float,
+        top_p,
+        "P",
+        "sample from the likeliest tokens that sum to P; 1 turns this off",
+    )
+    option("--seed", int, 0, "S", "seed of the random draws")
 
 
 def _sampling(args: argparse.Namespace) -> Any:

@@ -14,12 +14,14 @@ from llama_jax.runtime.places import naming
 
 def add_commands(command: Callable[..., Any]) -> None:
     """Declare them; `command(name, run, help)` makes a parser."""
-    sub = command("verify", _verify, "check every digest; repeat the proof of a converted model")
+    sub = command("verify", _verify, "check every digest, and the proof of a converted model")
     sub.add_argument("path", metavar="PATH")
     add_json(sub)
 
-    sub = command("convert", _convert, "weights from one format into another, with a proof")
-    sub.add_argument("source", metavar="SRC", help="a model in any format, which is recognised")
+    sub = command(
+        "convert", _convert, "convert weights from one format to another, and check the result"
+    )
+    sub.add_argument("source", metavar="SRC", help="a model in any format, which is detected")
     sub.add_argument("target", metavar="DST", help="a new folder or file")
     sub.add_argument(
         "--to",
@@ -28,34 +30,42 @@ def add_commands(command: Callable[..., Any]) -> None:
         help="native, hf, meta, llama2c or gguf; FORMAT:VARIANT where it has some (native); peft "
         "for the adapters of a run; stablehlo or litert for a program that runs without llama-jax",
     )
-    sub.add_argument("--base", metavar="MODEL", help="what SRC holds adapters of (as SRC says)")
+    sub.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="the model that SRC's adapters belong to (the one SRC names)",
+    )
     sub.add_argument(
         "--tokenizer",
         metavar="PATH",
         help="tokenizer.model, tokenizer.json, tokenizer.bin, or none (the source's own)",
     )
-    sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(the source's)")
+    sub.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="type to write (the source's)"
+    )
     add_json(sub)
 
-    sub = command("quantize", _quantize, "a model with small weights, and what rounding them cost")
+    sub = command(
+        "quantize", _quantize, "make the weights small, and report what the rounding costs"
+    )
     add_model(sub)
-    sub.add_argument("target", metavar="OUT", help="a new folder, a model as any other")
-    sub.add_argument("--weights", required=True, choices=["int8", "int4"], help="their type")
+    sub.add_argument("target", metavar="OUT", help="a new model folder, read like any other")
+    sub.add_argument(
+        "--weights", required=True, choices=["int8", "int4"], help="type of the matrices"
+    )
     sub.add_argument(
         "--group", type=int, metavar="N", help="inputs that share a scale in int4: 32 or 128 (32)"
     )
-    sub.add_argument(
-        "--kv", choices=["int8"], help="keys and values of the cache too (the compute type)"
-    )
+    sub.add_argument("--kv", choices=["int8"], help="round cached keys and values too (off)")
     sub.add_argument(
         "--calibration",
         metavar="DATASET",
-        help="choose the numbers of int4 for this text (round each to the nearest)",
+        help="text for GPTQ to choose the int4 values by (none: each is rounded)",
     )
     sub.add_argument(
         "--data",
         metavar="DATASET",
-        help="the text of the report, as for eval (the run's own, or tales)",
+        help="text to measure on, as for eval (the run's own, or tales)",
     )
     sub.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows at a time (8)")
     sub.add_argument("--seq-len", type=int, metavar="T", help="tokens in a row (the run's own)")

@@ -15,7 +15,7 @@ examples:
     -d '{"model": "quickstart", "prompt": "Once upon a time", "max_tokens": 50}'
 
 It speaks OpenAI's API (/v1/completions, /v1/chat/completions, /v1/models), and /tokenize,
-/detokenize, /health, /ready and /metrics. Ctrl-C or SIGTERM ends it after what runs.
+/detokenize, /health, /ready and /metrics. Ctrl-C or SIGTERM finishes running requests, then stops.
 """
 
 
@@ -36,18 +36,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=RUN",
         help="a run of --lora.rank on MODEL, or a PEFT folder; requests name it (may be repeated)",
     )
-    option("--api-key-file", str, None, "FILE", "keys that are let in, one a line (everybody)")
-    option("--rows", int, 8, "N", "answers that are drawn together (8)")
+    option(
+        "--api-key-file", str, None, "FILE", "accepted API keys, one a line (no key is asked for)"
+    )
+    option("--rows", int, 8, "N", "answers generated at the same time (8)")
     option("--queue", int, 64, "N", "answers that may wait for a row (64)")
     option("--speculate", int, None, "N", "tokens guessed while rows idle (0; 4 with --draft)")
     option("--draft", str, None, "MODEL", "a small model that guesses them (the text itself)")
     option("--context", int, None, "T", "tokens of a prompt and its answer (the model's own)")
-    option("--cache-gib", float, None, "G", "memory of keys and values (a quarter of what is free)")
-    parser.add_argument(
-        "--kv", choices=["int8"], help="keys and values in 8 bits (the model's compute type)"
+    option(
+        "--cache-gib",
+        float,
+        None,
+        "G",
+        "memory for the key/value cache (a quarter of what is free)",
     )
+    parser.add_argument("--kv", choices=["int8"], help="hold the key/value cache in 8 bits (off)")
     option("--deadline", float, 600.0, "S", "seconds that a request may take (600)")
-    option("--drain", float, 30.0, "S", "seconds that answers have to end at the end (30)")
+    option("--drain", float, 30.0, "S", "seconds that running answers get at shutdown (30)")
 
 
 def _adapter(text: str) -> tuple[str, str]:

@@ -168,9 +168,13 @@ def override[C: TrainConfig](config: C, options: Sequence[str], prog: str) -> C:
 def _one_line(box: str, command: str) -> str:
     """What tyro says in a box of many lines, as one: the reason, the nearest option, the help."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    lines = ["" if set(line) == {"-"} else line for line in lines]  # a rule where all is ASCII
+    lines = lines[1:] if lines and not lines[0] else lines
     reason = " ".join(lines[: lines.index("")]) if "" in lines else " ".join(lines)
     reason = re.sub(r"^Error parsing [\w.]+: ", "", reason)  # our messages name the setting
     if "Perhaps you meant:" in lines:
-        nearest = lines[lines.index("Perhaps you meant:") + 1].split()[0]
+        given = re.search(r"--[\w.-]+", reason)
+        offered = [line.split()[0] for line in lines if re.match(r"--[\w.-]+ ", line)]
+        nearest = difflib.get_close_matches(given[0] if given else "", offered, n=1, cutoff=0)[0]
         reason += f"; did you mean {nearest}?"
     return f"{reason} (all options: {command} --help)"

@@ -12,6 +12,7 @@ stderr, times, metadata of pictures.
 
 import argparse
 import base64
+import configparser
 import io
 import os
 import re
@@ -28,14 +29,33 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "notebooks" / "source"
 FOLDERS = {"en": "notebooks", "zh": "notebooks/zh"}
-REPOSITORY = "YOUR-NAME/llama_jax"
-"""Owner and name on GitHub: the badges and the install cell point there."""
-INSTALL = f'''\
-# On Colab and Kaggle this installs the project; where it is installed, it does nothing.
+UNPUBLISHED = "OWNER/llama_jax"
+"""Stands in badges and in the installing cell until `url` in setup.cfg names the repository."""
+NOTICE = {
+    "en": f"*(This copy is not published yet: `{UNPUBLISHED}` stands for its place on GitHub. The "
+    "badges work once `url` in `setup.cfg` says where that is. Until then, open the notebook in a "
+    "checkout.)*",
+    "zh": f"*（这一份尚未发布：`{UNPUBLISHED}` 代表它在 GitHub 上的位置。"
+    "在 `setup.cfg` 的 `url` 中写明位置之后，徽章才会生效；"
+    "在此之前，请在克隆下来的仓库里打开这个 notebook。）*",
+}
+"""Shown under the badges that lead nowhere."""
+INSTALL = """\
+# Colab and Kaggle install the project here. Where it is installed already, nothing happens.
+import importlib.metadata
 import importlib.util
+from pathlib import Path
+
+import numpy
 
 if importlib.util.find_spec("llama_jax") is None:
-    %pip install --quiet "llama-jax @ git+https://github.com/{REPOSITORY}"'''
+    checkout = [p for p in Path.cwd().parents if (p / "llama_jax/cli.py").exists()]
+    source = checkout[0].as_uri() if checkout else "git+https://github.com/REPOSITORY"
+    tpu = "jax[tpu]" if importlib.util.find_spec("libtpu") else ""
+    %pip install --quiet "llama-jax @ {source}" {tpu}
+    if importlib.metadata.version("numpy") != numpy.__version__:
+        # Keep the NumPy that the kernel has loaded: a new one would need a restart.
+        %pip install -qqq --no-deps numpy=={numpy.__version__}"""
 SETTINGS = {
     "figure.dpi": 80,
     "axes.spines.top": False,
@@ -103,7 +123,15 @@ def read(path: Path) -> list[Cell]:
             lines.append(line)
     close(number)
     finish(number)
-    return [cells[0], Cell(code=INSTALL), *cells[1:]]
+    install = INSTALL.replace("REPOSITORY", repository() or UNPUBLISHED)
+    return [cells[0], Cell(code=install), *cells[1:]]
+
+
+def repository() -> str:
+    """OWNER/NAME on GitHub, from `url` in setup.cfg; "" if it is not set."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser.get("metadata", "url", fallback="").removeprefix("https://github.com/").strip("/")
 
 
 def joined(text: str) -> str:
@@ -119,7 +147,7 @@ def joined(text: str) -> str:
 
 def badges(path: str) -> str:
     """Links that open the notebook at `path` in the repository."""
-    blob = f"github.com/{REPOSITORY}/blob/main/{path}"
+    blob = f"github.com/{repository() or UNPUBLISHED}/blob/main/{path}"
     shown = "https://img.shields.io/badge/GitHub-view-181717?logo=github"
     return "\n".join(
         f"[![{name}]({picture})]({link})"
@@ -154,6 +182,7 @@ def notebook(name: str, cells: Sequence[Cell], language: str) -> nbformat.Notebo
         if number == 0:
             title, _, rest = text.partition("\n")
             links = f"{badges(path)}\n\n{other_languages(name, language)}"
+            links += "" if repository() else f"\n\n{NOTICE[language]}"
             text = f"{title}\n\n{links}\n\n{rest.strip()}"
         make = nbformat.v4.new_markdown_cell if cell.text else nbformat.v4.new_code_cell
         built.append(make(text or cell.code, id=f"c{number:02}"))

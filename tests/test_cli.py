@@ -38,6 +38,10 @@ def call(capsys, *argv):
         (["train", "no.py"], "experiment no.py does not exist"),
         (["train", "--steps", "3"], "needs the experiment file first"),
         (["train", "experiments/quickstart.py", "--stepz", "3"], "did you mean --steps?"),
+        (
+            ["train", "quickstart", "--step", "3"],
+            "error: Unrecognized options: --step, 3; did you mean --steps?",
+        ),
         (["train", "experiments/quickstart.py", "--steps", "many"], "invalid literal for int()"),
         (
             ["train", "experiments/quickstart.py", "--model.num-kv-heads", "3"],

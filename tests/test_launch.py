@@ -106,6 +106,16 @@ def test_the_command_of_the_user_reaches_the_machine_unharmed(launch, tmp_path):
     assert (tmp_path / "llama_jax" / "status").read_text() == "3\n"
 
 
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh"])
+@pytest.mark.parametrize("stage", ["sft", "distill-context"])
+def test_every_stage_is_started_as_its_experiment_asks(launch, script, stage):
+    status, out, _, _ = launch(
+        script, "--dry-run", stage, "l7", "tpu/llama2_7b_sft", TYPE="v5p-128"
+    )
+    assert status == 0
+    assert f"llama-jax {stage} tpu/llama2_7b_sft" in out
+
+
 def test_preempted_machines_are_made_again_and_the_run_resumes(launch):
     state = [
         "ACTIVE",
@@ -140,6 +150,7 @@ def test_what_was_refused_is_not_tried_again(launch):
         ("step 5 of 5: complete", "0", "complete"),
         # Machines that came anew after the last step, before anybody looked.
         ("step 5 of 5: was complete already; a larger --steps takes it further", "0", "complete"),
+        ("2 rounds complete", "0", "complete"),  # rejection sampling
         ("step 3 of 5: stopped early; the same command resumes", "0", "ended"),
         ("llama-jax: error: workdir", "2", "refused"),
         ("step 3/5", "75", "ended"),
@@ -199,7 +210,7 @@ def test_what_is_missing_is_named(launch, script, args, env, message):
 def test_the_skypilot_file_installs_the_lock_and_runs_one_experiment():
     text = (LAUNCH / "sky.yaml").read_text()
     assert "--require-hashes -r requirements/tpu.txt" in text
-    assert "exec .venv/bin/llama-jax train $TRAIN" in text
+    assert "exec .venv/bin/llama-jax $STAGE $TRAIN" in text
     named = re.findall(r"experiments/[\w./]+", text)
     assert len(named) == 4
     assert all((ROOT / name).exists() for name in named)
@@ -225,9 +236,9 @@ def test_sky_runs_the_command_that_the_user_names(tmp_path):
     program.parent.mkdir(parents=True)
     program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\nsys.exit(75)\n")
     program.chmod(0o755)
-    env = {**os.environ, "TRAIN": "experiments/tpu/llama2_7b.py --workdir gs://b/r"}
+    env = {**os.environ, "STAGE": "sft", "TRAIN": "tpu/llama2_7b_sft --workdir gs://b/r"}
     done = subprocess.run(
         ["sh", "-c", task["run"]], cwd=tmp_path, env=env, capture_output=True, text=True
     )
-    expected = ["train", "experiments/tpu/llama2_7b.py", "--workdir", "gs://b/r"]
+    expected = ["sft", "tpu/llama2_7b_sft", "--workdir", "gs://b/r"]
     assert (done.returncode, done.stdout) == (75, f"{expected}\n")  # its status tells SkyPilot

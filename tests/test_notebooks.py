@@ -1,9 +1,11 @@
-"""The notebooks: built from their sources, one code in two languages, and run from end to end."""
+"""The notebooks: built from their sources, one code in two languages, installed and run."""
 
 import base64
+import configparser
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,12 +114,33 @@ def test_a_source_is_read_cell_by_cell(tmp_path):
     path.write_text(SOURCE, encoding="utf-8")
     title, install, code, more = build.read(path)
     assert title.text == {"en": "# Title\nWords.", "zh": "# 标题\n文字。"}
-    assert "find_spec" in install.code
+    assert install.code.startswith("# Colab and Kaggle install the project here.")
     assert code.code == "x = 1"
     assert more.text["en"] == "More.\n\n```sh\na command\n```"
     first = build.notebook("name", [title], "zh").cells[0].source
     assert first.startswith("# 标题\n\n[![Open in Colab]")
-    assert first.endswith("[English](../name.ipynb)\n\n文字。")
+    assert "[English](../name.ipynb)\n\n" in first
+    assert first.endswith("\n\n文字。")
+
+
+def test_the_place_of_the_repository_is_set_in_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "source.md"
+    path.write_text(SOURCE, encoding="utf-8")
+
+    def shown():
+        title, install, *_ = build.notebook("name", build.read(path), "en").cells
+        return title.source, install.source
+
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    title, install = shown()  # a checkout that does not know it says so
+    assert build.NOTICE["en"] in title
+    assert build.UNPUBLISHED in title
+    assert build.UNPUBLISHED in install
+    (tmp_path / "setup.cfg").write_text("[metadata]\nurl = https://github.com/someone/fork\n")
+    title, install = shown()
+    assert title.count("github.com/someone/fork/blob/main/notebooks/name.ipynb") == 2
+    assert "git+https://github.com/someone/fork" in install
+    assert "OWNER" not in title + install
 
 
 @pytest.mark.parametrize(
@@ -166,3 +189,44 @@ def test_it_runs(name):
     done = build.execute(build.notebook(name, cells, "en"))
     outputs = [o for cell in done.cells if cell.cell_type == "code" for o in cell.outputs]
     assert [o for o in outputs if "image/png" in o.get("data", {})], "no picture was drawn"
+
+
+def listed(name):
+    """The lines of a list in tests/machines/, without comments."""
+    lines = (ROOT / f"tests/machines/{name}.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("machine", ["colab-2026.01", "colab-tpu-2026.01"])
+def test_the_first_cell_installs_without_a_restart(machine, tmp_path):
+    """pip resolves the requirements where the packages of the list are installed, and replaces
+    nothing that the kernel has loaded, but NumPy, which the cell puts back (jax 0.11 asks for 2.1
+    or newer and runs with 2.0). Needs a package index.
+    """
+    call = {"capture_output": True, "text": True, "check": True}
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], **call)
+    (site,) = tmp_path.glob("lib/python*/site-packages")
+    before = dict(line.split("==") for line in listed(machine))
+    for name, version in before.items():
+        folder = site / f"{plain(name).replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (folder / "METADATA").write_text(text)
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = setup["options"]["install_requires"].split("\n")
+    wanted += ["jax[tpu]"] if "libtpu" in before else []
+    pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "bin/python"), "install"]
+    pip += ["--dry-run", "--quiet", "--report", "-", *filter(None, wanted)]
+    report = json.loads(subprocess.run(pip, **call).stdout)
+    after = {plain(p["metadata"]["name"]): p["metadata"]["version"] for p in report["install"]}
+    assert {"jax", "flax", "tyro"} <= after.keys(), after
+    assert after.keys() & set(listed("loaded")) == {"numpy"}, after
+    assert ("libtpu" in after) == ("libtpu" in before)
+    assert not after.keys() & {"torch", "tensorflow"}

@@ -2,6 +2,14 @@
 # Sourced by the launchers: `run CMD...` prints a command as it could be pasted, and runs it unless
 # the launcher was called with --dry-run. `install` is what a machine does once.
 
+# What both machines' launchers start: a command of llama-jax that trains.
+is_stage() {
+    case $1 in
+    train | sft | reward | dpo | rejection | ppo | grpo | gatt | distill-context) ;;
+    *) return 1 ;;
+    esac
+}
+
 DRY=""
 if [ "${1:-}" = --dry-run ]; then
     DRY=1

@@ -2,11 +2,12 @@
 # Train on Cloud TPU VMs: queue for machines, install from the lock, run on all workers, follow
 # host 0, and begin again when they are preempted, until the run is complete.
 #
-#   experiments/launch/tpu_vm.sh [--dry-run] train NAME EXPERIMENT.py [--option value ...]
+#   experiments/launch/tpu_vm.sh [--dry-run] STAGE NAME EXPERIMENT.py [--option value ...]
 #   experiments/launch/tpu_vm.sh [--dry-run] follow NAME
 #   experiments/launch/tpu_vm.sh [--dry-run] delete NAME
 #
-# Environment: PROJECT and ZONE; TYPE such as v5litepod-256, v5p-128, v6e-256; SLICES (1);
+# STAGE is train, sft, reward, dpo, rejection, ppo, grpo, gatt or distill-context, as the experiment
+# asks. Environment: PROJECT and ZONE; TYPE such as v5litepod-256, v5p-128, v6e-256; SLICES (1);
 # SPOT=1 for machines that may be preempted; SETUP, a command that every worker runs first, such as
 # mounting a bucket; POLL, seconds between looks (60). --dry-run prints the commands, and runs none.
 #
@@ -75,7 +76,7 @@ start() { # install on every worker of every slice, then start on all
 $INSTALL
 ${SETUP:-true}"
     done
-    command=$(quoted .venv/bin/llama-jax train "$@" | sed "s/'/'\\\\''/g")
+    command=$(quoted .venv/bin/llama-jax "$ACTION" "$@" | sed "s/'/'\\\\''/g")
     for node in $(nodes); do # hosts wait for one another, but not for ever
         on all "$node" "cd llama_jax && rm -f status
 nohup sh -c '${command}; echo \$? > status' > train.log 2>&1 < /dev/null &"
@@ -84,9 +85,9 @@ nohup sh -c '${command}; echo \$? > status' > train.log 2>&1 < /dev/null &"
 
 # What host 0 says about the run, in a word.
 LOOK="cd llama_jax 2> /dev/null && test -f train.log || { echo new; exit; }
-if grep -q -e ': complete' -e ': was complete already' train.log; then echo complete
+if grep -q -e ': complete' -e ': was complete already' -e ' rounds complete' train.log; then echo complete
 elif test -f status; then test \"\$(cat status)\" = 2 && echo refused || echo ended
-elif pgrep -f '[.]venv/bin/llama-jax train' > /dev/null; then echo running
+elif pgrep -f '[.]venv/bin/llama-jax ' > /dev/null; then echo running
 else echo ended; fi"
 
 look() {
@@ -94,7 +95,8 @@ look() {
     $VM ssh "$NAME-0" $WHERE --worker=0 "--command=$LOOK" 2> /dev/null || echo lost
 }
 
-case $ACTION in
+if is_stage "$ACTION"; then kind=train; else kind=$ACTION; fi
+case $kind in
 follow) on 0 "$NAME-0" "tail -n 100 -F llama_jax/train.log" ;;
 delete) delete ;;
 train)

@@ -90,19 +90,25 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         "--stage",
         choices=sorted(EXPERIMENTS),
         default="train",
-        help="the kind of experiment: pretraining, fine-tuning, a reward model, DPO or PPO (train)",
+        help="which command the experiment is for (train)",
     )
     parser.add_argument("--remat", metavar="POLICY", help="as --model.remat (full with --model)")
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat policies and batch sizes"
     )
     parser.add_argument(
-        "--compile", type=int, default=3, metavar="N", help="rows of a search to compile (3)"
+        "--compile",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how many of the best candidates to compile (3)",
     )
     parser.add_argument("--decode", action="store_true", help="plan generation, not training")
-    parser.add_argument("--weights", choices=WEIGHTS, help="of --decode: the layers' matrices")
-    parser.add_argument("--kv", choices=["int8"], help="of --decode: the cache's type")
-    parser.add_argument("--page", type=int, default=128, metavar="N", help="of --decode (128)")
+    parser.add_argument("--weights", choices=WEIGHTS, help="with --decode: type of the matrices")
+    parser.add_argument("--kv", choices=["int8"], help="with --decode: type of the cache")
+    parser.add_argument(
+        "--page", type=int, default=128, metavar="N", help="with --decode: tokens a page (128)"
+    )
     parser.add_argument("--save", metavar="FOLDER", help="keep the compiled step for training")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = list(arguments)

@@ -69,6 +69,12 @@ def test_what_stays_is_what_the_definition_keeps(quarters, top_k, top_p):
     assert all(cut[i] == logits[i] for i in kept)
 
 
+def test_top_p_stops_where_the_mass_is_reached():
+    """Four tokens of a quarter each: the first two make a half, and a third is not needed."""
+    left = CUT(jnp.zeros((1, 4)), jnp.asarray([0]), jnp.asarray([0.5], jnp.float32))
+    assert np.isfinite(left).tolist() == [[True, True, False, False]]
+
+
 def test_rows_may_want_different_things():
     logits = np.random.default_rng(0).standard_normal((3, V))
     options = {"top_k": [0, 1, 0], "top_p": [1.0, 1.0, 1e-6]}
