@@ -270,6 +270,8 @@ class Api:
 
     def _tokenized(self, fields: Fields) -> dict[str, Any]:
         tokenizer, text = self.served.tokenizer, fields.text("prompt", None, 2**31)
+        if text is not None and fields.get("messages") is not None:
+            raise invalid("messages", "cannot be given beside prompt: give one of them")
         special = fields.flag("add_special_tokens", True)
         control = {tokenizer.piece(i): i for i in (tokenizer.bos_id, tokenizer.eos_id)}
         if text is None:

@@ -87,7 +87,7 @@ def _operation(
         errors[more] = {"description": summary, "content": content}
     answered = dict(content)
     if name in ("Completion", "ChatCompletion"):
-        answered["text/event-stream"] = {"schema": _TEXT}
+        answered["text/event-stream"] = {}  # OpenAPI 3.1 has no schema of events
     operation: Schema = {
         "operationId": name,
         "summary": summary,
@@ -141,7 +141,7 @@ def _requests(served: Served) -> Schema:
                 },
                 [],
             ),
-            "anyOf": [
+            "oneOf": [
                 {"properties": {name: given}, "required": [name]}
                 for name, given in (("prompt", _TEXT), ("messages", messages))
             ],

@@ -18,7 +18,8 @@ REASONS = re.compile(
     r"logit_bias names |"
     r"response_format\.json_schema\.schema (cannot be enforced|has)|"
     r"response_format has a schema that is too complex|"
-    r"messages.*(expected a|last message|take turns|holds|NUL)|"
+    r"The body is no sound JSON: a number of \d+ digits|"
+    r"messages.*(must be the first message|expected a|last message|take turns|holds|NUL)|"
     r"prompt.*NUL"
 )
 

@@ -198,6 +198,9 @@ def test_models_tokens_and_the_tokenizers_names(server, model):
     assert 2 not in server.post("/tokenize", prompt="a</s>")["tokens"]
     assert server.post("/tokenize", messages=CHAT)["tokens"] == encode_prompt(model.tokenizer, CHAT)
     assert server.post("/detokenize", tokens=ids)["prompt"] == "the cat"
+    status, _, refused = server.ask("POST", "/tokenize", {"prompt": "a", "messages": CHAT})
+    assert (status, refused["error"]["param"]) == (400, "messages")
+    assert "cannot be given beside prompt" in refused["error"]["message"]
     info = server.ask("GET", "/tokenizer_info")[2]
     assert (info["bos_token"], info["eos_token"]) == ("<s>", "</s>")
 
