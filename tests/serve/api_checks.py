@@ -19,7 +19,7 @@ REASONS = re.compile(
     r"response_format\.json_schema\.schema (cannot be enforced|has)|"
     r"response_format has a schema that is too complex|"
     r"The body is no sound JSON: a number of \d+ digits|"
-    r"messages.*(must be the first message|expected a|last message|take turns|holds|NUL)|"
+    r"messages, message \d+: |messages.*(last message|take turns|holds|NUL)|"
     r"prompt.*NUL"
 )
 
