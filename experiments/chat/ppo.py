@@ -20,7 +20,7 @@ CONFIG = PpoConfig(
     seq_len=224,
     max_new_tokens=104,
     wave_rows=64,
-    beta=0.03,
+    beta=0.1,
     value_warmup=4,
     eval_every=10,
     heldout_prompts=64,
@@ -33,7 +33,7 @@ CONFIG = PpoConfig(
         learning_rate=5e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
     ),
     data=DataConfig(
-        dataset="tales:8000=0.65,tales_safety:2000=0.2,tales_harmless:2000=0.15",
+        dataset="tales:8000=0.55,tales_safety:2000=0.3,tales_harmless:2000=0.15",
         cache_dir=base.CACHE,
     ),
     checkpoint=CheckpointConfig(every=10, keep=1),
