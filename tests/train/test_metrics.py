@@ -92,7 +92,7 @@ def test_the_clock_tells_purposes_apart():
     with clock("eval"):
         time.sleep(0.02)
     assert set(clock.seconds) == {"step", "eval"}
-    assert 0 < clock.goodput() < 0.6
+    assert 0 < clock.goodput() <= clock.seconds["step"] / sum(clock.seconds.values()) < 1
 
 
 def test_the_watchdog_bites_only_when_nothing_beats(tmp_path, capfd):
