@@ -8,7 +8,7 @@ Command   llama-jax sft experiments/tpu/llama2_7b_sft_v5e8.py \\
               --workdir gs://my-runs/llama2-7b-sft \\
               --init-from gs://my-models/Llama-2-7b-hf --data.dataset gs://my-data/dialogues.jsonl
 Hardware  v5e-8, which is 8 chips; not run on it yet
-Predicted 13.8 of 15.8 GiB a chip and 1.13 s a step or more:
+Predicted 13.9 of 15.8 GiB a chip and 1.13 s a step or more:
               llama-jax plan experiments/tpu/llama2_7b_sft_v5e8.py --stage sft --topology v5e-8
 """
 
