@@ -108,16 +108,13 @@ def comparisons(name: str) -> None:
     path = RUN / f"{name}.jsonl"
     if path.exists():
         return
-    from llama_jax.align.answering import Answerer
     from llama_jax.data.corpora.tales import instructions
     from llama_jax.data.records import to_json
     from llama_jax.evals.comparisons import compare
     from llama_jax.runtime.files import write_atomic
 
     model, first, count = COMPARED[name]
-    answerer = Answerer.load(
-        str(RUN / model), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
-    )
+    answerer = _answerer(model)
     prompts = (instructions.prompt(i) for i in range(first, first + count))
     asked = [p for p in prompts if not p.safety and answerer.reads(p.messages)]
     pairs = compare(answerer.answer, asked, samples=4, kind="helpfulness")
@@ -212,13 +209,18 @@ def judged_prompts() -> list[Any]:
 
 def judge_stage(name: str, prompts: Sequence[Any]) -> Any:
     """What the judge finds of a stage's answers to them."""
-    from llama_jax.align.answering import Answerer
     from llama_jax.evals.judged import judge_answers
 
-    answerer = Answerer.load(
+    return judge_answers(_answerer(name).answer, prompts)
+
+
+def _answerer(name: str) -> Any:
+    """A stage's model at temperature 1, as it answers when it is compared or judged."""
+    from llama_jax.align.answering import Answerer
+
+    return Answerer.load(
         str(RUN / name), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
     )
-    return judge_answers(answerer.answer, prompts)
 
 
 def from_first_to_last(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

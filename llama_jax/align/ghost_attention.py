@@ -11,7 +11,6 @@ has later turns.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -61,12 +60,11 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
         wave_rows=config.wave_rows,
         prompt_len=config.seq_len - config.max_new_tokens,
     )
-    turns = [config.turns] * len(ghosts)
-    conversations = converse(answerer, ghosts, turns, seed=config.seed, every=True)
+    conversations = converse(answerer, ghosts, config.turns, seed=config.seed, every=True)
     later = [a for answers in conversations for a in answers[1:]]
     whole = sum(a.ended for a in later)
     rows = [training_row(*pair) for pair in zip(ghosts, conversations, strict=True)]
-    trained = [sum(trains(m) for m in row.messages) for row in rows]
+    trained = [sum(m["train"] for m in row.messages[1::2]) for row in rows]
     logger.info(
         "%d conversations have %d answers after their first; %d of them are whole, and %d of those "
         "keep the instruction", len(ghosts), len(later), whole, sum(trained),
@@ -81,7 +79,7 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
 
 
 def converse(
-    answerer: Answerer, ghosts: Sequence[Ghost], turns: Sequence[int], *, seed: int, every: bool
+    answerer: Answerer, ghosts: Sequence[Ghost], turns: int, *, seed: int, every: bool
 ) -> list[list[Answered]]:
     """The model's answers to the first turns of each conversation.
 
@@ -90,11 +88,11 @@ def converse(
     and where it has grown longer than the model can read.
     """
     answers: list[list[Answered]] = [[] for _ in ghosts]
-    for turn in range(max(turns)):
+    for turn in range(turns):
         asked = {
             number: messages_of(ghost, answers[number], every=every)
             for number, ghost in enumerate(ghosts)
-            if turn < min(turns[number], len(ghost.questions)) and len(answers[number]) == turn
+            if turn < len(ghost.questions) and len(answers[number]) == turn
         }
         asked = {n: m for n, m in asked.items() if answerer.reads(m)}
         found = answerer.answer(list(asked.values()), [(seed, n, turn) for n in asked])
@@ -117,20 +115,10 @@ def messages_of(ghost: Ghost, answers: Sequence[Answered], *, every: bool) -> li
 
 def training_row(ghost: Ghost, answers: Sequence[Answered]) -> Dialogue:
     """The instruction in the first turn, and loss on the later answers that keep it."""
-    said = [
-        {"role": "assistant", "content": a.text}
-        | ({} if turn and a.ended and ghost.keeps(a.text) else {"train": False})
-        for turn, a in enumerate(answers)
-    ]
-    asked = [m for m in messages_of(ghost, answers, every=False) if m["role"] == "user"]
-    return Dialogue(
-        messages=tuple(chain.from_iterable(zip(asked, said, strict=False))), source="gatt"
-    )
-
-
-def trains(message: Message) -> bool:
-    """Whether a message is an answer with loss."""
-    return message["role"] == "assistant" and message.get("train", True)
+    messages = messages_of(ghost, answers, every=False)[: 2 * len(answers)]
+    kept = [turn > 0 and a.ended and ghost.keeps(a.text) for turn, a in enumerate(answers)]
+    messages[1::2] = [{**m, "train": t} for m, t in zip(messages[1::2], kept, strict=True)]
+    return Dialogue(messages=tuple(messages), source="gatt")
 
 
 def recall(
@@ -140,7 +128,7 @@ def recall(
 
     The model speaks with itself: its own answers stand before.
     """
-    answers = converse(answerer, ghosts, [max(at)] * len(ghosts), seed=seed, every=False)
+    answers = converse(answerer, ghosts, max(at), seed=seed, every=False)
 
     def kept(turn: int) -> list[bool]:
         return [

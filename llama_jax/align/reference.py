@@ -68,7 +68,7 @@ def with_reference(
         scorer = _reference(config)
         for part in missing:
             logger.info("log-probabilities of %s (%s) by the reference", part.name, part.split)
-            found = reference_logprobs(scorer, part, config.pairs_per_row)
+            found = reference_logprobs(scorer, part, K)
             write_atomic(paths[part], _written(found))
     return {
         split: replace(mixture, parts=tuple(replace(p, columns=paths[p]) for p in mixture.parts))

@@ -118,7 +118,8 @@ def test_recall_counts_the_answers_that_keep_the_instruction():
 
 def test_a_conversation_holds_the_models_own_answers_and_seeds_of_its_own():
     model = Model(forgetful)
-    answers = converse(model, [GHOST, GHOST], [3, 1], seed=7, every=False)
+    ghosts = [GHOST, Ghost("Say boo.", QUESTIONS[:1], GHOST.keeps)]
+    answers = converse(model, ghosts, 3, seed=7, every=False)
     assert [[a.text for a in one] for one in answers] == [["boo", "no", "no"], ["boo"]]
     last, seeds = model.asked[-1]
     assert contents(last) == ["Say boo. Question 0?", "boo", "Question 1?", "no", "Question 2?"]
@@ -136,7 +137,7 @@ def test_a_conversation_holds_the_models_own_answers_and_seeds_of_its_own():
     ],
 )
 def test_a_conversation_ends_where_it_cannot_go_on(reply, longest, ghost):
-    (answers,) = converse(Model(reply, longest), [ghost], [8], seed=0, every=True)
+    (answers,) = converse(Model(reply, longest), [ghost], 8, seed=0, every=True)
     assert len(answers) == 2
 
 
