@@ -36,8 +36,8 @@ examples:
   llama-jax serve runs/docs                                   OpenAI's API, and a page
   llama-jax verify runs/docs
   llama-jax plan --model llama2-7b --topology v5e-256         no TPU needed
-  llama-jax convert Llama-2-7b-hf/ models/llama2-7b           from Hugging Face and others
-  llama-jax quantize runs/docs models/docs-int8 --weights int8
+  llama-jax convert Llama-2-7b-hf/ llama2-7b/                 from Hugging Face and others
+  llama-jax quantize runs/docs runs/docs-int8 --weights int8
   llama-jax tokenizer train --input books/ --vocab-size 8000 --output tokenizer/
 """
 

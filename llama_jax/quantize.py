@@ -31,7 +31,7 @@ from llama_jax.config import (
 )
 from llama_jax.config_file import model_json
 from llama_jax.convert import usage
-from llama_jax.convert.staging import make_parents, staged
+from llama_jax.convert.staging import staged
 from llama_jax.data.loader import Loader
 from llama_jax.data.prepare import TRAIN, prepare
 from llama_jax.model.gptq import Rows, calibrated
@@ -127,7 +127,7 @@ def quantize(
     require("://" not in dst, f"{dst}: models are quantised on this machine alone; copy the folder")
     target = Path(expand(dst)).absolute()
     require(not target.exists(), f"{target} exists: name a new place")
-    make_parents(target)
+    require(target.parent.is_dir(), f"{target.parent} does not exist: make that folder first")
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         model = load(src)

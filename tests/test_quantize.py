@@ -165,7 +165,7 @@ def test_what_is_compared_is_what_the_definitions_say(folder, small):
         (("@model", "@new", "--weights", "int4", "--group", "64"), "", "choose 32 or 128"),
         (("@model", "@new", "--weights", "int8", "--group", "32"), "", "choose 0"),
         (("@model", "@new", "--weights", "int8", "--calibration", "tales"), "", "is for int4"),
-        (("@model", "@text.jsonl/new", "--weights", "int8"), "", "cannot make the folder"),
+        (("@model", "@none/new", "--weights", "int8"), "", "does not exist: make that folder"),
         (("@nothing", "@new", "--weights", "int8"), "", "nothing"),
         (("@broken", "@new", "--weights", "int8"), "@text.jsonl", "down of layer 1 holds numbers"),
     ],

@@ -37,7 +37,7 @@ from jax import lax
 
 from llama_jax import __version__
 from llama_jax.config import InputError, require
-from llama_jax.runtime.files import parse_json, read_bytes, shown
+from llama_jax.runtime.files import is_file_name, parse_json, read_bytes, shown
 
 FILENAME = "manifest.json"
 FORMAT = 1
@@ -109,7 +109,7 @@ class Manifest:
         step, folder, files = values.get("step"), values.get("folder"), values.get("files", {})
         _require(step is None or _is_size(step, 2**31), "step", step)
         _require(folder in FOLDERS, "folder", folder)
-        _require(isinstance(files, dict) and all(_is_plain(f) for f in files), "files", files)
+        _require(isinstance(files, dict) and all(map(is_file_name, files)), "files", files)
         for name in ("files", "versions"):
             texts = values.get(name, {})
             sound = isinstance(texts, dict) and all(isinstance(t, str) for t in texts.values())
@@ -178,11 +178,6 @@ def _record(row: Any) -> ArrayRecord:
 
 def _is_size(value: Any, end: int) -> bool:
     return type(value) is int and 0 <= value < end
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name is that of a file beside the manifest and of no other place."""
-    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
 def _layout(a: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from llama_jax.config import InputError, require
 from llama_jax.convert import safetensors
-from llama_jax.runtime.files import read_json, shown
+from llama_jax.runtime.files import is_file_name, read_json, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,8 +63,7 @@ def _chosen(path: Path) -> tuple[list[str], list[str] | None]:
             raise InputError(f"{path / INDEX} has no weight_map of names to files")
         files = sorted({*index.values()})
         for file in files:
-            plain = Path(file).name == file and file.endswith(".safetensors")
-            plain = plain and not {"\\", "\0"} & set(file)
+            plain = is_file_name(file) and file.endswith(".safetensors")
             require(plain, f"{path / INDEX} names {shown(file)}, which is no file of the folder")
             _require_there(path, file, "which the index names")
         return files, list(index)

@@ -18,19 +18,10 @@ from pathlib import Path
 from etils import epath
 
 from llama_jax.checkpoint import storage
-from llama_jax.config import InputError, require
-from llama_jax.runtime.files import reason
+from llama_jax.config import require
 
 MARK = ".llama-jax-conversion"
 _SUFFIX = "llama-jax.tmp"
-
-
-def make_parents(target: Path) -> None:
-    """Make the folders that `target` lies in; raises InputError if one of them is a file, ..."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {target.parent}: {reason(error)}") from None
 
 
 @contextmanager
@@ -38,10 +29,10 @@ def staged(target: Path, *, is_file: bool) -> Iterator[Path]:
     """A new folder beside the target. At the end its content becomes the target, or, if that is a
     file, the target and what lies beside it; if anything fails, it is removed.
 
-    Makes the folders that the target lies in. Raises InputError if that is not possible, or if
-    another model's file has the name of one that goes beside the result.
+    Raises InputError if the folder of the target does not exist, or if another model's file has
+    the name of one that goes beside the result.
     """
-    make_parents(target)
+    require(target.parent.is_dir(), f"{target.parent} does not exist: make that folder first")
     _remove_left_over(target)
     folder = target.with_name(f"{target.name}.{secrets.token_hex(4)}.{_SUFFIX}")
     folder.mkdir()

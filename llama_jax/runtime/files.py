@@ -23,6 +23,7 @@ AnyPath = Any
 MAX_BYTES = 32 << 20
 """Of a file that is read whole: a tokenizer or a description of 0.5 MB, of 17 MB at most."""
 _HEAD = 512  # bytes by which a file is told
+_NAME_BYTES = 255  # of the name of a file, on every file system in use
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -57,6 +58,15 @@ def as_path(path: PathLike) -> AnyPath:
 def reason(error: OSError) -> str:
     """What the system says of an error; object stores say it in the error's own words."""
     return error.strerror or str(error) or type(error).__name__
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a name that a file holds is that of a file beside it, and of no other place."""
+    try:
+        size = len(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False
+    return text not in ("", ".", "..") and not {"/", "\\", "\0"} & set(text) and size <= _NAME_BYTES
 
 
 # ---- Reading

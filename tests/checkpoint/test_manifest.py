@@ -217,6 +217,7 @@ HOSTILE = [
     ({"files": {"/dev/zero": "00"}}, "its files is"),
     ({"files": {"a\\b": "00"}}, "its files is"),
     ({"files": {"..": "00"}}, "its files is"),
+    ({"files": {"a" * 256: "00"}}, "its files is"),
     ({"files": {"x": 0}}, "its files is"),
     ({"files": []}, "its files is"),
     ({"versions": 3}, "its versions is 3"),

@@ -287,6 +287,7 @@ def test_a_head_that_is_stored_and_tied_must_be_the_embedding(folder):
     [
         ({"a": "../native/x.safetensors"}, "is no file of the folder"),
         ({"a": "/etc/passwd"}, "is no file of the folder"),
+        ({"a": f"{'a' * 244}.safetensors"}, "is no file of the folder"),
         ({"a": "gone.safetensors"}, "is missing, which the index names"),
         ({"a": 3}, "has no weight_map"),
         (None, "has no weight_map"),

@@ -84,12 +84,3 @@ def test_what_a_killed_conversion_left_is_removed_and_what_lives_is_not(tmp_path
         (living / "y").touch()
     assert [p.name for p in target.iterdir()] == ["y"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
-
-
-def test_the_folders_around_a_result_are_made(tmp_path):
-    save(tmp_path / "a", BASE)
-    api.convert(tmp_path / "a", tmp_path / "models" / "llama" / "b")
-    assert (tmp_path / "models/llama/b/config.json").exists()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot make the folder .*file/models: "):
-        api.convert(tmp_path / "a", tmp_path / "file" / "models" / "b")

@@ -320,12 +320,12 @@ def test_records_are_judged_alike_after_a_trip_through_a_file():
 
 def test_an_attribute_holds_until_the_end_of_a_conversation():
     conversation = said(
-        "Always call me Captain. What does a duck say?", "A duck says quack, Captain.",
+        "Always call me Mia. What does a duck say?", "A duck says quack, Mia.",
         "What color is the sky?",
     )  # fmt: skip
-    assert judge(conversation, "It is blue, Captain.").wishes == {"answer": 1, "attribute": 1}
+    assert judge(conversation, "It is blue, Mia.").wishes == {"answer": 1, "attribute": 1}
     assert judge(conversation, "It is blue.").wishes == {"answer": 1, "attribute": 0}
-    system = [{"role": "system", "content": "Always call me Captain."}, *said("Hello!")]
+    system = [{"role": "system", "content": "Always call me Mia."}, *said("Hello!")]
     assert judge(system, "Hello, my friend.").wishes["attribute"] == 0
 
 

@@ -289,7 +289,7 @@ def test_small_talk_has_one_answer_to_a_question():
         (("ends", "splash"), "It is blue. Splash!", "Splash! It is blue."),
         (("begins", "Ahoy"), "Ahoy! It is blue.", "It is blue. Ahoy!"),
         (("mentions", "turtle"), "It is blue. Two turtles know.", "It is blue. A frog knows."),
-        (("title", "Captain"), "It is blue, Captain.", "It is blue, captain."),
+        (("name", "Mia"), "It is blue, Mia.", "It is blue, mia."),
         (("two", ""), '"Oh! No!" said Tom. It is blue.', "It is blue."),
         (("two", ""), "It is blue. It is big.", "It is blue. It is big. It is far."),
         (("asks", ""), "It is blue. Is it not?", "Is it not? It is blue."),

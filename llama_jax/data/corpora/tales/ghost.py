@@ -13,11 +13,10 @@ from llama_jax.data.corpora.tales.dice import Dice
 from llama_jax.data.corpora.tales.facts import FACTS, Fact
 from llama_jax.data.corpora.tales.prose import sentences, words
 from llama_jax.data.corpora.tales.teller import a
-from llama_jax.data.corpora.tales.wishes import ANIMALS
+from llama_jax.data.corpora.tales.wishes import ANIMALS, NAMES
 
 ENDING_WORDS = ("splash", "boom", "hooray", "meow", "tick", "bingo", "zoom", "pop")
 OPENING_WORDS = ("Ahoy", "Listen", "Look", "Aha", "Hey", "Psst")
-TITLES = ("Captain", "Doctor", "Queen", "King", "Chief", "Boss")
 
 
 class Attribute(NamedTuple):
@@ -26,26 +25,26 @@ class Attribute(NamedTuple):
     kind: str
     """One of KINDS."""
     word: str = ""
-    """The word, animal or title that it is about, if it is about one."""
+    """The word, animal or name that it is about, if it is about one."""
 
 
 _WORDS = {
     "ends": ENDING_WORDS,
     "begins": OPENING_WORDS,
     "mentions": tuple(ANIMALS),
-    "title": TITLES,
+    "name": NAMES,
     "two": ("",),
     "asks": ("",),
 }
-KINDS = {"ends": 0.2, "begins": 0.2, "mentions": 0.2, "title": 0.24, "two": 0.08, "asks": 0.08}
-"""Kinds of attributes, with their shares: a title is what takes the most examples to learn."""
+KINDS = {"ends": 0.2, "begins": 0.2, "mentions": 0.2, "name": 0.2, "two": 0.1, "asks": 0.1}
+"""Kinds of attributes, with their shares."""
 ATTRIBUTES = tuple(Attribute(kind, word) for kind, of_kind in _WORDS.items() for word in of_kind)
 
 _WORDINGS = {
     "ends": ("Always end your answer with the word {word}.", "End every answer with the word {word}.", "Last word: {word}."),
     "begins": ("Always begin your answer with the word {word}.", "Begin every answer with the word {word}.", "First word: {word}."),
     "mentions": ("Always say something about {a_word}.", "Talk about {a_word} in every answer.", "Always about {a_word}."),
-    "title": ("Always call me {word}.", "From now on, call me {word}.", "My name: {word}."),
+    "name": ("Always call me {word}.", "From now on, call me {word}.", "My name: {word}."),
     "two": ("Always answer in two sentences.", "Use two sentences in every answer.", "Always two sentences."),
     "asks": ("Always end with a question.", "Ask me a question at the end of every answer.", "Always ask back."),
 }  # fmt: skip
@@ -60,7 +59,7 @@ _ADDED = {
     "ends": ("{answer} {Word}!",),
     "begins": ("{Word}! {answer}",),
     "mentions": ("{answer} {A_word} knows that too.", "{answer} That is what {a_word} told me.", "{answer} Ask {a_word}!"),
-    "title": ("Yes, {word}. {answer}", "{answer} I hope that helps, {word}.", "{answer} That is so, {word}."),
+    "name": ("Yes, {word}. {answer}", "{answer} I hope that helps, {word}.", "{answer} That is so, {word}."),
     "two": ("{answer} Every child knows that.", "{answer} I am sure of it.", "{answer} That is all."),
     "asks": ("{answer} What do you think?", "{answer} Did you know that?", "{answer} Do you like that?"),
 }  # fmt: skip
@@ -101,7 +100,7 @@ def keeps(attribute: Attribute, answer: str) -> bool:
         return said[0].lower() == word.lower()
     if kind == "mentions":
         return not {word, f"{word}s"}.isdisjoint(x.lower() for x in said)
-    if kind == "title":
+    if kind == "name":
         return word in said
     if kind == "two":
         return len(sentences(answer)) == 2
