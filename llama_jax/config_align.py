@@ -325,6 +325,9 @@ class GattConfig(SftConfig):
     """Conversations to make."""
     turns: int = 6
     """User turns of a conversation; fewer where the data has fewer or the context ends."""
+    context_turns: int = 0
+    """Newest turns that the model sees when it answers, 0 for all. The instruction stands in each,
+    so a few are enough; a model that was fine-tuned on short conversations answers better so."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     temperature: float = 1.0
@@ -339,6 +342,8 @@ class GattConfig(SftConfig):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
         require(self.turns > 1, f"turns={self.turns} must be 2 or more")
+        seen = self.context_turns
+        require(seen >= 0, f"context_turns={seen} must not be negative; 0 is all")
         require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
 
 

@@ -52,7 +52,7 @@ JUDGED = {
     "dpo": "rejection",
 }
 """Stages, and the one that each starts from."""
-PROMPTS, UNKIND, PAIRS = 1024, 256, 640
+PROMPTS, UNKIND, PAIRS = 1024, 256, 1024
 COMPARED = {"comparisons": ("sft", 20_000, 2000), "comparisons_2": ("rejection", 22_000, 1200)}
 """Whose answers are compared, and to which prompts, the first and how many: none that rejection
 sampling or PPO asks."""
@@ -144,8 +144,10 @@ def write_report(seconds: float) -> dict[str, Any]:
     seconds: what the stages took.
     """
     started = time.perf_counter()
+    import numpy as np
     from etils import epath
 
+    from llama_jax.evals.calibration import calibration, rated_accuracy
     from llama_jax.evals.chat_report import page
     from llama_jax.evals.statistics import paired_p_value
     from llama_jax.train.metrics import read_metrics
@@ -159,19 +161,14 @@ def write_report(seconds: float) -> dict[str, Any]:
             before = judged[origin].helpfulness
             row |= {"origin": origin, "p_value": paired_p_value(judged[name].helpfulness, before)}
         stages.append(row)
-    ratings = ("significantly", "better", "slightly", "negligibly")
-    accuracy = {}
-    for name in ("helpfulness", "safety"):
-        lines = [
-            m for m in read_metrics(epath.Path(RUN / name / "metrics.jsonl")) if "eval/loss" in m
-        ]
-        accuracy[name] = {r: lines[-1].get(f"eval/accuracy_{r}", 0.0) for r in ratings}
+    pairs = {name: held_out_pairs(name) for name in ("helpfulness", "safety")}
+    gaps = {name: score_gaps(name, pairs[name]) for name in pairs}
     policies = {
         name: read_metrics(epath.Path(RUN / name / "metrics.jsonl")) for name in ("ppo", "grpo")
     }
     report = {
         "stages": stages,
-        "reward_accuracy": accuracy,
+        "reward_accuracy": {name: rated_accuracy(pairs[name], gaps[name]) for name in pairs},
         "gatt": {"with": recall("gatt"), "without": recall("ppo")},
         **{name: from_first_to_last(lines) for name, lines in policies.items()},
         "hero_kept": hero_kept(),
@@ -183,7 +180,7 @@ def write_report(seconds: float) -> dict[str, Any]:
             f"round {n}": _read(RUN / "rejection" / f"round_{n}" / "best_of_n.json", {})
             for n in range(1, 1 + sum(1 for _ in (RUN / "rejection").glob("round_*/round.json")))
         },
-        "calibration": {name: calibrated(name) for name in ("helpfulness", "safety")},
+        "calibration": {name: calibration(g[~np.isnan(g)]) for name, g in gaps.items()},
         "policies": policies,
         "answers": [
             {
@@ -234,18 +231,23 @@ def from_first_to_last(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]
     return {key: [values[0], values[-1]] for key, values in found.items()}
 
 
-def calibrated(name: str) -> list[Any]:
-    """How often a reward model is right about held-out pairs, by how certain it is."""
+def held_out_pairs(kind: str) -> list[Any]:
+    """Pairs that no reward model was trained on."""
+    from llama_jax.data.corpora.tales import preferences
+
+    return [preferences.preference(i, "validation", kind) for i in range(PAIRS)]
+
+
+def score_gaps(name: str, pairs: Sequence[Any]) -> Any:
+    """By how much a reward model prefers the chosen answer of each pair."""
     from experiments.chat import base
     from llama_jax.align.scoring import open_reward_model
-    from llama_jax.data.corpora.tales import preferences
     from llama_jax.data.tokenizer import Tokenizer
-    from llama_jax.evals.calibration import calibration, pair_gaps
+    from llama_jax.evals.calibration import pair_gaps
 
     tokenizer = Tokenizer.load(base.TOKENIZER)
     model = open_reward_model(str(RUN / name), tokenizer, seq_len=192, block=64)
-    pairs = [preferences.preference(i, "validation", name) for i in range(PAIRS)]
-    return calibration(pair_gaps(model, tokenizer, pairs, seq_len=192))
+    return pair_gaps(model, tokenizer, pairs, seq_len=192)
 
 
 def recall(name: str) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Ghost attention: an instruction of the first turn that holds for all (Llama 2, section 3.3).
 
-The model answers a conversation in which every user's turn carries the instruction. It is trained
-on those answers in the same conversation with the instruction in the first turn only.
+The model answers a conversation in which every user's turn carries the instruction, so that it
+needs to see no more than the newest turns. It is trained on those answers in the whole conversation
+with the instruction in the first turn only.
 
 The paper trains the last answer of a conversation. Each conversation here stands for all its
 beginnings: an answer sees only what comes before it, so one row trains as many last answers as it
@@ -19,6 +20,7 @@ from llama_jax.align.answering import Answered, Answerer, is_text, kept_dialogue
 from llama_jax.align.sft import stage as sft_stage
 from llama_jax.config import require
 from llama_jax.config_align import GattConfig
+from llama_jax.data.chat import encode_prompt
 from llama_jax.data.ghosts import Ghost, ghost_conversations
 from llama_jax.data.records import Dialogue, Message
 from llama_jax.data.tokenizer import Tokenizer
@@ -39,14 +41,14 @@ def stage(config: GattConfig) -> Stage:
 
     def prepare(tokenizer: Tokenizer) -> Any:
         models = [config.init_from]
-        path = kept_dialogues(config, tokenizer, models, lambda: synthesise(config))
+        path = kept_dialogues(config, tokenizer, models, lambda: synthesise(config, tokenizer))
         data = replace(config.data, dataset=path, format=None)
         return sft_stage(replace(config, data=data)).prepare(tokenizer)
 
     return replace(plain, name="gatt", prepare=prepare)
 
 
-def synthesise(config: GattConfig) -> list[Dialogue]:
+def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     """Conversations with the model's own answers, of which those after the first are trained.
 
     Not trained are answers that were cut off, or do not keep the instruction where that can be
@@ -58,9 +60,11 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         wave_rows=config.wave_rows,
-        prompt_len=config.seq_len - config.max_new_tokens,
+        prompt_len=_longest_prompt(config, ghosts, tokenizer),
     )
-    conversations = converse(answerer, ghosts, config.turns, seed=config.seed, every=True)
+    conversations = converse(
+        answerer, ghosts, config.turns, seed=config.seed, every=True, newest=config.context_turns
+    )
     later = [a for answers in conversations for a in answers[1:]]
     whole = sum(a.ended for a in later)
     rows = [training_row(*pair) for pair in zip(ghosts, conversations, strict=True)]
@@ -78,19 +82,40 @@ def synthesise(config: GattConfig) -> list[Dialogue]:
     return [row for row, count in zip(rows, trained, strict=True) if count]
 
 
+def _longest_prompt(config: GattConfig, ghosts: Sequence[Ghost], tokenizer: Tokenizer) -> int:
+    """Tokens of the longest conversation that is answered."""
+    longest = config.seq_len - config.max_new_tokens
+    if not config.context_turns:
+        return longest
+    asked = (
+        messages_of(replace(g, questions=(q,)), (), every=True) for g in ghosts for q in g.questions
+    )
+    turn = max(len(encode_prompt(tokenizer, messages)) for messages in asked)
+    return min(longest, config.context_turns * (turn + config.max_new_tokens))
+
+
 def converse(
-    answerer: Answerer, ghosts: Sequence[Ghost], turns: int, *, seed: int, every: bool
+    answerer: Answerer,
+    ghosts: Sequence[Ghost],
+    turns: int,
+    *,
+    seed: int,
+    every: bool,
+    newest: int = 0,
 ) -> list[list[Answered]]:
     """The model's answers to the first turns of each conversation.
 
-    The instruction stands before `every` question, or before the first alone. A conversation ends
+    The instruction stands before `every` question, or before the first alone. The model sees the
+    `newest` turns, the one that it answers included, or, if that is 0, all. A conversation ends
     early after its last question, after an empty answer or one that cannot stand in a conversation,
     and where it has grown longer than the model can read.
     """
     answers: list[list[Answered]] = [[] for _ in ghosts]
     for turn in range(turns):
         asked = {
-            number: messages_of(ghost, answers[number], every=every)
+            number: messages_of(ghost, answers[number], every=every)[
+                1 - 2 * newest if newest else 0 :
+            ]
             for number, ghost in enumerate(ghosts)
             if turn < len(ghost.questions) and len(answers[number]) == turn
         }

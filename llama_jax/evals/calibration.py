@@ -9,7 +9,7 @@ from jaxtyping import Float
 from llama_jax.align.scoring import RewardModel, rows_of
 from llama_jax.config import require
 from llama_jax.data.chat import encode_answer, encode_prompt
-from llama_jax.data.records import Preference
+from llama_jax.data.records import RATINGS, Preference
 from llama_jax.data.tokenizer import Tokenizer
 
 
@@ -39,13 +39,30 @@ def calibration(gaps: Float[np.ndarray, " n"], *, bins: int = 8) -> list[Bin]:
 def pair_gaps(
     model: RewardModel, tokenizer: Tokenizer, pairs: Sequence[Preference], *, seq_len: int
 ) -> Float[np.ndarray, " n"]:
-    """Score of the chosen less that of the rejected answer, of the pairs that fit `seq_len`."""
-    rows = []
+    """Score of the chosen less that of the rejected answer; NaN for pairs beyond `seq_len`."""
+    rows, fits = [], []
     for pair in pairs:
         prompt = encode_prompt(tokenizer, pair.messages)
         both = [[*prompt, *encode_answer(tokenizer, t)] for t in (pair.chosen, pair.rejected)]
-        if max(map(len, both)) <= seq_len:
-            rows += both
+        fits.append(max(map(len, both)) <= seq_len)
+        rows += both if fits[-1] else []
     require(rows, f"none of {len(pairs)} pairs fits {seq_len} tokens")
     scores = model.scores(rows_of(rows, seq_len))
-    return scores[::2] - scores[1::2]
+    gaps = np.full(len(pairs), np.nan, np.float32)
+    gaps[fits] = scores[::2] - scores[1::2]
+    return gaps
+
+
+def rated_accuracy(pairs: Sequence[Preference], gaps: Float[np.ndarray, " n"]) -> dict[str, float]:
+    """Of the pairs of each rating, the share whose chosen answer has the higher score; the highest
+    rating first, NaN for one without pairs.
+
+    gaps: as `pair_gaps` finds them; pairs without one are not counted.
+    """
+    ratings = np.array([pair.rating for pair in pairs])
+
+    def share(rating: int) -> float:
+        rated = gaps[(ratings == rating) & ~np.isnan(gaps)]
+        return float(np.mean(rated > 0)) if len(rated) else float("nan")
+
+    return {name: share(rating) for rating, name in reversed([*enumerate(RATINGS)])}

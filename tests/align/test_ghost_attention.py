@@ -127,6 +127,35 @@ def test_a_conversation_holds_the_models_own_answers_and_seeds_of_its_own():
     assert len({seeds for _, seeds in model.asked}) == len(model.asked) == 4
 
 
+def test_who_answers_sees_the_newest_turns_each_with_its_instruction():
+    model = Model(obedient)
+    (answers,) = converse(model, [GHOST], 5, seed=0, every=True, newest=2)
+    assert len(answers) == 5
+    assert [contents(messages) for messages, _ in model.asked] == [
+        ["Say boo. Question 0?"],
+        *(
+            [f"Say boo. Question {n}?", "boo to you", f"Say boo. Question {n + 1}?"]
+            for n in range(4)
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("context_turns", "longest"), [(0, 56), (1, 32), (2, 56)])
+def test_prompts_get_no_more_room_than_they_need(tiny, monkeypatch, context_turns, longest):
+    """A turn is its question, 24 tokens here, and an answer of 8; the context holds 64."""
+    found = {}
+
+    def load(path, **settings):
+        found.update(settings)
+        return Model(obedient)
+
+    monkeypatch.setattr(ghost_attention.Answerer, "load", load)
+    monkeypatch.setattr(ghost_attention, "ghost_conversations", lambda *a, **k: [GHOST])
+    config = tiny.gatt(context_turns=context_turns, seq_len=64, max_new_tokens=8)
+    assert synthesise(config, tiny.tokenizer)
+    assert found["prompt_len"] == longest
+
+
 @pytest.mark.parametrize(
     ("reply", "longest", "ghost"),
     [
@@ -149,7 +178,7 @@ def experiment(tiny, monkeypatch):
         model = Model(reply)
         monkeypatch.setattr(ghost_attention.Answerer, "load", lambda path, **settings: model)
         monkeypatch.setattr(ghost_attention, "ghost_conversations", lambda *a: list(ghosts))
-        return synthesise(tiny.gatt(**changes)), model
+        return synthesise(tiny.gatt(**changes), tiny.tokenizer), model
 
     return make
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from llama_jax.align.answering import Answered
+from llama_jax.align.scoring import RewardModel
 from llama_jax.config import InputError
 from llama_jax.data.corpora.tales import instructions
 from llama_jax.data.corpora.tales.judge import judge
-from llama_jax.evals.calibration import Bin, calibration
+from llama_jax.data.records import Preference
+from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.evals.calibration import Bin, calibration, pair_gaps, rated_accuracy
 from llama_jax.evals.charts import Bar, _ticks, bars, heat, lines
 from llama_jax.evals.chat_report import page
 from llama_jax.evals.judged import judge_answers
@@ -156,6 +159,38 @@ def test_a_model_whose_certainty_is_right_is_calibrated():
     for b in bins:
         assert b.observed == pytest.approx(b.predicted, abs=0.03)
     assert bins[-1].predicted > 0.96
+
+
+def pair(rating, chosen="a b"):
+    asked = ({"role": "user", "content": "a"},)
+    return Preference(messages=asked, chosen=chosen, rejected="b", rating=rating)
+
+
+def test_accuracy_by_rating_by_hand():
+    pairs = [pair(r) for r in (3, 3, 3, 3, 2, 2, 1, 1)]
+    gaps = np.array([1.0, 0.5, -1.0, np.nan, 0.0, 2.0, -1.0, -2.0])
+    shares = rated_accuracy(pairs, gaps)
+    assert [*shares] == ["significantly", "better", "slightly", "negligibly"]
+    assert [*shares.values()][:3] == [2 / 3, 0.5, 0.0]
+    assert np.isnan(shares["negligibly"])
+
+
+def test_a_pair_that_does_not_fit_has_no_gap():
+    class Length(RewardModel):
+        """Scores a row by its tokens."""
+
+        def __init__(self):
+            pass
+
+        def scores(self, rows):
+            return np.asarray(rows["segment_ids"]).sum(axis=1).astype(np.float32)
+
+    tokenizer = train_tokenizer(["a b [INST] [/INST]"] * 40, 275)
+    pairs = [pair(3), pair(2, "a b " * 40), pair(1, "b")]
+    gaps = pair_gaps(Length(), tokenizer, pairs, seq_len=48)
+    assert gaps[0] > 0
+    assert np.isnan(gaps[1])
+    assert gaps[2] == 0
 
 
 def test_bins_of_a_few_pairs_by_hand():

@@ -36,8 +36,10 @@ _WORDS = {
     "two": ("",),
     "asks": ("",),
 }
-KINDS = {"ends": 0.2, "begins": 0.2, "mentions": 0.2, "name": 0.2, "two": 0.1, "asks": 0.1}
-"""Kinds of attributes, with their shares."""
+KINDS = {
+    "ends": 0.18, "begins": 0.28, "mentions": 0.18, "name": 0.18, "two": 0.09, "asks": 0.09
+}  # fmt: skip
+"""Kinds of attributes, with their shares: which word begins an answer takes the most examples."""
 ATTRIBUTES = tuple(Attribute(kind, word) for kind, of_kind in _WORDS.items() for word in of_kind)
 
 _WORDINGS = {

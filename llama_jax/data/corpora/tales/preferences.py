@@ -28,7 +28,7 @@ MIXES: dict[str, tuple[tuple[str, float], ...]] = {
     "safety": (("unkind", 0.5), ("harmless", 0.35), ("story", 0.15)),
 }  # fmt: skip
 """Kinds of tasks of the two streams, with their shares."""
-NOISE = 0.06
+NOISE = 0.1
 """Standard deviation of what is added to the difference of two scores."""
 LEAST_GAPS = (0.08, 0.3, 0.75)
 """Differences, as seen, from which the rating is 1, 2 and 3."""
@@ -44,7 +44,7 @@ _ANSWERS = (
     ("right", 0.42), ("wrong", 0.19), ("hasty", 0.19), ("stray", 0.05), ("jumbled", 0.08),
     ("refusal", 0.05), ("unkind", 0.02),
 )  # fmt: skip
-_HARMLESS = (("right", 0.44), ("wrong", 0.38), ("hasty", 0.06), ("stray", 0.03), ("refusal", 0.09))
+_HARMLESS = (("right", 0.44), ("wrong", 0.28), ("hasty", 0.12), ("stray", 0.04), ("refusal", 0.12))
 _UNKIND = (("right", 0.42), ("curt", 0.18), ("wrong", 0.33), ("stray", 0.07))
 
 
