@@ -26,7 +26,7 @@ from llama_jax.runtime.places import expand
 from llama_jax.train.evaluate import evaluate
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.next_token import NextToken
-from llama_jax.train.stage import Ask, Sampler, Stage
+from llama_jax.train.stage import Ask, Sampler, Stage, require_fits
 from llama_jax.train.step import jit_eval_step
 
 logger = logging.getLogger(__name__)
@@ -99,12 +99,7 @@ def continue_prompts(config: TrainConfig, params: dict, tokenizer: Tokenizer) ->
 def check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Raise InputError for a sample prompt that is no text or longer than the context."""
     for prompt in config.sample_prompts:
-        length, limit = len(tokenizer.encode(prompt, bos=True)), config.model.max_seq_len
-        require(
-            length <= limit,
-            f"sample prompt {prompt!r:.40} has {length:,} tokens but the model's context is "
-            f"{limit}",
-        )
+        require_fits(prompt, len(tokenizer.encode(prompt, bos=True)), config)
 
 
 def text_bytes(batch: Batch, tokenizer: Tokenizer) -> dict[str, int]:

@@ -27,7 +27,7 @@ from llama_jax.align.pairs import (
 )
 from llama_jax.align.reference import COLUMN, reference_identity, with_reference
 from llama_jax.align.segments import segment_sums
-from llama_jax.align.sft import answer_prompts
+from llama_jax.align.sft import answer_prompts, check_prompts
 from llama_jax.config import ModelConfig
 from llama_jax.config_align import DpoConfig
 from llama_jax.data.conversations import prepare_preferences
@@ -69,6 +69,7 @@ def stage(config: DpoConfig) -> Stage:
         identity=lambda: identity,
         results=lambda means, counts, observed: {k: v for k, v in means.items() if counts[k]},
         sample=partial(answer_prompts, config),
+        check=partial(check_prompts, config),
     )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from llama_jax.align.logprobs import batch_logprobs
-from llama_jax.config import TrainConfig
+from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_align import SftConfig
 from llama_jax.data.chat import decode_answer, encode_prompt
 from llama_jax.data.conversations import prepare_dialogues
@@ -23,7 +23,7 @@ from llama_jax.model.cache import prepare
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.next_token import NextToken, batch_targets
 from llama_jax.train.objective import Batch, Forward, Mean
-from llama_jax.train.stage import Ask, Stage
+from llama_jax.train.stage import Ask, Stage, require_fits
 
 ANSWER_TOKENS = 128
 """Longest sample."""
@@ -41,6 +41,7 @@ def stage(config: SftConfig) -> Stage:
         objective=Answers(config.model, config.z_loss),
         prepare=lambda tokenizer: prepare_dialogues(config.data, tokenizer, seq_len=config.seq_len),
         sample=partial(answer_prompts, config),
+        check=partial(check_prompts, config),
     )
 
 
@@ -68,6 +69,16 @@ def answer_prompts(config: TrainConfig, params: dict, tokenizer: Tokenizer) -> l
     conversations = [[{"role": "user", "content": text}] for text in config.sample_prompts]
     answers = greedy_answers(config, params, tokenizer, conversations)
     return [f"> {p}\n\n{a}" for p, a in zip(config.sample_prompts, answers, strict=True)]
+
+
+def check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raise InputError for a sample prompt that is no user's message or longer than the context."""
+    for prompt in config.sample_prompts:
+        try:
+            ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
+        except InputError as error:
+            raise InputError(f"sample prompt {prompt!r:.40}: {error}") from error
+        require_fits(prompt, len(ids), config)
 
 
 def greedy_answers(

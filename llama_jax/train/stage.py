@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llama_jax.config import ModelConfig
+from llama_jax.config import ModelConfig, TrainConfig, require
 from llama_jax.data.loader import Batch
 from llama_jax.data.prepare import Mixture
 from llama_jax.data.tokenizer import Tokenizer
@@ -38,3 +38,12 @@ class Stage:
     """Makes one where neither the experiment nor the source has any."""
     name: str = "train"
     """What the progress bar calls it."""
+
+
+def require_fits(prompt: str, tokens: int, config: TrainConfig) -> None:
+    """Raise InputError for a sample prompt of more tokens than the model's context."""
+    limit = config.model.max_seq_len
+    require(
+        tokens <= limit,
+        f"sample prompt {prompt!r:.40} has {tokens:,} tokens but the model's context is {limit}",
+    )

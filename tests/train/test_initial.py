@@ -1,7 +1,9 @@
 """What a run may start from: weights in any format, settings and tokenizers that belong to them."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 from etils import epath
 
 from llama_jax.checkpoint import save_model
+from llama_jax.cli import main
 from llama_jax.config import InputError
 from llama_jax.config_file import model_json, read_config
 from llama_jax.convert.api import convert
@@ -63,6 +66,27 @@ def test_a_folder_of_another_program_needs_no_converting(tiny, base, tmp_path):
         train(tiny.config("--workdir", str(run), "--init-from", str(source), *QUICK))
         started[name] = facts(run)
     assert started["hf"] == started["own"]
+
+
+def test_the_command_for_ones_own_text_on_a_published_model(base, tmp_path, monkeypatch, capsys):
+    """README's command, but for the sizes: a float16 folder and a file of JSON lines."""
+    monkeypatch.chdir(tmp_path)
+    convert(str(base), "Llama-2-7b-hf", to="hf", dtype="float16")
+    lines = [json.dumps({"text": f"On day {i} the ship came into the harbour."}) for i in range(60)]
+    (tmp_path / "my.jsonl").write_text("\n".join(lines))
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (command,) = re.findall(r"`llama-jax (train tpu/llama2_7b_continued [^`]*)`", readme)
+    tiny = (
+        "--init-from-config True --steps 2 --batch-size 8 --seq-len 64 --eval-every 0 "
+        "--data.workers 1 --data.cache-dir cache --model.remat none"
+    )
+    argv = command.replace("gs://BUCKET/run", "run").split() + tiny.split()
+    assert main(argv) == 0
+    trained, before = load("run"), load("Llama-2-7b-hf")
+    assert before.params["embed"].dtype == jnp.float16
+    assert trained.params["embed"].dtype == jnp.float32
+    assert trained.tokenizer.fingerprint == before.tokenizer.fingerprint
+    assert "step 2 of 2: complete" in capsys.readouterr().out
 
 
 def test_settings_that_change_the_function_are_refused_before_data_is_read(tiny, base, tmp_path):
