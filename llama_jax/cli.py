@@ -140,7 +140,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument(
-        "--topology", default="v5e", metavar="T", help="v4, v5e, v5p or v6e, or a slice (v5e)"
+        "--topology",
+        default="v5e",
+        metavar="T",
+        help="v4, v5e, v5p, v6e or tpu7x, or a slice (v5e)",
     )
     add_json(sub)
 

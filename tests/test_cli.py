@@ -162,6 +162,15 @@ def test_a_process_that_generates(run):
     ]
 
 
+def test_commands_that_train_need_jit(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("JAX_DISABLE_JIT", "1")
+    made = tmp_path / "made"
+    status, _, err = call(capsys, "train", "experiments/quickstart.py", "--workdir", str(made))
+    assert status == 2
+    assert err.startswith("llama-jax: error: JAX_DISABLE_JIT=1: train compiles its step")
+    assert not made.exists()
+
+
 REFUSED = """
 import json, sys
 from llama_jax import cli

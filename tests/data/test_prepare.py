@@ -273,11 +273,11 @@ import sys
 from llama_jax.config import DataConfig
 from llama_jax.data.prepare import prepare
 from llama_jax.data.tokenizer import Tokenizer
-if __name__ == "__main__":
-    config = DataConfig(dataset="tales:9000", cache_dir=sys.argv[1], workers=2)
-    mixtures = prepare(config, Tokenizer.load(sys.argv[2]), seq_len=256)
-    print(mixtures["train"].num_records, "jax" in sys.modules)
+config = DataConfig(dataset="tales:9000", cache_dir=sys.argv[1], workers=2)
+mixtures = prepare(config, Tokenizer.load(sys.argv[2]), seq_len=256)
+print(mixtures["train"].num_records, "jax" in sys.modules)
 """
+"""Without a guard for the main module, which whoever writes a script leaves out."""
 
 
 def start(tmp_path, tokenizer, cache):

@@ -1,6 +1,8 @@
 """Where compiled programs are kept."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -69,3 +71,12 @@ def test_a_folder_that_cannot_be_written_costs_time_only(unset, tmp_path, caplog
     (message,) = caplog.messages
     assert message.startswith(f"compilation_cache {tmp_path}/file/xla cannot be written")
     assert DEFAULT == "~/.cache/llama_jax/xla"
+
+
+def test_tests_share_what_they_compile_with_the_processes_that_they_start():
+    """More than half of the tests' time would be compiling the same programs again."""
+    kept = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert jax.config.jax_compilation_cache_dir == (kept or None)
+    ask = "import jax; print(jax.config.jax_compilation_cache_dir)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (kept or "None")

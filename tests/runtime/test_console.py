@@ -86,3 +86,20 @@ def test_progress_is_a_bar_or_a_line_now_and_then(terminal, monkeypatch, caplog)
     first, second = caplog.messages
     assert first == "eval: 1 of 3 batches"
     assert re.fullmatch(r"eval: 2 of 3 batches, \d:\d\d left", second)
+
+
+def test_commands_that_compute_keep_what_is_compiled(monkeypatch, tmp_path):
+    from llama_jax.config import InputError
+    from llama_jax.runtime import compilation_cache
+
+    kept = []
+    monkeypatch.setattr(compilation_cache, "keep_programs", lambda: kept.append("kept"))
+    with console.at_work("reading", str(tmp_path)) as end:
+        assert kept == ["kept"]
+        end()
+    with (
+        pytest.raises(InputError, match="nowhere does not exist"),
+        console.at_work("reading", str(tmp_path), "nowhere"),
+    ):
+        raise AssertionError("it began")
+    assert kept == ["kept"]

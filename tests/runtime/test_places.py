@@ -1,5 +1,6 @@
-"""Users without a home folder, or with one that they may not write to."""
+"""Users without a home folder, or with one that they may not write to; disks that are full."""
 
+import errno
 import os
 import pwd
 import tempfile
@@ -63,3 +64,16 @@ def test_other_paths_stay(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^data\.cache_dir .*file/x cannot be written: Not a dir"):
         places.cache_folder(str(tmp_path / "file/x"), "data.cache_dir")
+
+
+def test_an_error_without_a_file_gets_the_place_to_name(tmp_path):
+    """As of a write to a full disk; what names a file, or is none of the system's, stays."""
+    with pytest.raises(OSError, match="No space left") as full, places.naming(tmp_path / "run"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path / "run"))
+    with pytest.raises(FileNotFoundError) as gone, places.naming(tmp_path / "run"):
+        (tmp_path / "other").read_text()
+    assert gone.value.filename == str(tmp_path / "other")
+    with pytest.raises(OSError, match="a library's") as bare, places.naming(tmp_path / "run"):
+        raise OSError("a library's")
+    assert bare.value.filename is None

@@ -68,7 +68,9 @@ def test_a_folder_of_another_program_needs_no_converting(tiny, base, tmp_path):
     assert started["hf"] == started["own"]
 
 
-def test_the_command_for_ones_own_text_on_a_published_model(base, tmp_path, monkeypatch, capsys):
+def test_the_command_for_ones_own_text_on_a_published_model(
+    base, tmp_path, monkeypatch, capsys, caplog
+):
     """README's command, but for the sizes: a float16 folder and a file of JSON lines."""
     monkeypatch.chdir(tmp_path)
     convert(str(base), "Llama-2-7b-hf", to="hf", dtype="float16")
@@ -81,7 +83,9 @@ def test_the_command_for_ones_own_text_on_a_published_model(base, tmp_path, monk
         "--data.workers 1 --data.cache-dir cache --model.remat none"
     )
     argv = command.replace("gs://BUCKET/run", "run").split() + tiny.split()
-    assert main(argv) == 0
+    with caplog.at_level("INFO"):
+        assert main(argv) == 0
+    assert "2 steps read my " in caplog.text
     trained, before = load("run"), load("Llama-2-7b-hf")
     assert before.params["embed"].dtype == jnp.float16
     assert trained.params["embed"].dtype == jnp.float32
@@ -123,6 +127,7 @@ def test_another_tokenizer_is_refused(tiny, base, tmp_path):
             tiny.config("--workdir", str(tmp_path / "run"), "--init-from", str(base),
                         "--data.tokenizer", str(other), *QUICK)
         )  # fmt: skip
+    assert not (tmp_path / "run").exists()
     same = tmp_path / "same.model"
     Tokenizer.load(base).save(same)
     train(
