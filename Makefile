@@ -26,11 +26,9 @@ quickstart: .venv/cpu.stamp
 chat: .venv/cpu.stamp
 	@$(BIN)/python experiments/chat/run.py
 
-# PART=ops, PART=train/test_loop.py: the tests of one folder or file. Fast tests compile more than
-# they compute, so that what LLVM would make faster is not worth its time.
-QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# PART=ops, PART=train/test_loop.py: the tests of one folder or file.
 test: .venv/dev.stamp
-	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto -m "not slow" $(PART:%=tests/%)
+	$(BIN)/python -m pytest -n auto -m "not slow" $(PART:%=tests/%)
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow $(PART:%=tests/%)

@@ -59,6 +59,19 @@ def test_the_whole_loop_of_generate_draws_the_same(engine, setting):
         assert finish == ("stop" if len(expected) < 14 else "length")
 
 
+def test_rows_that_only_pad_the_table_are_never_drawn(engine):
+    """31 of the rows have a piece; at this temperature any of the 62 would be drawn otherwise."""
+    w = prepare(params_of(SMALL), SMALL)
+    padded = Engine(w, config=SMALL, layout=LAYOUT, queue=1, vocab_limit=31)
+    asked = {"temperature": 9.0, "scored": True, "seed": 3}
+    free, *_ = alone(engine, request([1, 5], 20, **asked))
+    assert max(free) >= 31
+    tokens, scores, _, _ = alone(padded, request([1, 5], 20, **asked))
+    assert len(tokens) == 20
+    assert max(tokens) < 31
+    assert all(i < 31 for score in scores for i, _ in score.top)
+
+
 PROMPTS = st.one_of(
     st.lists(st.integers(1, 60), min_size=1, max_size=20),
     st.builds(
