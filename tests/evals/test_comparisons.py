@@ -53,7 +53,8 @@ def test_annotators_see_small_differences_with_noise_and_large_ones_rightly():
     prompts = [MIA] * 60
     answer, _ = model_of([GOOD, BAD])
     large = list(compare(answer, prompts, samples=2, kind="helpfulness"))
-    assert all(p.chosen == GOOD and p.rating == 3 for p in large)
+    assert all(p.chosen == GOOD and p.rating >= 2 for p in large)
+    assert sum(p.rating == 3 for p in large) > 45
     close = GOOD + " He slept."
     gap = judge(MIA.messages, GOOD).helpfulness - judge(MIA.messages, close).helpfulness
     assert 0 < gap < preferences.NOISE / 2
