@@ -13,20 +13,17 @@ Predicted 12.55 of 15.75 GiB a chip and 4.54 s a step or more:
 
 from dataclasses import replace
 
-from llama_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
-from llama_jax.model.presets import LLAMA2_7B
+from experiments.tpu import llama2_7b
+from llama_jax.config import CheckpointConfig, DataConfig, OptimizerConfig
 
-CONFIG = TrainConfig(
+CONFIG = replace(
+    llama2_7b.CONFIG,
     workdir="runs/llama2_7b_continued",
     init_from="Llama-2-7b-hf",
     steps=1000,
     batch_size=64,
-    seq_len=4096,
     eval_every=100,
-    eval_batches=8,
-    model=replace(LLAMA2_7B, remat="full"),
     optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=50),
     data=DataConfig(dataset="my.jsonl"),
-    mesh=MeshConfig(fsdp=-1),
     checkpoint=CheckpointConfig(every=100, keep=2),
 )

@@ -111,11 +111,10 @@ def converse(
     and where it has grown longer than the model can read.
     """
     answers: list[list[Answered]] = [[] for _ in ghosts]
+    begin = 1 - 2 * newest if newest else 0  # two messages a turn, less the answer that is due
     for turn in range(turns):
         asked = {
-            number: messages_of(ghost, answers[number], every=every)[
-                1 - 2 * newest if newest else 0 :
-            ]
+            number: messages_of(ghost, answers[number], every=every)[begin:]
             for number, ghost in enumerate(ghosts)
             if turn < len(ghost.questions) and len(answers[number]) == turn
         }
