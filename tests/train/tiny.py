@@ -27,7 +27,7 @@ CONFIG = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
     data=DataConfig(dataset={corpus!r}, cache_dir={cache!r}, workers=1),
     checkpoint=CheckpointConfig(every=4, keep=2),
-    compilation_cache={xla!r},
+    compilation_cache={programs!r},
 )
 """
 
@@ -48,7 +48,7 @@ class Tiny:
                 workdir=str(folder / "run"),
                 corpus=str(corpus),
                 cache=str(folder / "cache"),
-                xla=str(folder / "xla"),
+                programs=os.environ["JAX_COMPILATION_CACHE_DIR"],  # all tests share it
             )
         )
 
