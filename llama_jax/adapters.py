@@ -15,7 +15,7 @@ from etils import epath
 from llama_jax.checkpoint import save_model
 from llama_jax.config import FUNCTION, InputError, LoraConfig, TrainConfig, require
 from llama_jax.config_file import model_json, read_config
-from llama_jax.convert import peft, usage
+from llama_jax.convert import peft
 from llama_jax.convert.api import convert
 from llama_jax.convert.staging import staged
 from llama_jax.model.by_row import Adapter
@@ -110,8 +110,7 @@ def merge_adapters(
         config = dataclasses.replace(opened.config, remat="none", attention="auto")
         model = opened.tokenizer.model_bytes
         save_model(merged, opened.read(), model_json(config), model, origin)
-        if opened.usage != usage.Usage():
-            (merged / usage.FILENAME).write_bytes(opened.usage.to_json().encode())
+        opened.usage.write(merged)
         return convert(merged, dst, to=to, tokenizer=tokenizer, dtype=dtype)
 
 

@@ -4,7 +4,7 @@
           step.stablehlo  the same program in StableHLO's portable bytecode, for other compilers
           weights.npz     the arrays that it takes, in their order; bfloat16 as uint16
           tokenizer.model
-          program.json    their types, the cache's shapes, the ids that end a text
+          program.json    their types, the cache's shapes, the ids that begin and end a text
           run.py          continues a text, and tells its speed on stderr; needs jax, numpy,
                           sentencepiece and flatbuffers
 
@@ -46,7 +46,7 @@ weights = [jax.numpy.asarray(stored[name].view(dtype)) for name, dtype in facts[
 empty = [np.zeros(shape, dtype) for shape, dtype in facts["cache"]]
 cache = jax.device_put(empty, jax.devices()[0])  # as steps return it: one program for all
 pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
-ids = [facts["bos"], *pieces.encode(sys.argv[1])]
+ids = [*facts["begin"], *pieces.encode(sys.argv[1])]
 end = min(len(ids) + int(sys.argv[2] if len(sys.argv) > 2 else 200), facts["context"])
 begin, at = time.perf_counter(), 0
 for at in range(end - 1):
@@ -75,6 +75,8 @@ class Program:
     cache: list[jax.ShapeDtypeStruct]
     """Keys and values of each layer in turn."""
     tokenizer: Any
+    begin: tuple[int, ...]
+    """Ids that every text begins with."""
     ends: tuple[int, ...]
     """Ids that end a text."""
 
@@ -97,7 +99,7 @@ class Program:
             "format_version": 1,
             "context": self.config.max_seq_len,
             "pieces": self.tokenizer.vocab_size,
-            "bos": self.tokenizer.bos_id,
+            "begin": list(self.begin),
             "ends": list(self.ends),
             **more,
         }
@@ -136,8 +138,9 @@ def program_of(src: str, target: Path, dtype: Literal["float32", "bfloat16"]) ->
         del w["head"]  # a step reads the embedding: a file holds it once
     weights, structure = jax.tree.flatten(w)
     cache = jax.tree.leaves(jax.eval_shape(lambda: empty_cache(config, 1, config.max_seq_len)))
+    begin = (tokenizer.bos_id,) if opened.usage.add_bos else ()
     ends = tuple(dict.fromkeys((tokenizer.eos_id, *opened.usage.end_ids)))
-    return Program(config, weights, structure, cache, tokenizer, ends)
+    return Program(config, weights, structure, cache, tokenizer, begin, ends)
 
 
 def export_program(

@@ -128,7 +128,7 @@ def open_model(path: epath.PathLike, base: str | None = None) -> Opened:
     def read() -> dict[str, Any]:
         return checkpoint.load_params(folder, _placed(config))
 
-    return Opened(os.fspath(folder), config, tokenizer, read, native.read_usage(folder))
+    return Opened(os.fspath(folder), config, tokenizer, read, Usage.read(folder))
 
 
 def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -> Opened:
@@ -143,7 +143,9 @@ def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -
         return _merged(on_base(below.read(), read_adapters(run, experiment), adapted), adapted)
 
     tokenizer = Tokenizer.load(run) if (run / MODEL_FILE).exists() else below.tokenizer
-    return Opened(os.fspath(run), experiment.model, tokenizer, read, below.usage)
+    own = Usage.read(run)
+    usage = below.usage if own == Usage() else own
+    return Opened(os.fspath(run), experiment.model, tokenizer, read, usage)
 
 
 def read_adapters(run: epath.Path, experiment: TrainConfig) -> dict[str, Any]:

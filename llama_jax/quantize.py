@@ -30,7 +30,6 @@ from llama_jax.config import (
     require,
 )
 from llama_jax.config_file import model_json
-from llama_jax.convert import usage
 from llama_jax.convert.staging import staged
 from llama_jax.data.loader import Loader
 from llama_jax.data.prepare import TRAIN, prepare
@@ -218,8 +217,7 @@ def _write(
     with staged(target, is_file=False) as place:
         made = place / "model"
         save_model(made, packed, model_json(config), model.tokenizer.model_bytes, origin)
-        if model.usage != usage.Usage():
-            (made / usage.FILENAME).write_bytes(model.usage.to_json().encode())
+        model.usage.write(made)
         (made / REPORT).write_text(json_text(report, indent=1) + "\n")
         for file in list(made.iterdir()):
             file.rename(place / file.name)

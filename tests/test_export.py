@@ -15,6 +15,7 @@ import llama_jax
 from llama_jax import cli
 from llama_jax.checkpoint import save_model
 from llama_jax.config_file import model_json
+from llama_jax.convert.usage import Usage
 from llama_jax.data.corpora import tales
 from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.model.llama import init_params
@@ -37,6 +38,7 @@ def folder(tmp_path_factory):
     # No bytes: what is not UTF-8 is shown in another way by sentencepiece.
     params["head"] = params["head"].at[:, 3:259].set(0)
     save_model(place / "model", params, model_json(config), tokenizer.model_bytes, {})
+    Usage(end_ids=(300,), add_bos=False).write(place / "model")
     return place
 
 
@@ -75,6 +77,7 @@ def test_the_runner_alone_says_what_generate_says(folder, capsys, form, told, qu
     assert len((program / "run.py").read_text().splitlines()) <= 30
     facts = json.loads((program / "program.json").read_text())
     assert facts["pieces"] == 320  # and the rows without a piece are never drawn
+    assert (facts["begin"], facts["ends"]) == ([], [2, 300])
     prompt = "Once upon a time"
     expected = llama_jax.generate(
         llama_jax.load(str(model)), prompt, max_new_tokens=40, temperature=0.0

@@ -49,8 +49,8 @@ ARROWS = {
         "config", "export", "convert.staging", "runtime.places",
     },
     "train": {
-        "config", "config_file", "models", "model", "ops", "parallel", "data", "checkpoint",
-        "runtime",
+        "config", "config_file", "convert.usage", "models", "model", "ops", "parallel", "data",
+        "checkpoint", "runtime",
     },
     "pretrain": {
         "config", "config_file", "train", "infer", "models", "data", "parallel", "runtime.places",

@@ -12,12 +12,14 @@ import llama_jax
 from llama_jax import cli
 from llama_jax.config import Quantization, plain
 from llama_jax.convert.api import open_source
+from llama_jax.convert.usage import Usage
 from llama_jax.model.llama import apply
 from llama_jax.model.quantize import dequantized
 from llama_jax.models import open_model
 from llama_jax.quantize import REPORT, compare
 from tests.convert.models import GROUPED, random_params, save
 
+USAGE = Usage(end_ids=(7,), generation={"temperature": 0.5})
 SENTENCE = "{} and {} went to the park with a dog and a ball. "
 TEXT = [{"text": SENTENCE.format(i, i + 1) * 4} for i in range(60)]
 
@@ -27,6 +29,7 @@ def folder(tmp_path_factory):
     """A model, a text, and the model in int8 and int4 with the reports."""
     folder = tmp_path_factory.mktemp("quantize")
     save(folder / "model", GROUPED, random_params(GROUPED))
+    USAGE.write(folder / "model")
     lines = [json.dumps(row) for row in TEXT]
     (folder / "text.jsonl").write_text("\n".join(lines))
     return folder
@@ -50,6 +53,7 @@ def small(folder, call):
 def test_the_folder_is_a_model_like_any_other(folder, small, capsys):
     assert small.config.quant == Quantization(weights="int8", embeddings=True)
     assert plain(small.config).d_model == GROUPED.d_model
+    assert small.usage == USAGE
     tokens = jnp.asarray([[1, 5, 9, 12]], jnp.int32)
     cfg = replace(plain(small.config), dtype="float32")
     dense = dequantized(small.params, small.config)

@@ -30,6 +30,7 @@ from llama_jax.align.segments import segment_sums
 from llama_jax.align.sft import answer_prompts, check_prompts
 from llama_jax.config import ModelConfig
 from llama_jax.config_align import DpoConfig
+from llama_jax.data.chat import JINJA
 from llama_jax.data.conversations import prepare_preferences
 from llama_jax.data.prepare import Mixture
 from llama_jax.data.tokenizer import Tokenizer
@@ -70,6 +71,7 @@ def stage(config: DpoConfig) -> Stage:
         results=lambda means, counts, observed: {k: v for k, v in means.items() if counts[k]},
         sample=partial(answer_prompts, config),
         check=partial(check_prompts, config),
+        template=JINJA,
     )
 
 

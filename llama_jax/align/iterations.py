@@ -28,6 +28,7 @@ from llama_jax.align.variety import variety
 from llama_jax.checkpoint import Checkpointer
 from llama_jax.config import adapted
 from llama_jax.config_align import PolicyConfig
+from llama_jax.data.chat import JINJA
 from llama_jax.data.conversations import EncodedPrompt, prepare_prompts
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.models import Opened, base_pointer, params_digest
@@ -144,7 +145,8 @@ def run[C: PolicyConfig](
             }
         require_agreement(identity)
         with fail_together():
-            write_run(config, workdir, tokenizer)  # last: bad input leaves no folder behind
+            # Last: bad input leaves no folder behind.
+            write_run(config, workdir, tokenizer, source, JINJA)
 
         # ---- State: the newest checkpoint that verifies, or the beginning.
         keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every

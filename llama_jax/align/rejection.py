@@ -13,6 +13,7 @@ from llama_jax.align.rejection_round import Round
 from llama_jax.align.rewards import open_judges
 from llama_jax.align.run_files import write_on_main
 from llama_jax.config_align import RejectionConfig
+from llama_jax.data.chat import JINJA
 from llama_jax.data.conversations import prepare_prompts
 from llama_jax.models import load
 from llama_jax.runtime.hosts import fail_together
@@ -59,7 +60,7 @@ def rejection(config: RejectionConfig) -> RejectionSummary:
             limit = config.seq_len - config.max_new_tokens
             prompts = prepare_prompts(config.data, tokenizer, max_tokens=limit)
             judges = open_judges(config, tokenizer, block=config.wave_rows)
-            write_run(config, workdir, tokenizer)
+            write_run(config, workdir, tokenizer, source, JINJA)
 
         # ---- Rounds: what a round leaves on disk is not made again.
         rounds, current = [], config.init_from

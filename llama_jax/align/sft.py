@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from llama_jax.align.logprobs import batch_logprobs
 from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_align import SftConfig
-from llama_jax.data.chat import decode_answer, encode_prompt
+from llama_jax.data.chat import JINJA, decode_answer, encode_prompt
 from llama_jax.data.conversations import prepare_dialogues
 from llama_jax.data.records import Message
 from llama_jax.data.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ def stage(config: SftConfig) -> Stage:
         prepare=lambda tokenizer: prepare_dialogues(config.data, tokenizer, seq_len=config.seq_len),
         sample=partial(answer_prompts, config),
         check=partial(check_prompts, config),
+        template=JINJA,
     )
 
 

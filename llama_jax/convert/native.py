@@ -82,7 +82,7 @@ def read(path: Path, named: Named = "own") -> Source:
         tokenizer=read_tokenizer(path) if named == "own" else named,
         tensor=tensor,
         origin=origin,
-        usage=read_usage(path),
+        usage=Usage.read(path),
         digests={n.split("/")[-1]: manifest.arrays[n].digest for n in wanted},
     )
     return source if config.quant is None else _dense(source)
@@ -96,12 +96,6 @@ def read_tokenizer(path: Path | epath.Path) -> bytes | None:
     model = read_bytes(file, limit=MAX_BYTES)
     Tokenizer.from_bytes(model, where=str(file))
     return model
-
-
-def read_usage(path: Path | epath.Path) -> Usage:
-    """What a folder of ours says of the model's use."""
-    file = path / usage.FILENAME
-    return Usage.from_json(read_bytes(file), str(file)) if file.exists() else Usage()
 
 
 def _dense(source: Source) -> Source:

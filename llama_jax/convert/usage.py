@@ -5,13 +5,16 @@ with sampling settings. A model folder of ours keeps them in usage.json, beside 
 there is something to keep; other formats keep what they have a place for.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from etils import epath
+
 from llama_jax.config import InputError, require
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.runtime.files import json_text, parse_json, shown
+from llama_jax.runtime.files import json_text, parse_json, read_bytes, shown, write_atomic
 
 FILENAME = "usage.json"
 FORMAT_VERSION = 1
@@ -54,6 +57,17 @@ class Usage:
     def to_json(self) -> str:
         """The text of usage.json."""
         return json_text({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @staticmethod
+    def read(folder: epath.PathLike) -> "Usage":
+        """What a folder of ours says. Raises InputError as `from_json` does."""
+        file = epath.Path(folder) / FILENAME
+        return Usage.from_json(read_bytes(file), os.fspath(file)) if file.exists() else Usage()
+
+    def write(self, folder: epath.PathLike) -> None:
+        """Keep it in a folder of ours, if there is anything to keep."""
+        if self != Usage():
+            write_atomic(epath.Path(folder) / FILENAME, self.to_json().encode())
 
     @staticmethod
     def from_json(text: bytes, where: str) -> "Usage":

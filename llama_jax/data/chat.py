@@ -23,6 +23,20 @@ from llama_jax.data.tokenizer import Tokenizer
 VERSION = 1
 """Raise it whenever a conversation gets other ids: it is part of prepared data's fingerprint."""
 TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+JINJA = (
+    "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else None %}"
+    "{% set turns = messages if system is none else messages[1:] %}"
+    "{% for message in turns %}"
+    "{% if message['role'] != ('assistant' if loop.index0 % 2 else 'user') %}"
+    "{{ raise_exception('After a system text, user and assistant take turns.') }}{% endif %}"
+    "{% set text = message['content'] %}"
+    "{% if loop.first and system is not none %}"
+    "{% set text = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + text %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + text.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + text.strip() + ' ' + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+"""The template for programs that read it with a model's files, as transformers and llama.cpp do."""
 
 _PAIR = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=\[INST\]|\Z)", re.DOTALL)
 _SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>(?:\n\n|\s*)(.*)", re.DOTALL)

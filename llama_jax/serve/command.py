@@ -39,6 +39,16 @@ def serve(path: str, settings: Settings) -> int:
       InputError: the model cannot be served, the address is taken, or aiohttp is not installed.
     """
     opened = open_model(path)
+    served = served_as(opened, settings)
+    draft = None if settings.draft is None else _open_draft(settings.draft, served.tokenizer)
+    adapters = [open_adapter(folder, opened) for _, folder in settings.adapters]
+    with listening(settings) as bound:
+        make = partial(make_engine, opened, draft, adapters, settings)
+        return asyncio.run(_serve(Service(settings, served), make, bound))
+
+
+def served_as(opened: Opened, settings: Settings) -> Served:
+    """What requests see of a model. Raises InputError as `serve` does, for the model."""
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")
@@ -46,13 +56,12 @@ def serve(path: str, settings: Settings) -> int:
         opened.config.head == "language",
         "the model is a reward model: it scores answers and writes none; name a language model",
     )
-    draft = None if settings.draft is None else _open_draft(settings.draft, tokenizer)
     context, most = settings.context, opened.config.max_seq_len
     require(
         context is None or 0 < context <= most,
         f"context={context} is out of range: the model's own is {most} tokens",
     )
-    served = Served(
+    return Served(
         name=settings.name,
         tokenizer=tokenizer,
         context=context or most,
@@ -61,10 +70,6 @@ def serve(path: str, settings: Settings) -> int:
         add_bos=opened.usage.add_bos,
         adapters=tuple(name for name, _ in settings.adapters),
     )
-    adapters = [open_adapter(folder, opened) for _, folder in settings.adapters]
-    with listening(settings) as bound:
-        make = partial(make_engine, opened, draft, adapters, settings)
-        return asyncio.run(_serve(Service(settings, served), make, bound))
 
 
 def _open_draft(path: str, tokenizer: Tokenizer) -> Opened:

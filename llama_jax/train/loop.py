@@ -159,7 +159,8 @@ def run[C: TrainConfig](
                     pointer = base_pointer(source, workdir)
             require_agreement(identity)
             with fail_together():
-                write_run(config, workdir, tokenizer)  # last: bad input leaves no folder behind
+                # Last: bad input leaves no folder behind.
+                write_run(config, workdir, tokenizer, source, stage.template)
             loader = _loader(config, data["train"], mesh, stack, shuffle=True)
             held_out = data.get("validation")
             validation = None

@@ -17,7 +17,10 @@ from llama_jax import __version__
 from llama_jax.checkpoint import saved_steps
 from llama_jax.config import InputError, TrainConfig, require
 from llama_jax.config_file import read_config, to_json
+from llama_jax.convert.usage import FILENAME as USAGE_FILE
+from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
+from llama_jax.models import Opened
 from llama_jax.runtime.files import reason, write_atomic
 from llama_jax.runtime.places import expand
 from llama_jax.train.report import TrainingError
@@ -125,13 +128,29 @@ def claim_run(path: epath.Path) -> Iterator[None]:
                     os.rmdir(folder)
 
 
-def write_run(config: TrainConfig, path: epath.Path, tokenizer: Tokenizer) -> None:
-    """Write config.json and tokenizer.model; on host 0. Raises InputError where that cannot be."""
+def write_run(
+    config: TrainConfig,
+    path: epath.Path,
+    tokenizer: Tokenizer,
+    source: Opened | None,
+    template: str | None = None,
+) -> None:
+    """Write config.json, tokenizer.model and, where there is something to say, usage.json; on
+    host 0.
+
+    A model is used as its `source` was, but for the `template` of what it is trained on. Raises
+    InputError where the folder cannot be written.
+    """
     if jax.process_index():
         return
     try:
         if not (path / MODEL_FILE).exists():
             tokenizer.save(path / MODEL_FILE)
+        if not (path / USAGE_FILE).exists():
+            usage = Usage() if source is None else source.usage
+            if template is not None:
+                usage = dataclasses.replace(usage, add_bos=True, chat_template=template)
+            usage.write(path)
         write_atomic(path / CONFIG_FILE, to_json(config).encode())
     except OSError as error:
         raise InputError(f"workdir {path} cannot be written: {reason(error)}") from error

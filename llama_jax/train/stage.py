@@ -36,6 +36,8 @@ class Stage:
     """Refuses, before any data is read, what would fail at the first evaluation."""
     new_tokenizer: Callable[[], Tokenizer] | None = None
     """Makes one where neither the experiment nor the source has any."""
+    template: str | None = None
+    """Jinja of the conversations that it trains on: kept with the model, for other programs."""
     name: str = "train"
     """What the progress bar calls it."""
 

@@ -12,6 +12,8 @@ import pytest
 from llama_jax.adapters import open_adapter
 from llama_jax.align.sft import sft
 from llama_jax.config import AdaptedModel, InputError, LoraConfig, QuantizedModel
+from llama_jax.convert.usage import Usage
+from llama_jax.data.chat import JINJA
 from llama_jax.model.by_row import with_adapters
 from llama_jax.model.quantize import dequantized, quantized
 from llama_jax.models import load, open_model, params_digest
@@ -33,6 +35,7 @@ def world(files, tmp_path_factory):
     """A folder with a base and a run of two steps on it, which may be moved."""
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(files.untrained("adapted_base", seed=4), folder / "base")
+    Usage(end_ids=(5,), chat_template="of another chat").write(folder / "base")
     summary = sft(config_of(files, folder, "run"))
     assert summary.step == 2
     return folder
@@ -54,6 +57,7 @@ def test_a_run_opens_as_its_base_with_the_adapters_merged(world):
     base, model = load(str(world / "base")), load(str(world / "run"))
     assert model.config == base.config
     assert model.tokenizer.fingerprint == base.tokenizer.fingerprint
+    assert model.usage == Usage(end_ids=(5,), chat_template=JINJA)  # it has learned ours
     layers = zip(model.params["layers"].items(), base.params["layers"].values(), strict=True)
     changed = {name for (name, a), b in layers if np.any(np.asarray(a) != np.asarray(b))}
     assert changed == set(LORA.targets)
@@ -175,6 +179,7 @@ def test_to_peft_and_back_and_merged(world, tmp_path, capsys):
     assert command("convert", world / "run", tmp_path / "merged", "--to", "hf", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["not_identical"] == []
+    assert load(str(tmp_path / "merged")).usage.end_ids == (5,)
     merged = load(str(tmp_path / "merged")).params
     for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)

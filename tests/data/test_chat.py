@@ -8,9 +8,11 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llama_jax.config import InputError
 from llama_jax.data.chat import (
+    JINJA,
     TAGS,
     decode_answer,
     encode_answer,
@@ -228,6 +230,27 @@ def test_what_is_shown_is_what_is_encoded(tiny, bare, messages, with_space):
         shown = "".join(text for text, trained in parts if trained == kept)
         said = b"".join(text for text, m in spelled if m == kept).decode()
         assert shown.replace("\u2581", " ") == said
+
+
+@settings(deadline=None, max_examples=60)
+@given(messages=conversations())
+def test_other_programs_render_the_same(messages):
+    """With the environment that transformers makes for chat templates."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(JINJA)
+    said = template.render(messages=messages, bos_token="<s>", eos_token="</s>")
+    assert said == "".join(text for text, _ in render(messages))
+
+
+def test_other_programs_refuse_turns_out_of_order():
+    def refuse(message):
+        raise ValueError(message)
+
+    template = ImmutableSandboxedEnvironment().from_string(JINJA)
+    for roles in (["assistant"], ["user", "user"], ["system", "assistant"], ["user", "system"]):
+        messages = [{"role": role, "content": "x"} for role in roles]
+        with pytest.raises(ValueError, match="take turns"):
+            template.render(messages=messages, bos_token="", eos_token="", raise_exception=refuse)
 
 
 @settings(deadline=None, max_examples=60)

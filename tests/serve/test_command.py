@@ -16,8 +16,14 @@ import pytest
 from llama_jax import cli
 from llama_jax.checkpoint import save_model
 from llama_jax.config_file import model_json
+from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.model.llama import init_params
+from llama_jax.models import open_model
+from llama_jax.serve.command import served_as
+from llama_jax.serve.fields import Fields
+from llama_jax.serve.job import completion
+from llama_jax.serve.settings import Settings
 from tests.serve.server import wait_until
 
 
@@ -27,6 +33,17 @@ def folder(model, tmp_path_factory):
     tokenizer = model.tokenizer.model_bytes
     save_model(path, model.params, model_json(model.config), tokenizer, {})
     return path
+
+
+def test_a_model_is_served_as_its_files_say(folder, model):
+    """Further ends of text end every answer, and prompts begin as the model's own do."""
+    said = replace(open_model(folder), usage=Usage(end_ids=(7, 9), add_bos=False))
+    served = served_as(said, Settings(name="m"))
+    eos = model.tokenizer.eos_id
+    assert (served.end_ids, served.add_bos) == ((eos, 7, 9), False)
+    request = completion(Fields({"model": "m", "prompt": "a dog"}), served, b"").requests[0][0]
+    assert request.sampling.stop_ids == (eos, 7, 9)
+    assert list(request.prompt) == model.tokenizer.encode("a dog", bos=False)
 
 
 def refused(capsys, *arguments):

@@ -16,6 +16,7 @@ from llama_jax.cli import main
 from llama_jax.config import InputError
 from llama_jax.config_file import model_json, read_config
 from llama_jax.convert.api import convert
+from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.llama import init_params
 from llama_jax.model.presets import TINY, extend_context
@@ -47,11 +48,14 @@ def saved(folder, base, dtype="float32", **changes):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_weights_are_cast_and_it_is_said(tiny, base, tmp_path, caplog, dtype):
     model = saved(tmp_path / "half", base, dtype)
+    usage = Usage(end_ids=(5,), chat_template="theirs", generation={"top_p": 0.9})
+    usage.write(model)
     run = tmp_path / "run"
     with caplog.at_level("INFO"):
         train(tiny.config("--workdir", str(run), "--init-from", str(model), *QUICK))
     assert f"weights cast from {dtype} to float32" in caplog.text
     trained, before = load(run), load(model)
+    assert trained.usage == usage
     assert trained.params["embed"].dtype == jnp.float32
     # One step of a learning rate of 0.005 at most is all that lies between them.
     for a, b in zip(jax.tree.leaves(trained.params), jax.tree.leaves(before.params), strict=True):
