@@ -23,18 +23,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from llama_jax.checkpoint import CheckpointError, verify
 from llama_jax.checkpoint import manifest as mf
-from llama_jax.config import InputError
+from llama_jax.config import AdaptedModel, InputError, LoraConfig, Quantization, QuantizedModel
 from llama_jax.config_file import read_config
-from llama_jax.convert import api, hf, llama2c
+from llama_jax.convert import api, hf, llama2c, peft
 from llama_jax.convert.llama2c_tokenizer import read_tokenizer, write_tokenizer
 from llama_jax.convert.source import tensors
+from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.model.quantize import quantized
+from llama_jax.model.weights import adapter_weights, layer_weights
 from llama_jax.models import load
 from llama_jax.train.metrics import read_metrics
 from tests.convert import gguf_bytes
-from tests.convert.models import BASE, GROUPED, V, save, source, tokenizer
+from tests.convert.models import BASE, GROUPED, V, random_params, save, source, tokenizer
 
 SECONDS = 2.0
 BYTES = 1 << 30
@@ -55,6 +60,22 @@ class Reader(NamedTuple):
 
 def native(folder: Path) -> None:
     save(folder, SMALL)
+    Usage(end_ids=(5,), chat_template="{{ x }}", generation={"top_p": 0.5}).write(folder)
+
+
+def int8(folder: Path) -> None:
+    config = QuantizedModel.of(SMALL, Quantization.of("int8"))
+    save(folder, config, quantized(random_params(SMALL), config))
+
+
+def adapters(folder: Path) -> None:
+    """A PEFT folder, and the model that it belongs to inside it."""
+    folder.mkdir()
+    save(folder / "base", SMALL)
+    lora = LoraConfig(rank=2, targets=("q", "down"))
+    rows = adapter_weights(AdaptedModel.of(SMALL, lora), layer_weights(SMALL))
+    factors = {name: np.ones((SMALL.num_layers, *w.shape), np.float32) for name, w in rows.items()}
+    peft.write(folder, lora, factors, SMALL, "base")
 
 
 def converted(to: str, name: str = "model") -> Callable[[Path], None]:
@@ -177,7 +198,11 @@ READERS = {
     "params": Reader(converted("meta"), ("params.json", "tokenizer.model"), read_source),
     "gguf": Reader(gguf_parts, ("*.gguf",), read_any("*00001*.gguf")),
     "llama2c": Reader(llama2c_files, ("*.bin",), read_any("[012].bin")),
-    "native": Reader(native, ("config.json", "manifest.json", "tokenizer.model"), read_native),
+    "native": Reader(
+        native, ("config.json", "manifest.json", "tokenizer.model", "usage.json"), read_native
+    ),
+    "int8": Reader(int8, ("config.json", "manifest.json"), read_native),
+    "peft": Reader(adapters, ("adapter_*",), load),
     "zarr": Reader(
         converted("native"), ("params/*/.zarray", "params/*/0*", "params/_*"), read_native
     ),
