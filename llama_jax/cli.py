@@ -224,7 +224,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Without `argv` the process is this command's."""
     quiet_start()
     if argv is None:
-        interrupts.listen()
         environment.settle()
     try:
         status = _run(list(sys.argv[1:] if argv is None else argv))

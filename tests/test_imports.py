@@ -91,7 +91,7 @@ ARROWS = {
         "models", "data", "runtime",
     },
     "__init__": {"infer.api", "infer.sampling_params", "models", "model.llama"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "runtime.interrupts"},
 }  # fmt: skip
 
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}

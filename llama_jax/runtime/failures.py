@@ -31,9 +31,8 @@ def explain(error: BaseException, command: str, *, trains: bool) -> Failure | No
     came = interrupts.received()
     if isinstance(error, KeyboardInterrupt) or came is not None:
         # Once a signal has come, what fails does so because of it.
-        ended = "terminated" if came == signal.SIGTERM else "interrupted"
         resume = ". Run the same command to resume from the last checkpoint" if trains else ""
-        return Failure(f"{ended}{resume}", 128 + (came or signal.SIGINT))
+        return Failure(f"{interrupts.ended()}{resume}", 128 + (came or signal.SIGINT))
     if isinstance(error, InputError):
         return Failure(str(error), 2)
     if isinstance(error, ImportError) and "gcsfs" in str(error):

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 _received: list[int] = []
 
@@ -25,7 +26,12 @@ def received() -> int | None:
     return _received[0] if _received else None
 
 
-def leave(status: int) -> None:
+def ended() -> str:
+    """What became of a program that a signal, or a KeyboardInterrupt, has ended."""
+    return "terminated" if received() == signal.SIGTERM else "interrupted"
+
+
+def leave(status: int) -> NoReturn:
     """End the process after a signal, without waiting for the threads of libraries."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a full disk, or a reader that is gone

@@ -49,3 +49,31 @@ def test_the_first_signal_lets_the_program_clean_up_and_the_second_does_not(numb
             assert (out, err) == (f"{line}\n", "")
         else:
             assert (out, err) == ("", "llama-jax: error: ended at once by a second signal\n")
+
+
+# Sends this process a signal when a module of that name is about to be loaded.
+WHILE_LOADING = """
+import os, runpy, sys
+number, name = int(sys.argv[1]), sys.argv[2]
+class Sends:
+    def find_spec(self, module, path=None, target=None):
+        if module == name:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), number)
+sys.meta_path.insert(0, Sends())
+sys.argv = ["llama-jax", *sys.argv[3:]]
+runpy.run_module("llama_jax", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["llama_jax.cli_train", "jax", "jaxlib.xla_client"])
+def test_a_signal_while_libraries_load_is_one_line_too(tmp_path, module, number):
+    done = subprocess.run(
+        [sys.executable, "-c", WHILE_LOADING, str(int(number)), module,
+         "generate", str(tmp_path), "--prompt", "x"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    line = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr == f"llama-jax: error: {line}\n"
