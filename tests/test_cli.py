@@ -11,6 +11,7 @@ import pytest
 from llama_jax import cli
 from llama_jax.data.corpora.tales import story
 from llama_jax.pretrain import pretrain as train
+from llama_jax.runtime import console
 from tests.train.tiny import Tiny
 
 
@@ -237,9 +238,15 @@ def test_an_interrupted_command_says_what_is_left(capsys, monkeypatch, command, 
     assert call(capsys, command) == (130, "", f"llama-jax: error: {said}\n")
 
 
-def test_eval_agrees_with_its_json(capsys, run):
-    status, out, _ = call(capsys, "eval", str(run))
+def test_eval_agrees_with_its_json_and_tells_how_far_it_is(capsys, run, monkeypatch, caplog):
+    monkeypatch.setattr(console, "LOG_SECONDS", -1)
+    with caplog.at_level("INFO"):
+        status, out, _ = call(capsys, "eval", str(run))
     assert status == 0
+    told = [m.split(", ")[0].split() for m in caplog.messages if m.startswith("eval: ")]
+    batches = len(told)
+    assert batches > 0
+    assert told == [["eval:", str(n), "of", str(batches), "batches"] for n in range(1, batches + 1)]
     status, text, _ = call(capsys, "eval", str(run), "--json")
     values = json.loads(text)
     assert f"{values['bits_per_byte']:.4f}" in out

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llama_jax import cli
+from llama_jax.runtime import console
 from tests.convert.models import GROUPED, random_params, save
 from tests.evals.lookup import write_task
 
@@ -37,8 +38,10 @@ def call(capsys, folder):
     return run
 
 
-def test_two_models_are_compared_and_a_second_call_asks_nothing(call, folder, monkeypatch):
-    status, out, _ = call("@a", "@b", "--tasks", f"{folder}/mine.toml", "--json", "@out.json")
+def test_two_models_are_compared_and_a_second_call_asks_nothing(call, folder, monkeypatch, caplog):
+    monkeypatch.setattr(console, "LOG_SECONDS", -1)
+    with caplog.at_level("INFO"):
+        status, out, _ = call("@a", "@b", "--tasks", f"{folder}/mine.toml", "--json", "@out.json")
     assert status == 0
     head, first, *_ = out.splitlines()
     assert head.split()[:4] == ["task", "shots", "n", "metric"]
@@ -53,6 +56,8 @@ def test_two_models_are_compared_and_a_second_call_asks_nothing(call, folder, mo
     value, against = task["values"]["acc"], other["values"]["acc"]
     assert f"{value['value']:.4f} ± {value['stderr']:.4f}" in first
     assert f"{against['value'] - value['value']:+.4f}" in first
+    for model in "ab":
+        assert f"mine, {folder / model}: 6 of 6 questions" in caplog.text
     monkeypatch.setattr("llama_jax.evals.likelihood.prefill", None)
     assert call("@a", "@b", "--tasks", f"{folder}/mine.toml")[1] == out
     status, printed, _ = call("@a", "@b", "--tasks", f"{folder}/mine.toml", "--json")

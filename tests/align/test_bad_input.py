@@ -1,15 +1,22 @@
 """What the alignment commands refuse: one line with what, where and the fix; no folder is left."""
 
+from dataclasses import replace
+
 import pytest
+from etils import epath
 
 from llama_jax import cli
 from llama_jax.align import rejection_round
+from llama_jax.align.grpo import grpo
+from llama_jax.align.ppo import ppo
 from llama_jax.align.rejection import rejection
 from llama_jax.checkpoint import save_model
 from llama_jax.config import InputError
 from llama_jax.config_file import model_json
 from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.models import load
+from llama_jax.train.report import TrainingError
+from llama_jax.train.run import claim_run
 from tests.align.conftest import devices
 from tests.align.tiny_chat import asked
 
@@ -157,6 +164,20 @@ def test_settings_that_cannot_be(refused, stage, options, message):
 def test_a_mixture_of_formats_and_kinds_is_named(chat, refused):
     path = chat.write("pairs_in_dialogues.jsonl", [{"chosen": 1, "rejected": 2}])
     assert path in refused("sft", "--data.dataset", path)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "rejection", "grpo"])
+def test_a_folder_that_is_trained_in_is_refused_before_prompts_are_read(files, tmp_path, stage):
+    run = tmp_path / "run"
+    model = files.untrained(f"of_{stage}")
+    config = getattr(files, stage)(workdir=str(run), init_from=model)
+    config = replace(config, data=replace(config.data, dataset="/nowhere.jsonl"))
+    train = {"ppo": ppo, "rejection": rejection, "grpo": grpo}[stage]
+    with devices(1):
+        with claim_run(epath.Path(run)), pytest.raises(TrainingError, match="another program"):
+            train(config)
+        with pytest.raises(InputError, match=r"/nowhere\.jsonl"):
+            train(config)
 
 
 def test_a_bank_of_another_model_is_refused(chat, tmp_path):

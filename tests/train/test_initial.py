@@ -112,6 +112,16 @@ def test_settings_that_change_the_function_are_refused_before_data_is_read(tiny,
     assert train(longer).resumed_from == 1
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_and_untied_weights_are_not_taken_for_each_other(tiny, base, tmp_path, tied):
+    model = saved(tmp_path / "other", base, tie_embeddings=not tied)
+    options = ("--workdir", str(tmp_path / "run"), "--init-from", str(model), *QUICK)
+    options += ("--model.tie-embeddings", str(tied), "--data.dataset", "/nowhere/at/all.jsonl")
+    with pytest.raises(InputError, match=rf"model.tie_embeddings {not tied} -> {tied}\)"):
+        train(tiny.config(*options))
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_no_model_leaves_no_folder(tiny, tmp_path):
     run = tmp_path / "deep" / "run"
     with pytest.raises(InputError, match="nowhere"):

@@ -94,6 +94,22 @@ def test_a_second_program_keeps_out_of_a_folder_that_is_trained_in(tiny, tmp_pat
     assert train(config).resumed_from == 2
 
 
+def test_double_precision_that_a_shell_asks_for_is_not_taken_up(tiny, tmp_path):
+    """JAX_ENABLE_X64, set for another program: the same types, and the same losses to rounding."""
+    found = []
+    for double in (False, True):
+        workdir = tmp_path / str(double)
+        with jax.enable_x64(double):
+            train(tiny.config("--workdir", str(workdir), "--steps", "3", "--eval-every", "3"))
+        losses = [row.get("train/loss", row.get("eval/loss")) for row in facts(workdir)]
+        types = {name: array["dtype"] for name, array in digests(workdir, 3).items()}
+        found.append((losses, types))
+    (losses, types), (doubled, kept) = found
+    assert len([loss for loss in losses if loss is not None]) >= 3
+    assert doubled == pytest.approx(losses, rel=1e-5)
+    assert kept == types
+
+
 def test_host_0_says_whether_there_is_something_to_resume(tiny, tmp_path, monkeypatch):
     workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0")
     train(tiny.config(*workdir, "--steps", "2"))
