@@ -7,6 +7,7 @@ one, and empty, none.
 """
 
 import os
+from typing import Any
 
 from tests.kept_programs import kept_programs
 
@@ -22,9 +23,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept_programs()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # How fast a machine is decides no test.
 settings.register_profile("llama_jax", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("llama_jax")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """See tests/scheduling.py."""
+    from tests.scheduling import Together
+
+    return Together(config, log)

@@ -1,42 +1,46 @@
 """One small chat model of every stage, made once, that the tests of the stages share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+import fcntl
+import os
+import shutil
+from pathlib import Path
 
-import jax
 import pytest
 
-from llama_jax.align import opening
-from llama_jax.parallel.mesh import make_mesh
 from llama_jax.pretrain import pretrain
-from llama_jax.train import loop
 from tests.align.tiny_chat import TinyChat
-
-
-@contextmanager
-def devices(count: int) -> Iterator[None]:
-    """Stages in this process see so many devices."""
-    make = partial(make_mesh, devices=jax.devices()[:count])
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (loop, opening):
-            patch.setattr(module, "make_mesh", make)
-        yield
+from tests.devices import devices
 
 
 @pytest.fixture(scope="session")
 def chat(tmp_path_factory) -> TinyChat:
-    """A base, its fine-tuned model, and three reward models, of one device."""
+    """A base, its fine-tuned model, and three reward models, of one device. All workers of xdist
+    have copies of what the first one made."""
+    everyone = Path(tmp_path_factory.getbasetemp())
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        everyone = everyone.parent
+    original, own = everyone / "trained_chat", tmp_path_factory.mktemp("chat") / "own"
+    with (everyone / "trained_chat.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not original.exists():
+            _train(everyone / "training_chat")
+            (everyone / "training_chat").rename(original)
+    shutil.copytree(original, own)
+    return TinyChat(own)
+
+
+def _train(folder: Path) -> None:
     from llama_jax.align.reward import reward
     from llama_jax.align.sft import sft
 
-    tiny = TinyChat(tmp_path_factory.mktemp("chat")).prepare()
+    shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+    folder.mkdir()
+    tiny = TinyChat(folder).prepare()
     with devices(1):
         pretrain(tiny.base())
         sft(tiny.sft(eval_every=6, sample_prompts=("Can a cat eat corn?",)))
         for kind in ("helpfulness", "safety", "heldout"):
             reward(tiny.reward(kind, eval_every=2))
-    return tiny
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from llama_jax.data.chat import JINJA
 from llama_jax.model.by_row import with_adapters
 from llama_jax.model.quantize import dequantized, quantized
 from llama_jax.models import load, open_model, params_digest
-from tests.align.conftest import devices
+from tests.devices import devices
 from tests.train.tiny import digests
 
 LORA = LoraConfig(rank=2, targets=("q", "o", "down"))

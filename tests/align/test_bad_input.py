@@ -17,8 +17,8 @@ from llama_jax.data.tokenizer import train_tokenizer
 from llama_jax.models import load
 from llama_jax.train.report import TrainingError
 from llama_jax.train.run import claim_run
-from tests.align.conftest import devices
 from tests.align.tiny_chat import asked
+from tests.devices import devices
 
 EXPERIMENT = """\
 from pathlib import Path

@@ -20,8 +20,8 @@ from llama_jax.data.prepare import Mixture
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.presets import TINY
 from llama_jax.train.step import forward_of
-from tests.align.conftest import devices
 from tests.align.pair_rows import in_fewer_rows
+from tests.devices import devices
 from tests.train.tiny import digests, facts
 
 B, T = 3, 12

@@ -16,7 +16,7 @@ from llama_jax.models import load, open_model
 from llama_jax.parallel.mesh import make_mesh
 from llama_jax.train.state import abstract_state, saved_part, with_updates
 from llama_jax.train.step import jit_adapter_step, jit_train_step
-from tests.align.conftest import devices
+from tests.devices import devices
 from tests.train.tiny import digests, facts
 
 LORA = LoraConfig(rank=3, targets=("q", "v", "down"))

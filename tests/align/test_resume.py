@@ -24,7 +24,7 @@ from llama_jax.checkpoint import Checkpointer
 from llama_jax.config import CheckpointConfig, InputError
 from llama_jax.train import loop
 from llama_jax.train.report import TrainingError
-from tests.align.conftest import devices
+from tests.devices import devices
 from tests.train.tiny import digests, facts
 
 

@@ -12,8 +12,8 @@ from llama_jax.config import InputError
 from llama_jax.data.conversations import EncodedPrompt
 from llama_jax.data.corpora.tales import instructions
 from llama_jax.data.corpora.tales.judge import judge
-from tests.align.conftest import devices
 from tests.align.tiny_chat import asked
+from tests.devices import devices
 from tests.train.tiny import digests
 
 PROMPTS = [

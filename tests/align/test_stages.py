@@ -26,8 +26,8 @@ from llama_jax.data.conversations import prepare_prompts
 from llama_jax.model.llama import init_params
 from llama_jax.models import open_model
 from llama_jax.pretrain import pretrain
-from tests.align.conftest import devices
 from tests.align.tiny_chat import MODEL
+from tests.devices import devices
 from tests.train.tiny import digests, facts
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -93,7 +93,7 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-COMMON = {"config.json", "tokenizer.model", "metrics.jsonl"}
+COMMON = {"config.json", "tokenizer.model", "usage.json", "metrics.jsonl"}
 TRAINED = COMMON | {"checkpoints", "tensorboard"}
 
 

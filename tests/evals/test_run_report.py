@@ -16,6 +16,7 @@ from llama_jax.infer.api import generate
 from llama_jax.model.presets import TINY
 from llama_jax.models import load
 from llama_jax.pretrain import pretrain
+from tests.devices import devices
 from tests.train.tiny import Tiny
 
 PROMPTS = ("Once upon a", "One <b>day")
@@ -25,7 +26,8 @@ PROMPTS = ("Once upon a", "One <b>day")
 def run(tmp_path_factory):
     """A run of four steps, with samples at two of them."""
     tiny = Tiny(tmp_path_factory.mktemp("report"))
-    pretrain(tiny.config("--steps", "4", "--eval-every", "2", "--sample-prompts", *PROMPTS))
+    with devices(1):
+        pretrain(tiny.config("--steps", "4", "--eval-every", "2", "--sample-prompts", *PROMPTS))
     return tiny.folder / "run"
 
 

@@ -12,6 +12,7 @@ from llama_jax.config import InputError
 from llama_jax.pretrain import pretrain as train
 from llama_jax.train import loop, step
 from llama_jax.train.report import TrainingError
+from tests.devices import devices
 from tests.train.tiny import digests, facts
 
 
@@ -162,12 +163,13 @@ def test_non_finite_updates_stop_the_run_with_their_batches(tiny, tmp_path, monk
 
 
 def test_eight_devices_save_and_two_by_two_go_on(tiny, tmp_path, finished):
-    workdir = ("--workdir", str(tmp_path / "run"))
-    train(tiny.config(*workdir, "--steps", "12", "--mesh.fsdp", "8"))
-    other = train(
-        tiny.config(*workdir, "--steps", "14", "--mesh.fsdp", "2", "--mesh.tensor", "2",
-                    "--mesh.data", "2", "--accumulate", "2")
-    )  # fmt: skip
+    workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0")
+    with devices(8):
+        train(tiny.config(*workdir, "--steps", "12", "--mesh.fsdp", "8"))
+        other = train(
+            tiny.config(*workdir, "--steps", "14", "--mesh.fsdp", "2", "--mesh.tensor", "2",
+                        "--mesh.data", "2", "--accumulate", "2")
+        )  # fmt: skip
     assert other.resumed_from == 12
     losses = [m["train/loss"] for m in facts(tmp_path / "run") if "train/loss" in m]
     alone = [m["train/loss"] for m in facts(finished[0]) if "train/loss" in m]
@@ -175,7 +177,7 @@ def test_eight_devices_save_and_two_by_two_go_on(tiny, tmp_path, finished):
 
 
 def test_a_batch_for_other_devices_is_refused_before_anything_is_written(tiny, tmp_path):
-    with pytest.raises(InputError, match="not divisible by the 8 devices"):
+    with devices(8), pytest.raises(InputError, match="not divisible by the 8 devices"):
         train(tiny.config("--workdir", str(tmp_path / "run"), "--batch-size", "12"))
     assert not (tmp_path / "run").exists()
 
