@@ -7,6 +7,7 @@ one, and empty, none.
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from tests.kept_programs import kept_programs
@@ -30,6 +31,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # How fast a machine is decides no test.
 settings.register_profile("llama_jax", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("llama_jax")
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs as users have them, for equality of bits: `make test` compiles hastily."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -20,6 +20,6 @@ CONFIG = replace(
     optimizer=replace(helpfulness.CONFIG.optimizer, learning_rate=4e-4, warmup_steps=20),
     data=replace(
         helpfulness.CONFIG.data,
-        dataset="runs/chat/comparisons_2.jsonl=0.6,runs/chat/comparisons.jsonl=0.2,tales:20000=0.2",
+        dataset="runs/chat/comparisons_2.jsonl=0.5,runs/chat/comparisons.jsonl=0.2,tales:20000=0.3",
     ),
 )

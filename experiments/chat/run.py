@@ -53,7 +53,7 @@ JUDGED = {
 }
 """Stages, and the one that each starts from."""
 PROMPTS, UNKIND, PAIRS = 1024, 256, 1024
-COMPARED = {"comparisons": ("sft", 20_000, 2000), "comparisons_2": ("rejection", 22_000, 1200)}
+COMPARED = {"comparisons": ("sft", 20_000, 2000), "comparisons_2": ("rejection", 22_000, 800)}
 """Whose answers are compared, and to which prompts, the first and how many: none that rejection
 sampling or PPO asks."""
 TURNS = (2, 4, 6, 20)

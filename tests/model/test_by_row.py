@@ -72,7 +72,7 @@ def test_the_gated_products_take_them_too():
         np.testing.assert_allclose(out[b], expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_rows_bits_do_not_depend_on_its_neighbours():
+def test_a_rows_bits_do_not_depend_on_its_neighbours(optimized):
     w = with_adapters(prepare(params_of(SMALL), SMALL), ADAPTERS, "float32")
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1, SMALL.d_model)), jnp.float32)
     attend = jax.jit(project)
