@@ -13,11 +13,11 @@ CACHE = "~/.cache/llama_jax"
 TOKENIZER = "runs/chat/tokenizer.model"
 CONFIG = TrainConfig(
     workdir="runs/chat/base",
-    steps=1200,
+    steps=1000,
     batch_size=8,
     seq_len=256,
     log_every=25,
-    eval_every=600,
+    eval_every=500,
     eval_batches=16,
     sample_prompts=("Once upon a time", "Mia was a little girl who", "There once was a boy"),
     model=replace(
@@ -34,9 +34,9 @@ CONFIG = TrainConfig(
     ),
     optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=60, eps=1e-8, weight_decay=0.0),
     data=DataConfig(
-        dataset="short_tales:50000=0.7,tales:12000=0.3",
+        dataset="short_tales:30000=0.7,tales:8000=0.3",
         tokenizer=TOKENIZER,
         cache_dir=CACHE,
     ),
-    checkpoint=CheckpointConfig(every=300, keep=1),
+    checkpoint=CheckpointConfig(every=250, keep=1),
 )

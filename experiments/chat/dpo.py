@@ -12,13 +12,13 @@ from llama_jax.config_align import DpoConfig
 CONFIG = DpoConfig(
     workdir="runs/chat/dpo",
     init_from="runs/chat/rejection",
-    steps=120,
+    steps=80,
     batch_size=16,
     pairs_per_row=3,
     seq_len=192,
     beta=0.1,
     log_every=25,
-    eval_every=60,
+    eval_every=40,
     eval_batches=24,
     sample_prompts=(
         "Tell me a sad story about a girl named Mia and a kitten.",
@@ -27,5 +27,5 @@ CONFIG = DpoConfig(
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=10, weight_decay=0.0, eps=1e-8),
     data=DataConfig(dataset="tales:4000", cache_dir=base.CACHE),
-    checkpoint=CheckpointConfig(every=60, keep=1),
+    checkpoint=CheckpointConfig(every=40, keep=1),
 )

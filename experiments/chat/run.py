@@ -29,19 +29,19 @@ from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 RUN = Path("runs/chat")
 STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
-    ("train", "base", 0.14),
-    ("sft", "sft", 0.125),
-    ("compare", "comparisons", 0.05),
-    ("reward", "helpfulness", 0.085),
+    ("train", "base", 0.145),
+    ("sft", "sft", 0.11),
+    ("compare", "comparisons", 0.065),
+    ("reward", "helpfulness", 0.11),
     ("reward", "safety", 0.03),
-    ("rejection", "rejection", 0.055),
-    ("compare", "comparisons_2", 0.03),
-    ("reward", "helpfulness_2", 0.04),
-    ("reward", "heldout", 0.05),
-    ("ppo", "ppo", 0.14),
-    ("grpo", "grpo", 0.1),
-    ("dpo", "dpo", 0.055),
-    ("gatt", "gatt", 0.1),
+    ("rejection", "rejection", 0.03),
+    ("compare", "comparisons_2", 0.025),
+    ("reward", "helpfulness_2", 0.035),
+    ("reward", "heldout", 0.055),
+    ("ppo", "ppo", 0.135),
+    ("grpo", "grpo", 0.075),
+    ("dpo", "dpo", 0.045),
+    ("gatt", "gatt", 0.14),
 )
 JUDGED = {
     "base": None,
@@ -52,7 +52,7 @@ JUDGED = {
     "dpo": "rejection",
 }
 """Stages, and the one that each starts from."""
-PROMPTS, UNKIND, PAIRS = 1024, 256, 1024
+PROMPTS, UNKIND, PAIRS = 768, 192, 1024
 COMPARED = {"comparisons": ("sft", 20_000, 2000), "comparisons_2": ("rejection", 22_000, 800)}
 """Whose answers are compared, and to which prompts, the first and how many: none that rejection
 sampling or PPO asks."""

@@ -11,11 +11,11 @@ from llama_jax.config_align import SftConfig
 CONFIG = SftConfig(
     workdir="runs/chat/sft",
     init_from="runs/chat/base",
-    steps=1000,
+    steps=800,
     batch_size=8,
     seq_len=256,
     log_every=25,
-    eval_every=500,
+    eval_every=400,
     eval_batches=16,
     sample_prompts=(
         "Tell me a sad story about a girl named Mia and a kitten.",
@@ -23,6 +23,6 @@ CONFIG = SftConfig(
     ),
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, eps=1e-8, weight_decay=0.0),
-    data=DataConfig(dataset="tales:40000", cache_dir=base.CACHE),
-    checkpoint=CheckpointConfig(every=250, keep=1),
+    data=DataConfig(dataset="tales:16000", cache_dir=base.CACHE),
+    checkpoint=CheckpointConfig(every=200, keep=1),
 )

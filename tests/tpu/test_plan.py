@@ -168,8 +168,9 @@ def test_advice_never_runs_out_of_memory():
     assert "--model.remat none" not in advice(p)
 
 
-def test_a_search_ends_in_a_front_and_compiles_its_head():
-    topology, compiled = parse("v5e-256"), []
+@pytest.mark.parametrize("name", ["v5e-256", "tpu7x-128"])
+def test_a_search_ends_in_a_front_and_compiles_its_head(name):
+    topology, compiled = parse(name), []
 
     def plan(config, topology):
         compiled.append(config)
@@ -183,6 +184,9 @@ def test_a_search_ends_in_a_front_and_compiles_its_head():
     assert len(set(sizes)) == len(sizes) > 2
     assert [r["config"] for r in front if r["plan"]] == compiled
     assert len(compiled) == 2
+    assert {row["chips"] for row in front} == {topology.chips}
+    assert all(row["config"].batch_size % topology.devices == 0 for row in front)
+    assert all(0.9 * topology.chip.hbm_bytes > size > 0 for size in sizes)
     assert len(front_text(front).splitlines()) == len(front) + 1
     rows = json.loads(json.dumps([front_json(row) for row in front]))
     assert [bool(row["plan"]) for row in rows] == [True, True] + [False] * (len(front) - 2)
