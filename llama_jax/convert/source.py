@@ -10,6 +10,7 @@ neighbouring rotary dimensions (interleaved: 2j and 2j+1 turn together) where we
 Face, pair j and j + H/2 (half-split).
 """
 
+import functools
 import math
 import mmap
 import os
@@ -177,9 +178,15 @@ def dense(array: np.ndarray) -> np.ndarray:
     return np.asarray(on_host(array))
 
 
+@functools.cache
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of each of our tensors, of one layer."""
+    return {n: w.shape for n, w in (layer_weights(config) | outer_weights(config)).items()}
+
+
 def rows_shape(name: str, config: ModelConfig) -> tuple[int, ...]:
     """Shape of one of our tensors as the other programs keep it: [out, in], or [D] for norms."""
-    shape = {**layer_weights(config), **outer_weights(config)}[name].shape
+    shape = _shapes(config)[name]
     if len(shape) == 1 or name == "embed":
         return shape
     inputs = 2 if name == "o" else 1
@@ -238,8 +245,7 @@ def from_rows(name: str, rows: Lazy, config: ModelConfig, *, interleaved: bool) 
     expected = rows_shape(name, config)
     if tuple(rows.shape) != expected:
         raise InputError(f"{name} is {list(rows.shape)}, not {list(expected)}")
-    shape = {**layer_weights(config), **outer_weights(config)}[name].shape
-    return FromRows(name, rows, shape, interleaved)
+    return FromRows(name, rows, _shapes(config)[name], interleaved)
 
 
 def to_rows(name: str, array: np.ndarray, *, interleaved: bool) -> np.ndarray:

@@ -119,10 +119,15 @@ class Vocabulary:
             )
         seen: dict[str, int] = {}
         for token, piece in enumerate(self.pieces):
-            sound = piece.text and math.isfinite(piece.score)
-            _usable(sound, f"{where}: id {token} is {shown(piece.text)}, {piece.score}")
+            if not piece.text or not math.isfinite(piece.score):
+                raise UnusableTokenizer(
+                    f"{where}: id {token} is {shown(piece.text)}, {piece.score}"
+                )
             first = seen.setdefault(piece.text, token)
-            _usable(first == token, f"{where}: ids {first} and {token} are both {piece.text!r:.60}")
+            if first != token:
+                raise UnusableTokenizer(
+                    f"{where}: ids {first} and {token} are both {piece.text!r:.60}"
+                )
         spelled = {p.text for p in self.pieces if p.kind == "byte"}
         missing = [f"<0x{b:02X}>" for b in range(256) if f"<0x{b:02X}>" not in spelled]
         _usable(not missing, f"{where} lacks the byte pieces {', '.join(missing[:4])}")

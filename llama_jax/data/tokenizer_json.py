@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llama_jax.config import require
+from llama_jax.config import InputError, require
 from llama_jax.data.sentencepiece_proto import (
     SPACE,
     Kind,
@@ -88,10 +88,9 @@ def read(
     for text in normal:
         halves = {i for i in range(1, len(text)) if text[:i] in normal and text[i:] in normal}
         found = cuts.get(text, set())
-        _usable(
-            halves == found,
-            f"{where}: {_OTHER_RULES} ({shown(text)} has {len(found)} merges of {len(halves)})",
-        )
+        if halves != found:
+            counts = f"{len(found)} merges of {len(halves)}"
+            raise UnusableTokenizer(f"{where}: {_OTHER_RULES} ({shown(text)} has {counts})")
     unused = (Piece(f"<unused_{token}>", 0.0, "unused") for token in itertools.count())
     pieces = [
         Piece(texts[i], -float(ranks.get(texts[i], 0)), kinds.get(texts[i], "normal"))
@@ -153,15 +152,15 @@ def _merges(merges: Any, texts: set[str], where: str) -> tuple[dict[str, int], d
     last = None
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        sound = isinstance(pair, list) and len(pair) == 2
-        require(
-            sound and all(isinstance(half, str) and half in texts for half in pair),
-            f"{where}: the merge {shown(merge)} is none of two pieces",
-        )
+        two = isinstance(pair, list) and len(pair) == 2
+        if not two or not all(isinstance(half, str) and half in texts for half in pair):
+            raise InputError(f"{where}: the merge {shown(merge)} is none of two pieces")
         whole = pair[0] + pair[1]
-        require(whole in texts, f"{where}: the merge {shown(merge)} makes no piece")
+        if whole not in texts:
+            raise InputError(f"{where}: the merge {shown(merge)} makes no piece")
         if whole != last:
-            _usable(whole not in ranks, f"{where}: {_OTHER_RULES} ({shown(whole)} comes twice)")
+            if whole in ranks:
+                raise UnusableTokenizer(f"{where}: {_OTHER_RULES} ({shown(whole)} comes twice)")
             ranks[whole] = len(ranks)
         last = whole
         cuts.setdefault(whole, set()).add(len(pair[0]))

@@ -27,7 +27,7 @@ def arrays(B, shape, inputs):
     ],
     ids=str,
 )
-def test_a_row_comes_out_the_same_bit_by_bit_whatever_the_number_of_rows(shape, inputs):
+def test_a_row_comes_out_the_same_bit_by_bit_whatever_the_number_of_rows(optimized, shape, inputs):
     x, w = arrays(67, shape, inputs)
     run = jax.jit(lambda x: project(x, w, inputs))
     alone = np.asarray(run(x[:1]))[0]
@@ -40,7 +40,7 @@ def int8(shape):
 
 
 @pytest.mark.parametrize(("shape", "inputs"), [((288, 2, 8), 1), ((97, 33), 1)], ids=str)
-def test_so_it_does_where_integers_are_read(shape, inputs):
+def test_so_it_does_where_integers_are_read(optimized, shape, inputs):
     """Also where terms, or sums of them, come in no whole groups."""
     (x, _), w = arrays(9, shape, inputs), int8(shape)
     run = jax.jit(lambda x: project(x, w, inputs))
