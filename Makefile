@@ -26,10 +26,9 @@ quickstart: .venv/cpu.stamp
 chat: .venv/cpu.stamp
 	@$(BIN)/python experiments/chat/run.py
 
-# PART=ops, PART=train/test_loop.py: the tests of one folder or file. Most of their time is
-# compiling, which is much quicker without optimisation; the slow tests have it.
+# PART=ops, PART=train/test_loop.py: the tests of one folder or file.
 test: .venv/dev.stamp
-	@JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n auto -m "not slow" $(PART:%=tests/%)
+	$(BIN)/python -m pytest -n auto -m "not slow" $(PART:%=tests/%)
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow $(PART:%=tests/%)

@@ -14,7 +14,7 @@ FOLDERS = {
     "README.zh.md": "中文",
     "docs/claims.md": "What is proven",
     "experiments/README.md": "All experiments",
-    "experiments/launch/README.md": "From a cloud project to a training 7B",
+    "experiments/launch/README.md": "From a cloud project to a 7B in training",
     "experiments/LOG.md": "Measurements",
     "llama_jax/parallel/README.md": "Parallelism",
     "llama_jax/kernels/README.md": "Attention kernels",
@@ -23,7 +23,7 @@ FOLDERS = {
 }
 """Files that are pages as they are, with their titles."""
 TABS = {
-    "Experiments": ("All experiments", "From a cloud project to a training 7B", "Measurements"),
+    "Experiments": ("All experiments", "From a cloud project to a 7B in training", "Measurements"),
     "Explained": ("What is proven", "Parallelism", "Attention kernels"),
     "Project": ("Contributing", "Changelog"),
     "中文": ("中文",),

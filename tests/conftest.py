@@ -3,7 +3,8 @@
 What XLA compiles is kept, for other tests, other workers of xdist, the processes that tests start
 and other runs: more than half of the tests' time would be compiling the same programs again. The
 folder is one for each version of jaxlib and kind of CPU; JAX_COMPILATION_CACHE_DIR names another
-one, and empty, none.
+one, and empty, none. For the same reason programs for CPUs are compiled without most optimisations,
+which the compilers for TPUs know nothing of: JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings them back.
 """
 
 import os
@@ -22,6 +23,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept_programs()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -35,7 +37,7 @@ settings.load_profile("llama_jax")
 
 @pytest.fixture
 def optimized() -> Iterator[None]:
-    """Programs as users have them, for equality of bits: `make test` compiles hastily."""
+    """Programs as users have them, where it matters: for the equality of bits."""
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, False)

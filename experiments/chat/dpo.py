@@ -1,5 +1,5 @@
 """Direct preference optimisation of `make chat`, from the result of rejection sampling as PPO and
-GRPO, on the pairs that its reward models learn from.
+GRPO, on pairs of answers from the tales.
 
 Command   llama-jax dpo experiments/chat/dpo.py
 Hardware  two CPU cores, a few minutes
