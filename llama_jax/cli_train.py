@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -22,7 +21,7 @@ from llama_jax.config_align import (
 )
 from llama_jax.experiment import load_experiment
 from llama_jax.runtime import cluster
-from llama_jax.runtime.console import stdout_for_results
+from llama_jax.runtime.console import own_command, stdout_for_results
 from llama_jax.runtime.environment import require_jit
 from llama_jax.runtime.malloc import keep_freed_memory
 
@@ -128,10 +127,9 @@ def print_summary(summary: Any, command: str) -> None:
         print(f"  samples          {os.path.join(run, 'samples', os.path.basename(samples))}")
     if picture:
         print(f"  loss curve       {os.path.join(run, 'loss.svg')} (open it in a browser)")
-    program = "llama-jax" if shutil.which("llama-jax") else "python -m llama_jax"
     print("next:")
     for line in NEXT.get(command, CHAT):
-        print(f"  {program} {line.format(run=run)}")
+        print(f"  {own_command()} {line.format(run=run)}")
 
 
 CHAT = ("chat {run}",)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from llama_jax.runtime import failures, interrupts  # noqa: E402, after the path
-from llama_jax.runtime.console import quiet_start  # noqa: E402
+from llama_jax.runtime.console import own_command, quiet_start  # noqa: E402
 from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 
 RUN = Path("runs/chat")
@@ -191,7 +191,7 @@ def write_report(seconds: float) -> dict[str, Any]:
         ],
     }
     _write(RUN / "report.json", report)
-    text = page(report, figures, ["llama-jax chat runs/chat/gatt"])
+    text = page(report, figures, [f"{own_command()} chat runs/chat/gatt"])
     (RUN / "report.html").write_text(text, encoding="utf-8")
     return report
 
@@ -287,7 +287,7 @@ def print_report(report: dict[str, Any]) -> None:
         said = ", ".join(f"turn {t} {share:.2f}" for t, share in report["gatt"][name].items())
         print(f"{name + ' ghost attention':<24}{said}")
     print(f"\nreport   {RUN / 'report.html'} (open it in a browser)")
-    print(f"talk     llama-jax chat {RUN / 'gatt'}")
+    print(f"talk     {own_command()} chat {RUN / 'gatt'}")
 
 
 def _read(path: Path, default: Any) -> Any:

@@ -24,6 +24,7 @@ from llama_jax.infer.api import generate
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.weights import parameter_count
 from llama_jax.models import Model, load
+from llama_jax.runtime.console import own_command
 from llama_jax.runtime.files import write_atomic
 from llama_jax.runtime.places import expand
 from llama_jax.train.metrics import METRICS_FILE, read_metrics
@@ -224,12 +225,12 @@ def _files(run: epath.Path) -> str:
 
 
 def _next(path: str, prompt: str) -> list[tuple[str, str]]:
-    prompt = prompt.replace('"', '\\"')
+    prompt, program = prompt.replace('"', '\\"'), own_command()
     return [
-        (f'llama-jax generate {path} --prompt "{prompt}" --temperature 0.7', "write another one"),
-        (f"llama-jax serve {path}", "a page to talk to it, and OpenAI's API"),
-        (f"llama-jax eval {path}", "loss, perplexity and bits per byte on held-out text"),
-        (f"llama-jax convert {path} exported --to hf", "for Hugging Face transformers; or gguf"),
-        ("llama-jax new mine", "an experiment of your own"),
-        ("llama-jax experiments", "what else there is to train"),
+        (f'{program} generate {path} --prompt "{prompt}" --temperature 0.7', "write another one"),
+        (f"{program} serve {path}", "a page to talk to it, and OpenAI's API"),
+        (f"{program} eval {path}", "loss, perplexity and bits per byte on held-out text"),
+        (f"{program} convert {path} exported --to hf", "for Hugging Face transformers; or gguf"),
+        (f"{program} new mine", "an experiment of your own"),
+        (f"{program} experiments", "what else there is to train"),
     ]

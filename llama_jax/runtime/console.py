@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -84,6 +85,19 @@ def at_work(what: str, *models: str) -> Iterator[Callable[[], None]]:
 
         keep_programs()
         yield end
+
+
+def own_command() -> str:
+    """How to call `llama-jax` from here: by its name where the shell finds it, else by its path."""
+    if shutil.which("llama-jax"):
+        return "llama-jax"
+    installed = os.path.join(os.path.dirname(sys.executable), "llama-jax")
+    if not os.path.exists(installed):
+        return f"{sys.executable} -m llama_jax"
+    near = os.path.relpath(installed)
+    if near.startswith(".."):
+        return installed
+    return near if os.sep in near else os.path.join(".", near)
 
 
 class Progress:

@@ -16,6 +16,7 @@ from llama_jax.infer.api import generate
 from llama_jax.model.presets import TINY
 from llama_jax.models import load
 from llama_jax.pretrain import pretrain
+from llama_jax.runtime.console import own_command
 from tests.devices import devices
 from tests.train.tiny import Tiny
 
@@ -45,7 +46,7 @@ def test_the_page_shows_the_run_and_stands_alone(run, capsys):
     assert {"checkpoints", "config.json", "metrics.jsonl", "samples"} <= set(linked)
     assert all((run / name).exists() for name in linked)
     assert "for 4 steps of 512 tokens: 2,048 tokens in all" in page
-    assert f"llama-jax serve {run}" in page
+    assert f"{own_command()} serve {run}" in page
     # One polyline goes through the losses of the steps, one through those of the evaluations.
     assert [len(p.split()) for p in re.findall(r'points="([^"]+)"', page)] == [4, 2]
     model = load(run)

@@ -103,3 +103,24 @@ def test_commands_that_compute_keep_what_is_compiled(monkeypatch, tmp_path):
     ):
         raise AssertionError("it began")
     assert kept == ["kept"]
+
+
+def test_advice_names_a_command_that_works_here(monkeypatch, tmp_path):
+    """A newcomer has not activated .venv: neither `llama-jax` nor `python` is its own there."""
+    folder = tmp_path / ".venv/bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert console.own_command() == f"{folder}/python -m llama_jax"
+    script = folder / "llama-jax"
+    script.write_text("")
+    script.chmod(0o755)
+    assert console.own_command() == ".venv/bin/llama-jax"
+    monkeypatch.chdir(folder)
+    assert console.own_command() == "./llama-jax"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert console.own_command() == str(script)
+    monkeypatch.setenv("PATH", str(folder))
+    assert console.own_command() == "llama-jax"
