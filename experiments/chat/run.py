@@ -1,7 +1,7 @@
 """`make chat`: every stage of Llama 2's alignment on two CPU cores, from nothing to a report.
 
 Command   python experiments/chat/run.py            or: make chat
-Hardware  two CPU cores, three quarters of an hour
+Hardware  two CPU cores, under an hour
 Result    runs/chat/report.html, and report.json with the same numbers
 
 Each stage is an experiment file beside this one, and each resumes: run the same command again after
