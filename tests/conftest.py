@@ -36,9 +36,11 @@ settings.load_profile("llama_jax")
 
 
 @pytest.fixture
-def optimized() -> Iterator[None]:
-    """Programs as users have them, where it matters: for the equality of bits."""
+def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs as users have them, here and in processes that a test starts: for the equality of
+    bits, and where they run for longer than they compile."""
     name = "jax_disable_most_optimizations"
+    monkeypatch.setenv(name.upper(), "0")
     before = jax.config.read(name)
     jax.config.update(name, False)
     yield

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 import build  # noqa: E402
 
 NAMES = build.names()
+pytestmark = pytest.mark.usefixtures("optimized")
 each = pytest.mark.parametrize("name", NAMES)
 each_language = pytest.mark.parametrize("language", build.FOLDERS)
 

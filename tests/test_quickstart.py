@@ -34,7 +34,7 @@ def run(*argv: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_stories_of_the_quickstart_keep_their_hero(tmp_path):
+def test_stories_of_the_quickstart_keep_their_hero(optimized, tmp_path):
     folder = ["--workdir", str(tmp_path / "run"), "--data.cache-dir", str(tmp_path / "cache")]
     run("-m", "llama_jax", "train", "experiments/quickstart.py", *folder)
     out = run("experiments/hero_kept.py", str(tmp_path / "run"))
