@@ -24,7 +24,9 @@ def test_mutations_are_read_or_refused(tmp_path, reader):
     done = subprocess.run(
         [*command, str(tmp_path)],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        # No cache of programs: what a mutation compiles would be a file that it writes.
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_COMPILATION_CACHE_DIR": ""},
         capture_output=True,
         text=True,
     )

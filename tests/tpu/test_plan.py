@@ -286,7 +286,7 @@ def plan_in_subprocess(*options):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "topology", "parts"),
-    [("llama2-7b", "v5e-256", 256), ("llama2-13b", "v5p-128", 64), ("llama2-70b", "v5e-256", 256)],
+    [("llama2-13b", "v5p-128", 64), ("llama2-70b", "v5e-256", 256)],
 )
 def test_published_models_are_planned(model, topology, parts):
     """Two layers of each: the loop over them is compiled once however many there are."""
@@ -318,7 +318,7 @@ def test_published_models_are_planned(model, topology, parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "parts"), [("v5e-16", 16), ("v5p-16", 8), ("v5p-8", 4)])
+@pytest.mark.parametrize(("topology", "parts"), [("v5e-16", 16), ("v5p-8", 4)])
 def test_gradients_are_scattered_on_small_slices(topology, parts):
     """Where jax's order is a path, and where one scatter over a plane does without stages."""
     pytest.importorskip("libtpu", reason="libtpu is only made for x86-64 Linux")
