@@ -47,6 +47,7 @@ def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jax.config.update(name, before)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """See tests/scheduling.py."""
     from tests.scheduling import Together
