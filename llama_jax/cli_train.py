@@ -127,9 +127,10 @@ def print_summary(summary: Any, command: str) -> None:
         print(f"  samples          {os.path.join(run, 'samples', os.path.basename(samples))}")
     if picture:
         print(f"  loss curve       {os.path.join(run, 'loss.svg')} (open it in a browser)")
+    program = own_command()
     print("next:")
     for line in NEXT.get(command, CHAT):
-        print(f"  {own_command()} {line.format(run=run)}")
+        print(f"  {program} {line.format(run=run)}")
 
 
 CHAT = ("chat {run}",)

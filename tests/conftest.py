@@ -39,12 +39,11 @@ settings.load_profile("llama_jax")
 def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Programs as users have them, here and in processes that a test starts: for the equality of
     bits, and where they run for longer than they compile."""
-    name = "jax_disable_most_optimizations"
-    monkeypatch.setenv(name.upper(), "0")
-    before = jax.config.read(name)
-    jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
+    from tests.optimized import NAME, optimizing
+
+    monkeypatch.setenv(NAME.upper(), "0")
+    with optimizing():
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)
