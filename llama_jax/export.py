@@ -46,7 +46,7 @@ weights = [jax.numpy.asarray(stored[name].view(dtype)) for name, dtype in facts[
 empty = [np.zeros(shape, dtype) for shape, dtype in facts["cache"]]
 cache = jax.device_put(empty, jax.devices()[0])  # as steps return it: one program for all
 pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
-ids = [*facts["begin"], *pieces.encode(sys.argv[1])]
+ids = [*facts["begin"], *pieces.encode(sys.argv[1])] or [pieces.bos_id()]
 end = min(len(ids) + int(sys.argv[2] if len(sys.argv) > 2 else 200), facts["context"])
 begin, at = time.perf_counter(), 0
 for at in range(end - 1):

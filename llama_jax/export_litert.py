@@ -38,7 +38,7 @@ program = Interpreter(str(here / "model.tflite"), num_threads=2)
 step = program.get_signature_runner("step")
 cache = {name: np.zeros(shape, dtype) for name, (shape, dtype) in facts["cache"].items()}
 pieces = sentencepiece.SentencePieceProcessor(str(here / "tokenizer.model"))
-ids = [*facts["begin"], *pieces.encode(sys.argv[1])]
+ids = [*facts["begin"], *pieces.encode(sys.argv[1])] or [pieces.bos_id()]
 end = min(len(ids) + int(sys.argv[2] if len(sys.argv) > 2 else 200), facts["context"])
 begin, at = time.perf_counter(), 0
 for at in range(end - 1):

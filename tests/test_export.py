@@ -78,11 +78,10 @@ def test_the_runner_alone_says_what_generate_says(folder, capsys, form, told, qu
     facts = json.loads((program / "program.json").read_text())
     assert facts["pieces"] == 320  # and the rows without a piece are never drawn
     assert (facts["begin"], facts["ends"]) == ([], [2, 300])
-    prompt = "Once upon a time"
-    expected = llama_jax.generate(
-        llama_jax.load(str(model)), prompt, max_new_tokens=40, temperature=0.0
-    )
-    assert said_alone(program, prompt) == expected
+    loaded = llama_jax.load(str(model))
+    for prompt in ("Once upon a time", ""):  # of nothing, BOS is what there is to read
+        expected = llama_jax.generate(loaded, prompt, max_new_tokens=40, temperature=0.0)
+        assert said_alone(program, prompt) == expected
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "litert"])

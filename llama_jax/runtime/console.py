@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import os
+import shlex
 import shutil
 import sys
 import threading
@@ -93,11 +94,11 @@ def own_command() -> str:
         return "llama-jax"
     installed = os.path.join(os.path.dirname(sys.executable), "llama-jax")
     if not os.path.exists(installed):
-        return f"{sys.executable} -m llama_jax"
+        return f"{shlex.quote(sys.executable)} -m llama_jax"
     near = os.path.relpath(installed)
     if near.startswith(".."):
-        return installed
-    return near if os.sep in near else os.path.join(".", near)
+        return shlex.quote(installed)
+    return shlex.quote(near if os.sep in near else os.path.join(".", near))
 
 
 class Progress:

@@ -122,5 +122,8 @@ def test_advice_names_a_command_that_works_here(monkeypatch, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert console.own_command() == str(script)
+    folder = folder.rename(tmp_path / "my tools")
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    assert console.own_command() == f"'{folder}/llama-jax'"  # can be pasted
     monkeypatch.setenv("PATH", str(folder))
     assert console.own_command() == "llama-jax"
