@@ -261,6 +261,11 @@ class TrainConfig:
         )
 
     @property
+    def updates(self) -> int:
+        """Of the optimizer in the whole run."""
+        return self.steps
+
+    @property
     def saved_model(self) -> ModelConfig:
         """The model as its checkpoints hold it."""
         if not self.checkpoint.weights_only:

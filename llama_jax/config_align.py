@@ -145,13 +145,17 @@ class PolicyConfig(RolloutConfig):
     heldout: str | None = None
     """Run folder of a reward model that was trained on other pairs: what it says of held-out
     prompts ends the run early."""
-    heldout_prompts: int = 64
-    """Prompts that are never trained on, answered every `eval_every` iterations."""
-    patience: int = 20
+    heldout_prompts: int = 256
+    """Prompts that are never trained on, answered every `eval_every` iterations: a sample of the
+    data sets by their shares."""
+    patience: int = 2
     """Evaluations without a better mean held-out score before the run ends; 0 for never."""
     max_kl: float = 0.0
     """Mean KL divergence of an answer from the reference, in nats, above which the run ends; 0 for
     any."""
+    max_truncated: float = 0.2
+    """Share of an iteration's answers that do not end within max_new_tokens, above which the run
+    ends; 0 for any."""
     max_drift: float = 0.05
     """Mean distance in nats of the sampler's log-probabilities from the trainer's, above which the
     run fails: it would learn from answers that another model drew."""
@@ -169,7 +173,13 @@ class PolicyConfig(RolloutConfig):
             self.minibatch % self.accumulate == 0,
             f"minibatch={self.minibatch} must be divisible by accumulate={self.accumulate}",
         )
-        for name in ("heldout_prompts", "patience", "max_kl", "max_drift", "max_ratio_error"):
+        require(
+            self.lora.base == "dense",
+            f"lora.base={self.lora.base} goes with train, sft, reward and dpo; {self.stage} keeps "
+            "the base as model.param_dtype says: leave it out",
+        )
+        limits = ("patience", "max_kl", "max_truncated", "max_drift", "max_ratio_error")
+        for name in ("heldout_prompts", *limits):
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must not be negative")
         require(
@@ -178,6 +188,11 @@ class PolicyConfig(RolloutConfig):
             "of its state: leave it out",
         )
         require(0 < self.clip <= 1, f"clip={self.clip} must lie above 0 and at most at 1")
+
+    @property
+    def updates(self) -> int:
+        """One for each minibatch."""
+        return self.steps * (self.batch_size // self.minibatch)
 
     @property
     def answers(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llama_jax.align.sft import Answers
-from llama_jax.config import InputError, MeshConfig, TrainConfig
+from llama_jax.config import MeshConfig, TrainConfig
 from llama_jax.config_align import PpoConfig
 from llama_jax.experiment import load_experiment, override
 from llama_jax.model.presets import TINY
@@ -223,21 +223,3 @@ def test_the_installed_program_finds_the_parents_of_an_experiment():
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--process-id" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted. Run the same command to resume"),
-        (InputError("runs/chat is a file"), 2, "runs/chat is a file"),
-    ],
-)
-def test_make_chat_ends_in_one_line(capsys, error, status, said):
-    from experiments.chat.run import guarded
-
-    def work():
-        raise error
-
-    assert guarded(work) == status
-    assert capsys.readouterr().err.startswith(f"make chat: error: {said}")
-    assert guarded(lambda: None) == 0

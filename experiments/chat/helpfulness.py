@@ -13,12 +13,12 @@ from llama_jax.config_align import RewardConfig
 CONFIG = RewardConfig(
     workdir="runs/chat/helpfulness",
     init_from="runs/chat/sft",
-    steps=600,
+    steps=800,
     batch_size=8,
     pairs_per_row=3,
     seq_len=192,
     log_every=50,
-    eval_every=600,
+    eval_every=800,
     eval_batches=32,
     token_weight=1.0,
     half="first",
@@ -27,5 +27,5 @@ CONFIG = RewardConfig(
     data=DataConfig(
         dataset="runs/chat/comparisons.jsonl=0.5,tales:20000=0.5", cache_dir=base.CACHE
     ),
-    checkpoint=CheckpointConfig(every=600, keep=1),
+    checkpoint=CheckpointConfig(every=400, keep=1),
 )

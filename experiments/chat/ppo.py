@@ -14,7 +14,7 @@ CONFIG = PpoConfig(
     helpfulness="runs/chat/helpfulness_2",
     safety="runs/chat/safety",
     heldout="runs/chat/heldout",
-    steps=40,
+    steps=60,
     batch_size=128,
     minibatch=32,
     seq_len=224,
@@ -22,8 +22,8 @@ CONFIG = PpoConfig(
     wave_rows=64,
     beta=0.1,
     value_warmup=4,
-    eval_every=10,
-    heldout_prompts=64,
+    eval_every=12,
+    heldout_prompts=128,
     patience=3,
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(
@@ -36,5 +36,5 @@ CONFIG = PpoConfig(
         dataset="tales:8000=0.55,tales_safety:2000=0.3,tales_harmless:2000=0.15",
         cache_dir=base.CACHE,
     ),
-    checkpoint=CheckpointConfig(every=10, keep=1),
+    checkpoint=CheckpointConfig(every=12, keep=1),
 )

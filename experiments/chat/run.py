@@ -30,18 +30,19 @@ RUN = Path("runs/chat")
 STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
     ("train", "base", 0.145),
-    ("sft", "sft", 0.11),
-    ("compare", "comparisons", 0.065),
-    ("reward", "helpfulness", 0.11),
-    ("reward", "safety", 0.03),
-    ("rejection", "rejection", 0.03),
-    ("compare", "comparisons_2", 0.025),
-    ("reward", "helpfulness_2", 0.035),
-    ("reward", "heldout", 0.055),
-    ("ppo", "ppo", 0.135),
-    ("grpo", "grpo", 0.075),
-    ("dpo", "dpo", 0.045),
-    ("gatt", "gatt", 0.14),
+    ("sft", "sft", 0.123),
+    ("compare", "comparisons", 0.054),
+    ("reward", "helpfulness", 0.099),
+    ("reward", "safety", 0.02),
+    ("rejection", "rejection", 0.022),
+    ("compare", "comparisons_2", 0.018),
+    ("reward", "helpfulness_2", 0.034),
+    ("reward", "heldout", 0.039),
+    ("ppo", "ppo", 0.162),
+    ("grpo", "grpo", 0.059),
+    ("dpo", "dpo", 0.041),
+    ("gatt", "gatt", 0.104),
+    ("report", "report", 0.08),
 )
 JUDGED = {
     "base": None,
@@ -50,9 +51,10 @@ JUDGED = {
     "ppo": "rejection",
     "grpo": "rejection",
     "dpo": "rejection",
+    "gatt": "ppo",
 }
 """Stages, and the one that each starts from."""
-PROMPTS, UNKIND, PAIRS = 768, 192, 1024
+PROMPTS, UNKIND, PAIRS = 1024, 256, 1024
 COMPARED = {"comparisons": ("sft", 20_000, 2000), "comparisons_2": ("rejection", 22_000, 800)}
 """Whose answers are compared, and to which prompts, the first and how many: none that rejection
 sampling or PPO asks."""
@@ -65,20 +67,21 @@ def main() -> None:
     quiet_start()
     keep_freed_memory()
     os.chdir(ROOT)
-    begin = time.perf_counter()
     kept = _read(RUN / "seconds.json", {})
     tokenizer()
-    done = 0.0
-    for command, name, share in STAGES:
-        left = _minutes_left(begin, kept, done)
-        print(f"\n== {name} ({100 * done:.0f} % done{left})", file=sys.stderr, flush=True)
+    for number, (command, name, _) in enumerate(STAGES):
+        print(f"\n== {name}{_progress(number, kept)}", file=sys.stderr, flush=True)
         started = time.perf_counter()
-        comparisons(name) if command == "compare" else _stage(command, name)
-        kept[name] = kept.get(name, 0.0) + time.perf_counter() - started
-        _write(RUN / "seconds.json", kept)
-        done += share
-    print("\n== report", file=sys.stderr, flush=True)
-    print_report(write_report(sum(kept.values())))
+        try:
+            if command == "report":
+                print_report(write_report(kept))
+            elif command == "compare":
+                comparisons(name)
+            elif not _stage(command, name):
+                raise KeyboardInterrupt  # SIGTERM: the stage saved; the next ones are built on it
+        finally:
+            kept[name] = kept.get(name, 0.0) + time.perf_counter() - started
+            _write(RUN / "seconds.json", kept)
 
 
 def tokenizer() -> None:
@@ -121,7 +124,8 @@ def comparisons(name: str) -> None:
     write_atomic(path, "".join(to_json(pair) + "\n" for pair in pairs).encode())
 
 
-def _stage(command: str, name: str) -> None:
+def _stage(command: str, name: str) -> bool:
+    """Run or resume an experiment; whether it is finished."""
     from llama_jax.cli_train import STAGES as COMMANDS
 
     _, module, function = COMMANDS[command]
@@ -129,19 +133,24 @@ def _stage(command: str, name: str) -> None:
     summary = getattr(import_module(module), function)(config)
     for line in summary.lines():
         print(f"  {line}", file=sys.stderr)
+    return summary.finished
 
 
-def _minutes_left(begin: float, kept: dict[str, float], done: float) -> str:
+def _progress(number: int, kept: dict[str, float]) -> str:
+    """How far stage `number` is from the beginning and, by what those before it took, from the
+    end."""
+    done = sum(share for *_, share in STAGES[:number])
     if not done:
         return ""
-    spent = sum(kept.values())
-    return f", about {spent / done * (1 - done) / 60:.0f} minutes left"
+    spent = sum(kept.get(name, 0.0) for _, name, _ in STAGES[:number])
+    left = spent / done * (1 - done) / 60
+    return f" ({100 * done:.0f} % done, about {left:.0f} minutes left)"
 
 
-def write_report(seconds: float) -> dict[str, Any]:
+def write_report(kept: dict[str, float]) -> dict[str, Any]:
     """Judge every stage on held-out prompts; report.json and report.html.
 
-    seconds: what the stages took.
+    kept: seconds that each stage took.
     """
     started = time.perf_counter()
     import numpy as np
@@ -172,7 +181,9 @@ def write_report(seconds: float) -> dict[str, Any]:
         "gatt": {"with": recall("gatt"), "without": recall("ppo")},
         **{name: from_first_to_last(lines) for name, lines in policies.items()},
         "hero_kept": hero_kept(),
-        "seconds": seconds + time.perf_counter() - started,
+        "seconds": time.perf_counter()
+        - started
+        + sum(seconds for name, seconds in kept.items() if name != "report"),
     }
     shown = [*range(7), PROMPTS - 1, PROMPTS - 2, PROMPTS - 3]
     figures = {
@@ -216,8 +227,9 @@ def _answerer(name: str) -> Any:
     from llama_jax.align.answering import Answerer
 
     return Answerer.load(
-        str(RUN / name), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192
-    )
+        str(RUN / name), max_new_tokens=104, temperature=1.0, wave_rows=64, prompt_len=192,
+        told=f"answers of {name}",
+    )  # fmt: skip
 
 
 def from_first_to_last(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -228,7 +240,7 @@ def from_first_to_last(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]
         "heldout_reward": "heldout/score",
     }
     found = {key: [m[name] for m in lines if name in m] for key, name in names.items()}
-    return {key: [values[0], values[-1]] for key, values in found.items()}
+    return {key: [values[0], values[-1]] for key, values in found.items() if values}
 
 
 def held_out_pairs(kind: str) -> list[Any]:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from llama_jax.align.progress import counted
 from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.config_align import SftConfig
 from llama_jax.data.chat import check_text, decode_answer, encode_prompt
 from llama_jax.data.records import Dialogue, Message, to_json
 from llama_jax.data.sources import digest
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.infer.rollout import sample_answers
+from llama_jax.infer.rollout import stream_answers
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import gather, prepare
 from llama_jax.models import Model, load, open_model, weights_identity
@@ -41,6 +42,8 @@ class Answerer:
     wave_rows: int
     prompt_len: int
     """Longest conversation, in tokens; all calls share their compiled programs."""
+    told: str = ""
+    """What a bar calls the answers of a call; none is shown where this is empty."""
 
     @staticmethod
     def of(model: Model, **settings: Any) -> "Answerer":
@@ -69,22 +72,21 @@ class Answerer:
         params = SamplingParams(
             max_new_tokens=self.max_new_tokens, temperature=self.temperature
         ).for_vocabulary(self.tokenizer.vocab_size, self.tokenizer.eos_id)
-        samples = sample_answers(
+        drawn = stream_answers(
             self.w,
             [encode_prompt(self.tokenizer, messages) for messages in conversations],
             params,
             config=self.config,
-            n=1,
+            wanted=[(p, 0) for p in range(len(conversations))],
             seeds=seeds,
             wave_rows=self.wave_rows,
             prompt_len=self.prompt_len,
         )
-        answers = [samples.answer(p, 0) for p in range(len(conversations))]
-        return [
-            Answered(decode_answer(self.tokenizer, tokens), tuple(tokens), a.finish == "stop")
-            for a in answers
-            for tokens in [a.tokens.tolist()]
-        ]
+        found = {}
+        for answer in counted(drawn, len(conversations), self.told) if self.told else drawn:
+            tokens, ended = tuple(answer.tokens.tolist()), answer.finish == "stop"
+            found[answer.prompt] = Answered(decode_answer(self.tokenizer, tokens), tokens, ended)
+        return [found[p] for p in range(len(conversations))]
 
 
 def is_text(answer: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.align.answering import Answered, Answerer, is_text, kept_dialogues
+from llama_jax.align.progress import counted
 from llama_jax.align.sft import stage as sft_stage
 from llama_jax.config import require
 from llama_jax.config_align import GattConfig
@@ -112,7 +113,7 @@ def converse(
     """
     answers: list[list[Answered]] = [[] for _ in ghosts]
     begin = 1 - 2 * newest if newest else 0  # two messages a turn, less the answer that is due
-    for turn in range(turns):
+    for turn in counted(range(turns), turns, "conversations, turns"):
         asked = {
             number: messages_of(ghost, answers[number], every=every)[begin:]
             for number, ghost in enumerate(ghosts)

@@ -35,8 +35,7 @@ def objectives(
 ) -> tuple[dict[str, Objective], dict[str, optax.GradientTransformation]]:
     """What `policy` learns, and its optimizer over all updates of the run."""
     policy = GroupedPolicy(config.model, config.clip, config.temperature, config.beta)
-    updates = config.steps * (config.batch_size // config.minibatch)
-    tx = make_optimizer(config.optimizer, trained_table(policy), updates)
+    tx = make_optimizer(config.optimizer, trained_table(policy), config.updates)
     return {"policy": policy}, {"policy": tx}
 
 

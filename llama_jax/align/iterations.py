@@ -15,11 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from llama_jax.align.limits import check_sampled, check_updated, why_stop
 from llama_jax.align.opening import opened_run
 from llama_jax.align.progress import Progress
-from llama_jax.align.prompt_order import prompt_order
+from llama_jax.align.prompt_order import prompt_order, sample_of
 from llama_jax.align.rewards import Rewards, Scores
 from llama_jax.align.rollouts import Rollouts
 from llama_jax.align.scoring import RewardModel, Scorer, open_reward_model
@@ -89,9 +90,14 @@ class PolicySummary:
     """Metrics of the last iteration of this call."""
     seconds: dict[str, float]
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do; False where SIGTERM came first."""
+        return self.step == self.steps or self.stopped is not None
+
     def lines(self) -> list[str]:
         """The summary for people."""
-        state = "complete" if self.step == self.steps else "stopped early; the same command resumes"
+        state = "complete" if self.finished else "stopped early; the same command resumes"
         state = self.stopped or state
         lines = [f"iteration {self.step} of {self.steps}: {state}"]
         for name, *keys in (
@@ -128,7 +134,8 @@ def run[C: PolicyConfig](
             limit = config.seq_len - config.max_new_tokens
             prompts = prepare_prompts(config.data, tokenizer, max_tokens=limit)
             train = prompts["train"]
-            heldout = prompts.get("validation", ())[: config.heldout_prompts]
+            held = prompts.get("validation", ())
+            heldout = sample_of(held, config.seed, config.heldout_prompts)
 
         # ---- Models: those that judge, the reference, and those that learn.
         with fail_together(), clock("models"):
@@ -242,6 +249,15 @@ def iteration(
     return metrics | variety("answer", [a.text for a in answers]) | drawn
 
 
+def of_helpfulness(
+    scores: Float[np.ndarray, " R"], prompts: Sequence[EncodedPrompt]
+) -> Float[np.ndarray, " P"]:
+    """The scores of answers to prompts that ask for no safety, of which a model of helpfulness was
+    taught what to think; all, if there are no others."""
+    asked = ~np.array([p.safety for p in prompts])
+    return scores[asked] if asked.any() else scores
+
+
 def examine(
     done: int,
     prompts: Sequence[EncodedPrompt],
@@ -257,6 +273,9 @@ def examine(
         scores = learner.rewards.score(prompts, rows, answers)
         metrics = {"heldout/proxy": float(scores.combined.mean())}
         if examiner is not None:
-            metrics["heldout/score"] = float(examiner.scores(rows).mean())
+            found = examiner.scores(rows)
+            if learner.config.safety:
+                found = of_helpfulness(found, prompts)
+            metrics["heldout/score"] = float(found.mean())
         rollouts.write("samples", done, prompts, answers, scores)
     return metrics | variety("heldout", [a.text for a in answers])

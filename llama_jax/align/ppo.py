@@ -46,8 +46,7 @@ def objectives(
         "value": Value(value, config.value_clip),
     }
     settings = {"policy": config.optimizer, "value": config.value_optimizer}
-    updates = config.steps * (config.batch_size // config.minibatch)
-    tx = {k: make_optimizer(settings[k], trained_table(found[k]), updates) for k in found}
+    tx = {k: make_optimizer(settings[k], trained_table(found[k]), config.updates) for k in found}
     return found, tx
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llama_jax.data.conversations import EncodedPrompt
+
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, fill the unit interval evenly from the first few on."""
 
@@ -28,6 +30,18 @@ def prompt_order(shares: Sequence[float], seed: int, start: int, wanted: int) ->
             first = int(np.count_nonzero(drawn[:start] == g))
             order[here] = own[_permuted(len(own), [seed, g], first, len(here))]
     return order.tolist()
+
+
+def sample_of(prompts: Sequence[EncodedPrompt], seed: int, count: int) -> list[EncodedPrompt]:
+    """Up to `count` different prompts, in the proportions of their shares as far as these reach."""
+    if count >= len(prompts):
+        return list(prompts)
+    shares, wanted = [p.share for p in prompts], count
+    while True:
+        found = list(dict.fromkeys(prompt_order(shares, seed, 0, wanted)))
+        if len(found) >= count:
+            return [prompts[p] for p in found[:count]]
+        wanted *= 2  # a small data set has been passed more than once
 
 
 def _permuted(count: int, seed: Sequence[int], first: int, wanted: int) -> np.ndarray:

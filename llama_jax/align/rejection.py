@@ -30,10 +30,18 @@ class RejectionSummary:
 
     workdir: str
     rounds: list[dict[str, float]]
-    """Of each round: temperature, prompts, winners, mean score of all and of the winners."""
+    """Of each complete round: temperature, prompts, winners, mean score of all and of the
+    winners."""
+    wanted: int
+    """Rounds that the experiment asks for."""
     model: str
-    """Run folder of the last round's fine-tuning."""
+    """Run folder of the last complete round's fine-tuning."""
     seconds: dict[str, float]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are complete; False where SIGTERM came first."""
+        return len(self.rounds) == self.wanted
 
     def lines(self) -> list[str]:
         """The summary for people: a row for each round."""
@@ -44,7 +52,10 @@ class RejectionSummary:
         ]
         head = "  round  temperature  prompts  mean score  winners' score"
         spent = ", ".join(f"{name} {s:.0f} s" for name, s in self.seconds.items())
-        return [f"{len(table)} rounds complete", head, *table, f"  time   {spent}"]
+        state = f"{len(table)} rounds complete"
+        if not self.finished:
+            state = f"{len(table)} of {self.wanted} rounds complete; the same command resumes"
+        return [state, head, *table, f"  time   {spent}"]
 
 
 def rejection(config: RejectionConfig) -> RejectionSummary:
@@ -69,7 +80,8 @@ def rejection(config: RejectionConfig) -> RejectionSummary:
             facts = this.facts()
             if facts is None:
                 facts = this.draw_and_choose(load(current), prompts)
-                this.fine_tune(current)
+                if not this.fine_tune(current):
+                    break  # SIGTERM; the fine-tuning goes on where it saved
                 write_on_main(this.folder / "round.json", to_line(facts).encode())
             rounds.append(facts)
             logger.info(
@@ -79,4 +91,4 @@ def rejection(config: RejectionConfig) -> RejectionSummary:
             current = str(this.folder / "sft")
         lines = "".join(to_line({"step": n, **facts}) for n, facts in enumerate(rounds, 1))
         write_on_main(workdir / METRICS_FILE, lines.encode())
-        return RejectionSummary(str(workdir), rounds, current, dict(clock.seconds))
+        return RejectionSummary(str(workdir), rounds, config.rounds, current, dict(clock.seconds))

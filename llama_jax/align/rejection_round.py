@@ -21,7 +21,7 @@ from llama_jax.align.bank import (
     winners,
 )
 from llama_jax.align.progress import counted
-from llama_jax.align.prompt_order import prompt_order
+from llama_jax.align.prompt_order import prompt_order, sample_of
 from llama_jax.align.rewards import Judges, score_answers
 from llama_jax.align.run_files import appending, exists_on_main, write_on_main
 from llama_jax.align.scoring import rows_of
@@ -130,7 +130,7 @@ class Round:
             return config.temperature
         if exists_on_main(file):
             return json.loads(file.read_text())["chosen"]
-        prompts, means = heldout[: config.temperature_prompts], {}
+        prompts, means = sample_of(heldout, config.seed, config.temperature_prompts), {}
         for t in config.temperatures:
             answers = list(self._answers(w, model, prompts, t, _TUNING, ()))
             texts = [(*prompts[a.prompt].tokens, *a.tokens.tolist()) for a in answers]
@@ -220,8 +220,8 @@ class Round:
             lines.append(to_json(dialogue) + "\n")
         write_on_main(self.folder / WINNERS, "".join(lines).encode())
 
-    def fine_tune(self, current: str) -> None:
-        """SFT of the model that drew the answers, on the winners."""
+    def fine_tune(self, current: str) -> bool:
+        """SFT of the model that drew the answers, on the winners; whether it made all its steps."""
         own: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in fields(SftConfig)}
         data = replace(self.config.data, dataset=str(self.folder / WINNERS), format=None)
         changes: dict[str, Any] = {
@@ -232,4 +232,4 @@ class Round:
             "eval_every": 0,
         }
         with self.clock("fine-tune"):
-            sft(SftConfig(**own | changes))
+            return sft(SftConfig(**own | changes)).finished

@@ -73,9 +73,14 @@ class Summary:
     samples: str | None
     """The newest samples."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made; False where SIGTERM came first."""
+        return self.step == self.steps
+
     def lines(self) -> list[str]:
         """The summary for people."""
-        state = "complete" if self.step == self.steps else "stopped early; the same command resumes"
+        state = "complete" if self.finished else "stopped early; the same command resumes"
         if self.resumed_from == self.steps:
             state = "was complete already; a larger --steps takes it further"
         lines = [f"step {self.step} of {self.steps}: {state}"]
@@ -123,7 +128,7 @@ def run[C: TrainConfig](
     # ---- Mesh: what cannot be split is refused before anything is read or allocated.
     objective, mesh = stage.objective, make_mesh(config.mesh)
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
-    tx = make_optimizer(config.optimizer, trained_table(objective), config.steps)
+    tx = make_optimizer(config.optimizer, trained_table(objective), config.updates)
     abstract = abstract_state(objective, tx, mesh)
     # So is an attention that was named and cannot be used here: tracing a step finds that out.
     with clock("compile"), fail_together(), jax.set_mesh(mesh):

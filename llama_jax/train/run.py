@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from llama_jax.runtime.files import reason, write_atomic
 from llama_jax.runtime.places import expand
 from llama_jax.train.report import TrainingError
 
+logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 # Settings that may differ when a run goes on: they change no number of it but by rounding, but for
 # `steps`, which stretches the schedule of the learning rate and is how a finished run is taken
@@ -36,7 +38,8 @@ MAY_CHANGE = {
     "watchdog_seconds", "compilation_cache", "mesh", "accumulate",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every",
     "data.cache_dir", "data.workers", "data.tokenizer", "model.remat", "model.attention",
-    "rounds", "wave_rows", "patience", "max_kl", "max_drift", "max_ratio_error", "value_patience",
+    "rounds", "helpfulness", "safety", "wave_rows",
+    "patience", "max_truncated", "max_kl", "max_drift", "max_ratio_error", "value_patience",
 }  # fmt: skip
 
 
@@ -143,6 +146,13 @@ def write_run(
     """
     if jax.process_index():
         return
+    warmup, peak = config.optimizer.warmup_steps, config.optimizer.learning_rate
+    if config.updates <= warmup:
+        logger.warning(
+            "the learning rate warms up over %d updates and the run has %d: it ends at %.3g, not "
+            "at %.3g; --optimizer.warmup-steps shortens the warm-up",
+            warmup, config.updates, peak * config.updates / warmup, peak,
+        )  # fmt: skip
     try:
         if not (path / MODEL_FILE).exists():
             tokenizer.save(path / MODEL_FILE)

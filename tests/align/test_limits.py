@@ -12,7 +12,8 @@ from tests.align.tiny_chat import TinyChat
 CONFIG = TinyChat(Path("unused")).ppo(heldout="rm", patience=3, max_kl=10.0, value_patience=2)
 
 GOOD = {"step": 1, "kl/answer": 1.0, "drift/mean": 1e-6, "drift/max": 1e-5, "policy/loss": 0.1,
-        "policy/ratio_first": 1.0, "value/explained_variance": 0.5}  # fmt: skip
+        "policy/ratio_first": 1.0, "answer/truncated": 0.1,
+        "value/explained_variance": 0.5}  # fmt: skip
 
 
 def settings(**changes):
@@ -55,6 +56,15 @@ def test_a_run_ends_far_from_its_reference():
     assert why_stop(settings(), lines) == "KL of an answer is 10.50 nats, above max_kl=10.0"
     assert why_stop(settings(max_kl=0.0), lines) is None
     assert why_stop(settings(), lines[::-1]) is None  # only where it is now counts
+
+
+def test_a_run_ends_when_answers_no_longer_end():
+    lines = [GOOD, {**GOOD, "answer/truncated": 0.25}]
+    assert why_stop(settings(max_truncated=0.2), lines) == (
+        "25% of the answers were cut at max_new_tokens=12, more than max_truncated=0.2"
+    )
+    assert why_stop(settings(max_truncated=0.25), lines) is None
+    assert why_stop(settings(max_truncated=0.0), lines) is None
 
 
 def test_sound_numbers_pass():

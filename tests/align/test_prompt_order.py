@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_jax.align.prompt_order import prompt_order
+from llama_jax.align.iterations import of_helpfulness
+from llama_jax.align.prompt_order import prompt_order, sample_of
+from llama_jax.data.conversations import EncodedPrompt
 
 
 @settings(max_examples=25, deadline=None)
@@ -39,3 +41,35 @@ def test_shares_are_kept_in_short_stretches_too(start):
         wanted = sum(SHARES[p] for p in group)
         assert abs(sum(drawn[p] for p in group) - wanted) <= 3 / 200
     assert np.ptp(drawn[:5]) <= 2 / 200  # each as often as the others of its share
+
+
+def prompts(**counts):
+    """So many prompts of each source, whose share is its own."""
+    shares = {"stories": 0.6, "unkind": 0.4}
+    return tuple(
+        EncodedPrompt(f"{name}-{i}", (), (1,), name == "unkind", name, shares[name] / count)
+        for name, count in counts.items()
+        for i in range(count)
+    )
+
+
+@pytest.mark.parametrize("unkind", [50, 4])
+def test_a_sample_has_each_data_set_in_its_share_and_no_prompt_twice(unkind):
+    """The first prompts of a mixture would all be of the first data set."""
+    found = sample_of(prompts(stories=100, unkind=unkind), 0, 20)
+    assert len({p.id for p in found}) == 20
+    assert sum(p.safety for p in found) == min(8, unkind)
+    assert found == sample_of(prompts(stories=100, unkind=unkind), 0, 20)
+    assert found != sample_of(prompts(stories=100, unkind=unkind), 1, 20)
+
+
+def test_a_sample_of_more_than_there_are_is_all_of_them():
+    whole = prompts(stories=3, unkind=2)
+    assert sample_of(whole, 0, 5) == sample_of(whole, 0, 9) == list(whole)
+    assert sample_of((), 0, 5) == []
+
+
+def test_a_model_of_helpfulness_scores_no_answers_to_unkind_prompts():
+    scores = np.array([1.0, 2.0, 3.0, -9.0, -8.0])
+    assert of_helpfulness(scores, prompts(stories=3, unkind=2)).tolist() == [1.0, 2.0, 3.0]
+    assert of_helpfulness(scores[3:], prompts(unkind=2)).tolist() == [-9.0, -8.0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from llama_jax.align import (
     experience,
@@ -20,7 +21,7 @@ from llama_jax.align import (
 )
 from llama_jax.align.reward import reward
 from llama_jax.align.sft import sft
-from llama_jax.checkpoint import Checkpointer
+from llama_jax.checkpoint import Checkpointer, saved_steps
 from llama_jax.config import CheckpointConfig, InputError
 from llama_jax.train import loop
 from llama_jax.train.report import TrainingError
@@ -205,6 +206,28 @@ def test_a_run_with_more_rounds_goes_on(chat, rejection_run, tmp_path):
     assert len(summary.rounds) == 2
     name = "round_2/samples.jsonl"
     assert (tmp_path / "run" / name).read_bytes() == (rejection_run / name).read_bytes()
+
+
+def test_sigterm_in_the_fine_tuning_of_a_round_does_not_complete_it(chat, tmp_path):
+    """Half a fine-tuning is no round; afterwards newer reward models may score the whole bank."""
+    config = chat.rejection(workdir=str(tmp_path / "run"), rounds=1, prompts=2, steps=2)
+    folder = tmp_path / "run" / "round_1"
+    with devices(1), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Preemption, "reached", lambda self, step: True)
+        summary = rejection.rejection(config)
+    assert not summary.finished
+    assert summary.lines()[0] == "0 of 1 rounds complete; the same command resumes"
+    assert saved_steps(epath.Path(folder) / "sft" / "checkpoints") == [1]
+    assert not (folder / "round.json").exists()
+    with devices(1):
+        summary = rejection.rejection(config)
+    assert summary.finished
+    assert saved_steps(epath.Path(folder) / "sft" / "checkpoints")[-1] == 2
+    scores = (folder / "scores.jsonl").read_bytes()
+    newer = str(chat.folder / "heldout")
+    with devices(1):
+        assert rejection.rejection(replace(config, rounds=2, helpfulness=newer)).finished
+    assert (folder / "scores.jsonl").read_bytes() != scores
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", pytest.param("gatt", marks=pytest.mark.slow)])

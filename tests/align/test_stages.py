@@ -165,6 +165,18 @@ def test_ppo_starts_where_its_reference_is_and_its_ratio_at_exactly_one(ppo_run)
     assert all(m["drift/max"] < 1e-4 for m in lines)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_ratio_is_exactly_one_in_bfloat16_too(chat, tmp_path, optimized, accumulate):
+    """Scorer and step are two programs, of which one rematerialises, and pack other rows."""
+    model = replace(MODEL, dtype="bfloat16", remat="full")
+    own = {"workdir": str(tmp_path / "run"), "heldout": None, "eval_every": 0}
+    with devices(1):
+        run = Path(ppo(chat.ppo(model=model, accumulate=accumulate, **own)).workdir)
+    assert facts(run)[0]["kl/answer"] == 0
+    assert [m["policy/ratio_first"] for m in facts(run)] == [1.0] * 3
+
+
 def test_answers_of_ppo_are_kept_for_people(chat, ppo_run):
     run, _ = ppo_run
     names = {p.name for p in run.iterdir()}

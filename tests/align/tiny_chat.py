@@ -200,6 +200,8 @@ class TinyChat:
             "value_optimizer": OptimizerConfig(learning_rate=1e-3, **CONSTANT),
             "heldout": str(self.folder / "heldout"),
             "heldout_prompts": 8,
+            "patience": 20,
+            "max_truncated": 0.0,
             "eval_every": 1,
         }
         changes = self.rollouts(**own) | changes
@@ -217,6 +219,8 @@ class TinyChat:
             "minibatch": 8,
             "group": 4,
             "heldout_prompts": 8,
+            "patience": 20,
+            "max_truncated": 0.0,
             "eval_every": 1,
         }
         return GrpoConfig(**self.common("grpo", "prompts.jsonl", **(own | changes)))
