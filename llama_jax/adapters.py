@@ -15,7 +15,7 @@ from etils import epath
 from llama_jax.checkpoint import save_model
 from llama_jax.config import FUNCTION, InputError, LoraConfig, TrainConfig, require
 from llama_jax.config_file import model_json, read_config
-from llama_jax.convert import peft
+from llama_jax.convert import hf, peft
 from llama_jax.convert.api import convert
 from llama_jax.convert.staging import staged
 from llama_jax.model.by_row import Adapter
@@ -114,8 +114,10 @@ def merge_adapters(
         return convert(merged, dst, to=to, tokenizer=tokenizer, dtype=dtype)
 
 
-def write_peft(src: str, dst: str) -> list[str]:
+def write_peft(src: str, dst: str, *, base: str | None = None) -> list[str]:
     """A PEFT folder of the adapters of a run; what was written, in lines for people.
+
+    base: name or path that PEFT will open the base by; None for the place that it came from.
 
     Raises InputError if `src` is no run of adapters, has no place for its head in PEFT, or `dst`
     exists.
@@ -131,11 +133,14 @@ def write_peft(src: str, dst: str) -> list[str]:
     require(not target.exists(), f"{target} exists: name a new place")
     below = open_base(epath.Path(folder))
     layers = jax.device_get(read_adapters(epath.Path(folder), experiment)["layers"])
-    base = below.path if "://" in below.path else os.path.abspath(below.path)
+    found = below.path if "://" in below.path else os.path.abspath(below.path)
     with staged(target, is_file=False) as place:
-        peft.write(place, experiment.lora, layers, experiment.model, base)
+        peft.write(place, experiment.lora, layers, experiment.model, base or found)
+    theirs = base is not None or hf.is_format(Path(found))
     return [
-        f"from        {folder} (adapters of {base})",
+        f"from        {folder} (adapters of {found})",
+        f"base        {base or found}"
+        + ("" if theirs else ": PEFT opens Hugging Face folders; name yours with --base"),
         f"to          {target} (PEFT)",
         f"rank        {experiment.lora.rank}, scale {experiment.lora.scale:g}",
         f"matrices    {', '.join(experiment.lora.targets)}",

@@ -33,7 +33,8 @@ def add_commands(command: Callable[..., Any]) -> None:
     sub.add_argument(
         "--base",
         metavar="MODEL",
-        help="the model that SRC's adapters belong to (the one SRC names)",
+        help="the model that SRC's adapters belong to (the one SRC names); with --to peft, the "
+        "name that PEFT opens it by",
     )
     sub.add_argument(
         "--tokenizer",
@@ -82,7 +83,12 @@ def _convert(args: argparse.Namespace) -> None:
     settings = {"to": args.to, "tokenizer": args.tokenizer, "dtype": args.dtype}
     with naming(args.target):
         if args.to == "peft":
-            lines = adapters.write_peft(args.source, args.target)
+            require(
+                args.dtype is None and args.tokenizer is None,
+                "--to peft writes float32 adapters and no tokenizer: leave out --dtype and "
+                "--tokenizer",
+            )
+            lines = adapters.write_peft(args.source, args.target, base=args.base)
             print(json_text({"said": lines}) if args.json else "\n".join(lines))
             return
         if args.to in _PROGRAMS:

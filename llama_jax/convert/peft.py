@@ -22,9 +22,16 @@ _THEIRS = {A: "lora_A", B: "lora_B"}
 _PLAIN = {
     "bias": "none", "use_dora": False, "fan_in_fan_out": False, "rank_pattern": {},
     "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None,
-    "layer_replication": None,
+    "layer_replication": None, "use_qalora": False, "alora_invocation_tokens": None,
+    "target_parameters": None, "lora_bias": False, "trainable_token_indices": None,
+    "use_bdlora": None, "kasa_config": None, "arrow_config": None, "monteclora_config": None,
 }  # fmt: skip
 """Settings whose other values change what the tensors mean."""
+
+
+_BASE_AS_IT_IS = (None, "gaussian", "eva", "orthogonal")
+"""Names of init_lora_weights that leave the base as it is; others, such as PiSSA's, move a part of
+it into the adapters, which then belong to what is left of it."""
 
 
 class PeftConfig(NamedTuple):
@@ -60,6 +67,12 @@ def read_config(path: Path) -> PeftConfig:
             found == plain or not found,
             f"{file}: {name}={shown(found)} is not read; merge the adapter with PEFT instead",
         )
+    begun = values.get("init_lora_weights", True)
+    require(
+        isinstance(begun, bool) or begun in _BASE_AS_IT_IS,
+        f"{file}: init_lora_weights={shown(begun)} changes the base besides: save the adapters for "
+        "the base as it was with PEFT (path_initial_model_for_weight_conversion), or merge them",
+    )
     # With rsLoRA the scale is alpha over the root of the rank.
     alpha = float(alpha) * (math.sqrt(rank) if values.get("use_rslora") else 1.0)
     return PeftConfig(rank, alpha, base)

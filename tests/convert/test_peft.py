@@ -3,13 +3,20 @@
 import json
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.config import InputError, LoraConfig
+import llama_jax
+from llama_jax.config import AdaptedModel, InputError, LoraConfig
 from llama_jax.convert import peft, safetensors
+from llama_jax.model.llama import apply
 from llama_jax.model.presets import TINY
 from llama_jax.model.weights import A, B, adapter_weights, layer_weights
+from llama_jax.models import on_base
+from tests.comparison import assert_close
+from tests.convert.test_hf import GOLDEN, golden_folder
 
 LORA = LoraConfig(rank=2, alpha=3.0, targets=("q", "o", "up"))
 PREFIX = "base_model.model.model.layers.1.self_attn."
@@ -17,8 +24,6 @@ PREFIX = "base_model.model.model.layers.1.self_attn."
 
 @pytest.fixture
 def factors():
-    from llama_jax.config import AdaptedModel
-
     rows = adapter_weights(AdaptedModel.of(TINY, LORA), layer_weights(TINY))
     rng = np.random.default_rng(0)
     shapes = {name: (TINY.num_layers, *w.shape) for name, w in rows.items()}
@@ -69,6 +74,8 @@ def test_the_root_of_the_rank_scales_rslora(folder):
         ({"lora_alpha": float("nan")}, "."),
         ({"lora_alpha": "x"}, "lora_alpha='x' must be a positive number"),
         ({"use_dora": True}, "use_dora=True is not read"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens=\[1, 2\] is not read"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changes the"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not read"),
         ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
         ({"r": 3}, r"q_proj.lora_A.weight is \[2, 32\], not \[3, 32\]"),
@@ -88,3 +95,34 @@ def test_adapters_of_another_model_are_refused(folder):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"adapter_model.safetensors is missing"):
         peft.read(folder, TINY)
+
+
+@pytest.mark.parametrize("name", ["plain", "rslora"])
+def test_a_folder_of_peft_gives_its_logits_and_is_written_as_it_was(tmp_path, name):
+    """See tests/golden/make_peft_goldens.py."""
+    _, arrays = golden_folder(tmp_path / "base", "grouped", "transformers 5")
+    theirs = GOLDEN / "peft" / name
+    base = llama_jax.load(tmp_path / "base")
+    config = replace(base.config, dtype="float32", param_dtype="float32")
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), base.params)
+    lora, factors = peft.read(theirs, config)
+    adapted = AdaptedModel.of(config, lora)
+    own = {"layers": {name: jnp.asarray(w) for name, w in factors.items()}}
+    tokens = jnp.asarray(arrays["tokens"][:, :8])
+    logits = apply(on_base(params, own, adapted), tokens, config=adapted)
+    assert_close(logits, np.load(theirs / "logits.npy"), 1e-4)
+    assert np.abs(apply(params, tokens, config=config) - logits).max() > 0.1
+
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    peft.write(ours, lora, factors, config, "grouped")
+    stored = safetensors.map_tensors(theirs / "adapter_model.safetensors")
+    written = safetensors.map_tensors(ours / "adapter_model.safetensors")
+    assert written.keys() == stored.keys()
+    for key, value in stored.items():
+        np.testing.assert_array_equal(written[key], value)
+    said = {f: json.loads((f / "adapter_config.json").read_text()) for f in (ours, theirs)}
+    for key in ("peft_type", "r", "base_model_name_or_path"):
+        assert said[ours][key] == said[theirs][key]
+    assert {*said[ours]["target_modules"]} == {*said[theirs]["target_modules"]}
+    assert peft.read(ours, config)[0].scale == pytest.approx(lora.scale)
