@@ -27,6 +27,7 @@ from llama_jax.align.scoring import Rows
 from llama_jax.config import InputError, require
 from llama_jax.data.conversations import EncodedPrompt
 from llama_jax.data.corpora.tales.judge import judge
+from llama_jax.experiment import project
 from llama_jax.runtime.hosts import exchange, fail_together, is_main
 from llama_jax.runtime.places import expand
 
@@ -94,8 +95,8 @@ def _number(value: Any) -> float:
 def open_function(name: str) -> RewardFunction:
     """The function that an experiment names: `module:function`, `FILE.py:function` or `judge`.
 
-    Modules are looked for in the working directory too. Raises InputError if there is none, or its
-    module does not run.
+    Modules are looked for in the working directory too, files also among the experiments that come
+    with the project. Raises InputError if there is none, or its module does not run.
     """
     if name == JUDGE:
         return RewardFunction(name, rule_judge)
@@ -105,10 +106,13 @@ def open_function(name: str) -> RewardFunction:
         f"reward={name} must be module:function, FILE.py:function or {JUDGE}",
     )
     is_file = place.endswith(".py")
-    require(not is_file or os.path.isfile(expand(place)), f"reward={name}: {place} is no file")
+    file = expand(place)
+    if is_file and not os.path.isfile(file):
+        file = os.fspath(project() / place)
+    require(not is_file or os.path.isfile(file), f"reward={name}: {place} is no file")
     try:
         with _working_directory():
-            names = runpy.run_path(expand(place)) if is_file else vars(_module(place))
+            names = runpy.run_path(file) if is_file else vars(_module(place))
     except InputError:
         raise
     except Exception as error:

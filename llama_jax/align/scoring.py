@@ -86,10 +86,10 @@ class Base:
 
     def adapters(self, path: str) -> tuple[ModelConfig, Any] | None:
         """The model of a run that trained adapters of these weights, its base not copied; None for
-        any other model."""
+        any other model, and for adapters that were trained on these weights in fewer bits."""
         run = epath.Path(expand(path))
         experiment = read_config(run)[1] if (run / "config.json").exists() else None
-        if experiment is None or not experiment.lora.rank:
+        if experiment is None or not experiment.lora.rank or experiment.lora.base != "dense":
             return None
         same = weights_identity(open_base(run)) == self.identity
         if not same or experiment.model.param_dtype != self.config.param_dtype:

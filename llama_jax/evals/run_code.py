@@ -1,8 +1,8 @@
 """Run programs that a model wrote, each in a process of its own with limits.
 
 This is not a sandbox: a program can read what its user can read, and reach the network. It gets no
-input, an empty folder, a bare environment, and limits of time, memory, file size and processes; and
-is killed with all that it started. Run it in a container if that is not enough.
+input, an empty folder, a bare environment, and limits of time, memory and file size; its process
+group is killed afterwards. Run it in a container if that is not enough.
 """
 
 import contextlib
@@ -17,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 MEMORY_BYTES = 2 << 30
 FILE_BYTES = 16 << 20
 WORKERS = 2
+_RAN = 86
+"""Exit status of a program that ran to its last line: one that leaves early, even with status 0,
+has not met its tests."""
 _BARE = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def passes(program: str, seconds: float) -> bool:
-    """Whether a program ends by itself, with status 0, in time."""
+    """Whether a program runs to its last line in time, without an error."""
     with tempfile.TemporaryDirectory(prefix="llama_jax-program-") as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _LIMITED, str(int(seconds) + 1)],
@@ -34,7 +37,7 @@ def passes(program: str, seconds: float) -> bool:
         )
         try:
             process.communicate(program.encode("utf-8", "surrogatepass"), timeout=seconds)
-            return process.returncode == 0
+            return process.returncode == _RAN
         except subprocess.TimeoutExpired:
             return False
         finally:
@@ -61,4 +64,5 @@ for kind, most in (
 program = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
 sys.argv = ["program"]
 exec(compile(program, "program", "exec"), {{"__name__": "__main__"}})
+os._exit({_RAN})
 """

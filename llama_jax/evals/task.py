@@ -212,8 +212,11 @@ def _find(name: str) -> Task:
     file = FOLDER / f"{name}.toml"
     if not file.exists():
         near = difflib.get_close_matches(name, shipped(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "ours are " + ", ".join(shipped())
-        raise InputError(f"task {shown(name)} is unknown; {hint} A file of your own ends in .toml")
+        hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(shipped())}."
+        raise InputError(
+            f"task {shown(name)} is unknown; {hint} A file of your own ends in .toml; the tasks of "
+            "lm-evaluation-harness run through llama_jax.evals.harness"
+        )
     return read(file, folder="")
 
 

@@ -26,7 +26,7 @@ from llama_jax.evals.endpoint import Endpoint
 from llama_jax.evals.kept_answers import KeptAnswers
 from llama_jax.evals.run_task import Beat
 from llama_jax.evals.statistics import WinRate, win_rate
-from llama_jax.models import load
+from llama_jax.models import load, open_model
 from llama_jax.parallel.mesh import make_mesh
 
 RULES = "rules"
@@ -135,14 +135,18 @@ def _score_of(
 ) -> tuple[Score, str]:
     if judge == RULES:
         return score_by_rules, "the rules of the tales"
+    # A space and EOS may follow an answer; those of the longest count for nothing if they are cut.
     longest = max(a.prompt_len + a.max_new_tokens + 2 for a in answerers)
+    longest = min(longest, open_model(judge).config.max_seq_len)
     model = open_reward_model(judge, tokenizer, seq_len=longest, block=rows)
 
     def score(prompts: Sequence[Prompt], answers: Sequence[Answered]) -> Sequence[float]:
-        texts = [
-            (encode_prompt(tokenizer, p.messages) + encode_answer(tokenizer, a.text))[:longest]
-            for p, a in zip(prompts, answers, strict=True)
-        ]
+        texts = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            said = encode_answer(tokenizer, answer.text)
+            # An answer that was cut off must not look finished.
+            said = said if answer.ended else tokenizer.encode(f" {answer.text}")
+            texts.append((encode_prompt(tokenizer, prompt.messages) + said)[:longest])
         return model.scores(rows_of(texts, longest)).tolist()
 
     return score, f"reward model {judge}"

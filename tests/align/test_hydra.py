@@ -153,13 +153,26 @@ def test_the_step_over_a_base_is_that_of_the_whole_model(files, world):
 
 
 def test_the_value_starts_from_adapters_of_the_same_base_or_not_at_all(files, world):
-    """Neither a whole reward model will do nor adapters of another base."""
+    """Neither a whole reward model will do, nor adapters of another base, nor those that were
+    trained on this base in fewer bits."""
     other = settings(world, "refused", init_from=files.untrained("other_base", seed=7))
     whole = settings(world, "refused", helpfulness=files.untrained("whole", head="score"))
-    for changed in (other, whole):
+    shutil.copytree(world / "helpfulness", world / "on_nf4")
+    file = world / "on_nf4" / "config.json"
+    file.write_text(file.read_text().replace('"base": "dense"', '"base": "nf4"'))
+    packed = settings(world, "refused", helpfulness=str(world / "on_nf4"))
+    for changed in (other, whole, packed):
         with pytest.raises(InputError, match=r"^helpfulness \S+ is no adapter of init_from \S+ in"):
             ppo(files.ppo(**changed))
     assert not (world / "refused").exists()
+
+
+def test_a_policy_keeps_its_base_as_it_is(files, world):
+    packed = LoraConfig(rank=2, base="nf4")
+    with pytest.raises(
+        InputError, match=r"^lora.base=nf4 goes with train, sft, reward and dpo; ppo"
+    ):
+        files.ppo(**settings(world, "refused", lora=packed))
 
 
 @pytest.mark.slow

@@ -187,11 +187,13 @@ def test_a_program_has_limits_and_leaves_nothing(tmp_path):
     inside = "import os, sys; assert os.listdir('.') == [] and sys.stdin.read() == ''"
     secret = "import os; assert 'SECRET' not in os.environ"
     exits, loops = "import sys; sys.exit(3)", "while True: pass"
+    leaves = ["exit()", "import sys; sys.exit(0)", "import os; os._exit(0)"]  # before its tests
     memory = "x = bytearray(4 << 30)"
     large = "open('f', 'wb').write(bytes(64 << 20))"
     names = "assert __name__ == '__main__'"
     found = all_pass([inside, secret, exits, memory, large, names, "1 +"], 20.0)
     assert found == [True, True, False, False, False, True, False]
+    assert all_pass([f"{line}\nassert False" for line in leaves], 20.0) == [False] * 3
     assert not passes(loops, 1.0)
 
 
