@@ -278,9 +278,10 @@ def _generate(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
     with at_work(f"loading {args.model}", args.model):
         from llama_jax.infer.api import stream
-        from llama_jax.models import load
+        from llama_jax.models import open_model
 
-        pieces = stream(load(args.model), args.prompt, sampling, seed=args.seed)
+        model = open_model(args.model).generator()
+        pieces = stream(model, args.prompt, sampling, seed=args.seed)
         first = next(pieces)
     if args.json:
         print(json.dumps({"prompt": args.prompt, "text": first + "".join(pieces)}))
@@ -294,9 +295,9 @@ def _chat(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
     with at_work(f"loading {args.model}", args.model):
         from llama_jax import chat_terminal
-        from llama_jax.models import load
+        from llama_jax.models import open_model
 
-        model = load(args.model)
+        model = open_model(args.model).generator()
     settings = chat_terminal.Settings(sampling, args.system, args.seed, args.json)
     chat_terminal.run(model, settings)
 

@@ -21,7 +21,7 @@ from llama_jax.convert import native, peft
 from llama_jax.convert.api import open_source
 from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
-from llama_jax.model.cache import prepare
+from llama_jax.model.cache import is_prepared, prepare
 from llama_jax.model.matrix import merged
 from llama_jax.model.quantize import dequantized, quantized
 from llama_jax.model.weights import abstract_params, chosen, map_weights, stays_fixed
@@ -47,11 +47,15 @@ class Model:
 
         Raises InputError for a reward model, which has no head that predicts tokens.
         """
-        require(
-            self.config.head == "language",
-            "the model is a reward model: it scores answers and writes none; name a language model",
-        )
-        return prepare(self.params, self.config)
+        _check_writes(self.config)
+        return self.params if is_prepared(self.params) else prepare(self.params, self.config)
+
+
+def _check_writes(config: ModelConfig) -> None:
+    require(
+        config.head == "language",
+        "the model is a reward model: it scores answers and writes none; name a language model",
+    )
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ class Opened:
     """The parameters as `load` gives them. Raises CheckpointError if none verify."""
     usage: Usage = field(default_factory=Usage)
     """As in `Model`."""
+
+    def generator(self) -> Model:
+        """The model for generation alone: its parameters are `prepared`, and those that were read
+        are freed one by one, so there is never a second copy of the whole.
+
+        Raises InputError for a reward model, CheckpointError if no checkpoint verifies.
+        """
+        _check_writes(self.config)
+        w = prepare(self.read(), self.config, release=True)
+        return Model(self.config, w, self.tokenizer, self.usage)
 
     def dense(self) -> "Opened":
         """The same with every matrix dense, in whatever type it is kept."""

@@ -57,8 +57,8 @@ ARROWS = {
     },
     "infer": {"config", "models", "model", "ops", "parallel"},
     "align": {
-        "config", "config_align", "config_file", "train", "infer", "models", "data", "model",
-        "ops", "parallel", "checkpoint", "runtime",
+        "config", "config_align", "config_file", "experiment", "train", "infer", "models", "data",
+        "model", "ops", "parallel", "checkpoint", "runtime",
     },
     **{name: {"ops"} for name in LOSSES},
     "evals": {

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from llama_jax.config import ModelConfig, plain
 from llama_jax.model.layer import Cache, Pages, decoder_layer, order_of_cache
@@ -97,23 +97,36 @@ def cache_bytes(config: ModelConfig, kv: str = "model") -> int:
     return 2 * config.num_layers * config.num_kv_heads * head
 
 
-def unstack(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+def unstack(
+    params: dict[str, Any], config: ModelConfig, *, release: bool = False
+) -> dict[str, Any]:
     """The parameter tree with a list of L layers for "layers", matrices in the compute type.
 
-    A tied head becomes a tensor of its own, in the layout that is read fastest.
+    A tied head becomes a tensor of its own, in the layout that is read fastest. With `release` each
+    stack is deleted once it is taken apart.
     """
-
-    def cast(name, w, table):
-        return w.astype(config.dtype) if table[name].is_matrix else w
-
     inner, outer = layer_weights(config), outer_weights(config)
+    apart: dict[str, list[Array]] = {}
+    for name, stack in params["layers"].items():
+        apart[name] = _apart(stack, config.dtype if inner[name].is_matrix else stack.dtype)
+        if release:
+            stack.delete()
     layers = [
-        matrices({k: cast(k, w[i], inner) for k, w in params["layers"].items()}, config)
+        matrices({name: ws[i] for name, ws in apart.items()}, config)
         for i in range(config.num_layers)
     ]
-    found = {k: cast(k, w, outer) for k, w in params.items() if k != "layers"}
+    found = {
+        name: jnp.asarray(w, config.dtype if outer[name].is_matrix else w.dtype)
+        for name, w in params.items()
+        if name != "layers"
+    }
     found = outer_matrices(found, config)
     return {"head": found["embed"].T, **found, "layers": layers}
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _apart(stack: Shaped[Array, "L ..."], dtype: Any) -> list[Array]:
+    return [w.astype(dtype) for w in stack]
 
 
 def decode(
@@ -151,16 +164,26 @@ def inference_config(config: ModelConfig) -> ModelConfig:
     return replace(config, dtype="float32") if jax.default_backend() == "cpu" else config
 
 
-@partial(jax.jit, static_argnames="config")
-def prepare(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+def prepare(
+    params: dict[str, Any], config: ModelConfig, *, release: bool = False
+) -> dict[str, Any]:
     """The parameters as generation reads them: layers apart, in the type it computes with, adapters
-    merged."""
-    return unstack(merged(params, config), inference_config(_prepared(config)))
+    merged.
+
+    With `release` the stacks of `params` are deleted one by one, as soon as each is taken apart: a
+    device that a model nearly fills has no room for two copies of it.
+    """
+    if config.lora is not None:
+        params = _merged(params, cfg=config)
+    return unstack(params, inference_config(_prepared(config)), release=release)
 
 
 def _prepared(config: ModelConfig) -> ModelConfig:
     """That of prepared parameters, whose adapters are merged."""
     return config if config.lora is None else plain(config)
+
+
+_merged = jax.jit(merged, static_argnames="cfg")
 
 
 def is_prepared(params: dict[str, Any]) -> bool:

@@ -94,25 +94,42 @@ def parts(name: str, w: Packed | Int8Rows) -> dict[str, Array]:
     return {name + end: a for end, a in zip(ends, jax.tree.leaves(w), strict=False)}
 
 
-@partial(jax.jit, static_argnames="cfg")
-def quantized(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
+def quantized(
+    params: Mapping[str, Any], cfg: ModelConfig, *, release: bool = False
+) -> dict[str, Any]:
     """Dense parameters as a model with `cfg.quant` keeps them; what is none of its matrices stays.
 
-    Adapters may be among them.
+    Adapters may be among them. With `release` each dense matrix is deleted once it is packed: a
+    device that they nearly fill has no room for both.
     """
     assert cfg.quant is not None, "the model keeps its matrices dense"
     q, layers = cfg.quant, dict(params["layers"])
+    outer = {name: w for name, w in params.items() if name != "layers"}
     for name in MATRICES:
         stack = layers.pop(name)
-        packed = jax.lax.map(partial(pack, q=q, inputs=adapter_inputs(name)), stack)
-        layers |= parts(name, packed)
-    outer = {name: w for name, w in params.items() if name != "layers"}
-    if q.embeddings:
-        embed = to_int8(outer["embed"].astype(jnp.float32).T, 1)
-        outer |= parts("embed", Int8Rows(embed.values.T, embed.scale))
-        if "head" in outer:
-            outer |= parts("head", to_int8(outer["head"].astype(jnp.float32), 1))
+        layers |= _packed_stack(stack, name, q)
+        if release:
+            stack.delete()
+    for name in ("embed", "head") if q.embeddings else ():
+        if (table := outer.get(name)) is not None:
+            outer |= _packed_table(table, name)
+            if release:
+                table.delete()
     return {**outer, "layers": layers}
+
+
+@partial(jax.jit, static_argnames=("name", "q"))
+def _packed_stack(stack: Float[Array, "L ..."], name: str, q: Quantization) -> dict[str, Array]:
+    packed = jax.lax.map(partial(pack, q=q, inputs=adapter_inputs(name)), stack)
+    return parts(name, packed)
+
+
+@partial(jax.jit, static_argnames="name")
+def _packed_table(table: Float[Array, "..."], name: str) -> dict[str, Array]:
+    if name == "head":
+        return parts(name, to_int8(table.astype(jnp.float32), 1))
+    embed = to_int8(table.astype(jnp.float32).T, 1)
+    return parts(name, Int8Rows(embed.values.T, embed.scale))
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -19,7 +19,7 @@ from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.infer.engine.draft_model import DraftModel
 from llama_jax.infer.engine.engine import Engine
 from llama_jax.infer.engine.sizes import layout_of
-from llama_jax.models import Model, Opened, open_model
+from llama_jax.models import Opened, open_model
 from llama_jax.serve.job import Served
 from llama_jax.serve.service import Service
 from llama_jax.serve.settings import Settings
@@ -150,7 +150,7 @@ def make_engine(
 
 def _prepared(opened: Opened) -> dict[str, Any]:
     """The weights as generation reads them, and nothing else: the parameters are freed."""
-    return Model(opened.config, opened.read(), opened.tokenizer, opened.usage).prepared
+    return opened.generator().prepared
 
 
 async def _serve(service: Service, make: Callable[[], Engine], bound: socket.socket) -> int:

@@ -92,15 +92,16 @@ def check_source(model: ModelConfig, source: ModelConfig, path: str) -> None:
         )
 
 
-def source_params(source: Opened, fresh: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """`fresh` parameters with those of the source in place of all that it has, in their types.
+def source_params(source: Opened, wanted: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """The `wanted` shapes with the source's parameters in place of all that it has, in their types
+    and places.
 
     What only one of the two has, such as a head, is named in the log: a head of the source is left
-    out, one of the new model stays fresh. With a mesh in context the weights are split over it.
+    out, one of the new model remains a shape. Whatever is packed or cast is freed as it is done.
     """
     read = source.read()
     if model.quant is not None:
-        read = quantized(read, model)
+        read = quantized(read, model, release=True)
     if source.config.param_dtype != model.param_dtype:
         logger.info(
             "%s: weights cast from %s to %s",
@@ -108,8 +109,8 @@ def source_params(source: Opened, fresh: dict[str, Any], model: ModelConfig) -> 
             source.config.param_dtype,
             model.param_dtype,
         )
-    new = [name for name in fresh if name not in read]
-    left = [name for name in read if name not in fresh]
+    new = [name for name in wanted if name not in read]
+    left = [name for name in read if name not in wanted]
     if new or left:
         logger.info(
             "%s: %s left out, %s start fresh",
@@ -117,14 +118,19 @@ def source_params(source: Opened, fresh: dict[str, Any], model: ModelConfig) -> 
             ", ".join(left) or "nothing",
             ", ".join(new) or "none",
         )
-    shared = {name: read[name] for name in fresh if name in read}
-    places = {name: fresh[name] for name in shared}
-    if model.lora is not None:  # adapters stay fresh
-        places["layers"] = {name: fresh["layers"][name] for name in shared["layers"]}
-    shardings = jax.tree.map(lambda a: a.sharding, places)
+    shared = {name: read[name] for name in wanted if name in read}
+    places = {name: wanted[name] for name in shared}
+    if model.lora is not None:  # adapters start fresh
+        places["layers"] = {name: wanted["layers"][name] for name in shared["layers"]}
+    return with_updates(wanted, jax.tree.map(_put, shared, places))
 
-    def cast(tree):
-        return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, places)
 
-    cast_ones: dict[str, Any] = jax.jit(cast, out_shardings=shardings)(shared)
-    return with_updates(fresh, cast_ones)
+def _put(array: jax.Array, place: Any) -> jax.Array:
+    """The array in another type, or elsewhere; the old one is deleted."""
+    there = array.sharding.is_equivalent_to(place.sharding, array.ndim)
+    if there and array.dtype == place.dtype:
+        return array
+    cast = jax.jit(lambda a: a.astype(place.dtype), out_shardings=place.sharding)
+    found = cast(array)
+    array.delete()
+    return found

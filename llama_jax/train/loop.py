@@ -8,7 +8,6 @@ weights alone.
 """
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -182,10 +181,10 @@ def run[C: TrainConfig](
             saved = saved_part(abstract, objective, weights_only=weights_only)
             state, start = restore(checkpoints, saved, identity, workdir)
             if state is None or weights_only or config.lora.rank:
-                begun, state = state, sharded_init(config.seed, objective, tx, abstract)
+                begun, params = state, abstract.params
                 if source is not None:
-                    params = source_params(source, state.params, objective.model)
-                    state = dataclasses.replace(state, params=params)
+                    params = source_params(source, params, objective.model)
+                state = sharded_init(config.seed, objective, tx, abstract, params)
                 if begun is not None:
                     state = with_saved(state, begun, weights_only=weights_only)
                     if weights_only and start < config.steps:

@@ -142,11 +142,31 @@ def param_shardings(model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
 
 
 def sharded_init(
-    seed: int, objective: Objective, tx: optax.GradientTransformation, abstract: TrainState
+    seed: int,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    abstract: TrainState,
+    params: dict[str, Any] | None = None,
 ) -> TrainState:
-    """`init_state` with every tensor born where it belongs: no device ever holds the whole."""
-    init = jax.jit(init_state, static_argnums=(1, 2), out_shardings=shardings_of(abstract))
-    return init(jax.random.key(seed), objective, tx)
+    """`init_state` with every tensor born where it belongs: no device ever holds the whole.
+
+    params: some that are there already, and shapes of the others: those alone are made.
+    """
+    given = abstract.params if params is None else params
+
+    def without_given(state: TrainState) -> TrainState:
+        left = jax.tree.map(
+            lambda a, g: None if isinstance(g, jax.Array) else a, state.params, given
+        )
+        return dataclasses.replace(state, params=left)
+
+    def init(key: jax.Array) -> TrainState:
+        return without_given(init_state(key, objective, tx))
+
+    places = shardings_of(without_given(abstract))
+    state = jax.jit(init, out_shardings=places)(jax.random.key(seed))
+    whole = jax.tree.map(lambda g, a: g if a is None else a, given, state.params)
+    return dataclasses.replace(state, params=whole)
 
 
 def shardings_of(abstract: Any) -> Any:

@@ -19,6 +19,7 @@ from llama_jax.config import (
     QuantizedModel,
     plain,
 )
+from llama_jax.model import cache, quantize
 from llama_jax.model.cache import decode, empty_cache, gather, logits_of, prepare
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.matrix import NF4, codes, gated_down, matrices, merged, project
@@ -153,6 +154,38 @@ def test_a_model_computes_what_its_dense_weights_do(kind, tied):
     x, _ = decode(w, TOKENS, cache, jnp.zeros(2, jnp.int32), config=small)
     np.testing.assert_allclose(logits_of(w, x[:, -1:]), expected[:, -1], rtol=1e-4, atol=1e-4)
     assert parameter_count(small) == parameter_count(cfg)
+
+
+def deleted_before(patch, module, name, stacks):
+    """A list that gets, at each call of a function of a module, how many of the stacks are gone."""
+    real, found = getattr(module, name), []
+
+    def watched(*args):
+        found.append(sum(stack.is_deleted() for stack in stacks))
+        return real(*args)
+
+    patch.setattr(module, name, watched)
+    return found
+
+
+def test_what_is_packed_or_taken_apart_can_be_freed_at_once(monkeypatch):
+    """A device that the dense matrices nearly fill has no room for others beside them."""
+    small = QuantizedModel.of(TINY, NF)
+    params = init_params(jax.random.key(0), TINY)
+    expected = quantized(params, small)
+    stacks = [params["layers"][name] for name in MATRICES]
+    found = deleted_before(monkeypatch, quantize, "_packed_stack", stacks)
+    packed = quantized(params, small, release=True)
+    assert found == list(range(len(MATRICES)))
+    assert all(stack.is_deleted() for stack in stacks)
+    jax.tree.map(np.testing.assert_array_equal, packed, expected)
+
+    expected = prepare(packed, small)
+    stacks = list(packed["layers"].values())
+    found = deleted_before(monkeypatch, cache, "_apart", stacks)
+    w = prepare(packed, small, release=True)
+    assert found == list(range(len(stacks)))
+    jax.tree.map(np.testing.assert_array_equal, w, expected)
 
 
 def test_errors_are_those_of_each_matrix():

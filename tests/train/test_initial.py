@@ -13,7 +13,13 @@ from etils import epath
 
 from llama_jax.checkpoint import save_model
 from llama_jax.cli import main
-from llama_jax.config import InputError
+from llama_jax.config import (
+    AdaptedModel,
+    InputError,
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+)
 from llama_jax.config_file import model_json, read_config
 from llama_jax.convert.api import convert
 from llama_jax.convert.usage import Usage
@@ -21,8 +27,12 @@ from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.llama import init_params
 from llama_jax.model.presets import TINY, extend_context
 from llama_jax.models import load
+from llama_jax.parallel.mesh import make_mesh
 from llama_jax.pretrain import pretrain as train
 from llama_jax.train.initial import check_source, open_source, source_params
+from llama_jax.train.next_token import NextToken
+from llama_jax.train.optimizer import make_optimizer
+from llama_jax.train.state import abstract_state, sharded_init, trained_table, with_updates
 from tests.train.tiny import facts
 
 QUICK = ("--steps", "1", "--eval-every", "0")
@@ -172,6 +182,22 @@ def test_a_reward_model_takes_all_but_the_head(tiny, base, caplog):
     np.testing.assert_array_equal(params["embed"], source.read()["embed"])
     with pytest.raises(InputError, match="is a reward model, without the head"):
         check_source(config.model, scorer, "there")
+
+
+def test_only_what_the_source_lacks_is_made_anew():
+    """A device that holds the source's weights has no room for random ones of the same size."""
+    objective = NextToken(AdaptedModel.of(TINY, LoraConfig(rank=2, targets=("q",))))
+    tx = make_optimizer(OptimizerConfig(learning_rate=1e-3), trained_table(objective), 1)
+    abstract = abstract_state(objective, tx, make_mesh(MeshConfig()))
+    fresh = sharded_init(0, objective, tx, abstract)
+    base = init_params(jax.random.key(1), TINY)
+    given = with_updates(abstract.params, base)
+    state = sharded_init(0, objective, tx, abstract, given)
+    assert state.params["embed"] is base["embed"]
+    assert state.params["layers"]["q"] is base["layers"]["q"]
+    for name in ("q_a", "q_b"):
+        np.testing.assert_array_equal(state.params["layers"][name], fresh.params["layers"][name])
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
 
 
 def test_fewer_steps_than_were_made_change_nothing(tiny, tmp_path):
