@@ -16,8 +16,8 @@ from llama_jax.checkpoint import manifest as mf
 from llama_jax.checkpoint.manifest import Manifest
 from llama_jax.config import AdaptedModel, InputError, ModelConfig, TrainConfig, plain, require
 from llama_jax.config_file import read_config
+from llama_jax.convert import hf, hf_files, native, peft
 from llama_jax.convert import load as foreign
-from llama_jax.convert import native, peft
 from llama_jax.convert.api import open_source
 from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import MODEL_FILE, Tokenizer
@@ -92,7 +92,7 @@ def load(path: epath.PathLike) -> Model:
     """Read a model: our folders, a run folder (its newest checkpoint that verifies; of rejection
     sampling that of the newest round), a Hugging Face or Meta folder, or any other format of
     `llama_jax.convert`, which needs no converting first. Adapters, of a run or of PEFT, are merged
-    into the model that they belong to.
+    into the model that they belong to. Our own folders may be in a bucket (gs://).
 
     Parameters have the type that they are stored in. With a mesh in context (`jax.set_mesh`) they
     are split over its devices by the rules, and each device reads only its own part; otherwise
@@ -129,6 +129,8 @@ def open_model(path: epath.PathLike, base: str | None = None) -> Opened:
             lambda: foreign.load_params(source, _shardings(source.config)),
             source.usage,
         )
+    if not here:
+        _require_ours(folder)
     config, experiment = read_config(folder)
     if experiment is not None and experiment.lora.rank:
         return _with_adapters(folder, experiment, base)
@@ -143,6 +145,19 @@ def open_model(path: epath.PathLike, base: str | None = None) -> Opened:
         return checkpoint.load_params(folder, _placed(config))
 
     return Opened(os.fspath(folder), config, tokenizer, read, Usage.read(folder))
+
+
+def _require_ours(folder: epath.Path) -> None:
+    """Raise InputError for a model in a bucket that is in another format than ours: those are read
+    as memory maps, which a bucket does not have."""
+    files = (hf_files.ADAPTER_CONFIG, "params.json")
+    foreign = hf.is_format(folder) or any((folder / name).exists() for name in files)
+    require(
+        not foreign and not folder.is_file(),
+        f"{folder} is in another format than ours, which only a folder on this machine may be. "
+        "Convert a copy here and put the result into the bucket: llama-jax convert SRC DST, then "
+        f"gcloud storage cp --recursive DST {folder.parent}/",
+    )
 
 
 def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -> Opened:

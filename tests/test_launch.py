@@ -136,6 +136,25 @@ def test_preempted_machines_are_made_again_and_the_run_resumes(launch):
     assert "--spot" in create
 
 
+@pytest.mark.parametrize(
+    ("env", "asked"),
+    [({}, set()), ({"SPOT": "1"}, {"--spot"}), ({"RESERVED": "1"}, {"--reserved"})],
+)
+def test_machines_are_on_demand_spot_or_of_a_reservation(launch, env, asked):
+    status, _, _, calls = launch(
+        "tpu_vm.sh", *TRAIN, state=["", "ACTIVE"], look=["complete"], **env
+    )
+    assert status == 0
+    (create,) = [call for call in calls if "create" in call]
+    assert {"--spot", "--reserved"} & set(create) == asked
+
+
+def test_spot_machines_are_not_those_of_a_reservation(launch):
+    status, _, err, calls = launch("tpu_vm.sh", *TRAIN, state=[""], SPOT="1", RESERVED="1")
+    assert (status, calls) == (2, [])
+    assert "unset one" in err
+
+
 def test_what_was_refused_is_not_tried_again(launch):
     status, _, err, calls = launch("tpu_vm.sh", *TRAIN, state=["ACTIVE"], look=["refused"])
     assert status == 2

@@ -8,8 +8,9 @@
 #
 # STAGE is train, sft, reward, dpo, rejection, ppo, grpo, gatt or distill-context, as the experiment
 # asks. Environment: PROJECT and ZONE; TYPE such as v5litepod-256, v5p-128, v6e-256; SLICES (1);
-# SPOT=1 for machines that may be preempted; SETUP, a command that every worker runs first, such as
-# mounting a bucket; POLL, seconds between looks (60). --dry-run prints the commands, and runs none.
+# SPOT=1 for machines that may be preempted, or RESERVED=1 for those of a reservation; SETUP, a
+# command that every worker runs first, such as mounting a bucket; POLL, seconds between looks (60).
+# --dry-run prints the commands, and runs none.
 #
 # The machines go on without this script; called again, it takes up where it was.
 set -eu
@@ -24,7 +25,11 @@ usage() {
 ACTION=$1 NAME=$2
 shift 2
 : "${PROJECT:?set PROJECT to a Google Cloud project}" "${ZONE:?set ZONE, such as us-central1-a}"
-SLICES=${SLICES:-1} POLL=${POLL:-60}
+SLICES=${SLICES:-1} POLL=${POLL:-60} SPOT=${SPOT:-} RESERVED=${RESERVED:-}
+if [ -n "$SPOT" ] && [ -n "$RESERVED" ]; then
+    echo "SPOT=$SPOT and RESERVED=$RESERVED: machines are one or the other, so unset one" >&2
+    exit 2
+fi
 WHERE="--project=$PROJECT --zone=$ZONE"
 QUEUE="gcloud compute tpus queued-resources"
 VM="gcloud compute tpus tpu-vm"
@@ -49,7 +54,7 @@ create() {
     fi
     # shellcheck disable=SC2086
     run $QUEUE create "$NAME" $WHERE "--accelerator-type=$TYPE" "--runtime-version=$image" "$@" \
-        ${SPOT:+--spot}
+        ${SPOT:+--spot} ${RESERVED:+--reserved}
 }
 
 state() { # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, FAILED, ...; nothing if there is none

@@ -4,9 +4,12 @@ The base is kept in bfloat16 and split over the chips; adapters of rank 16 besid
 of a layer are float32, and they alone are trained and saved: 0.5 GB with their optimizer. The
 learning rate is ten times that of full fine-tuning.
 
+A bucket holds a converted model: `llama-jax convert Llama-2-7b-hf llama2-7b`, then
+`gcloud storage cp --recursive llama2-7b gs://my-models/`.
+
 Command   llama-jax sft experiments/tpu/llama2_7b_lora_v5e8.py \\
               --workdir gs://my-runs/llama2-7b-lora \\
-              --init-from gs://my-models/Llama-2-7b-hf --data.dataset gs://my-data/dialogues.jsonl
+              --init-from gs://my-models/llama2-7b --data.dataset gs://my-data/dialogues.jsonl
 Hardware  v5e-8, which is 8 chips; not run on it yet
 Predicted 4.5 of 15.8 GiB a chip and 0.86 s a step or more:
               llama-jax plan experiments/tpu/llama2_7b_lora_v5e8.py --stage sft --topology v5e-8

@@ -3,8 +3,11 @@
 Touvron et al. 2023b, section 3.1: two epochs, answers alone in the loss, peak 2e-5, cosine, decay
 0.1. Whole dialogues share a row. `steps` is two epochs of 27,540 dialogues, about eight to a row.
 
+A bucket holds a converted model: `llama-jax convert Llama-2-7b-hf llama2-7b`, then
+`gcloud storage cp --recursive llama2-7b gs://my-models/`.
+
 Command   llama-jax sft experiments/tpu/llama2_7b_sft.py --workdir gs://my-runs/llama2-7b-sft \\
-              --init-from gs://my-models/Llama-2-7b-hf --data.dataset gs://my-data/dialogues.jsonl
+              --init-from gs://my-models/llama2-7b --data.dataset gs://my-data/dialogues.jsonl
 Hardware  v5e-64, which is 64 chips; not run on it yet
 Predicted 3.4 of 15.8 GiB a chip and 1.13 s a step or more:
               llama-jax plan experiments/tpu/llama2_7b_sft.py --stage sft --topology v5e-64

@@ -1,6 +1,7 @@
 """A run in a bucket has the bytes of one on a disk: a server of this test stands for the cloud."""
 
 import os
+import subprocess
 import sys
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from llama_jax import cli
 from llama_jax.config import InputError
+from llama_jax.convert.api import convert
 from tests.checkpoint import fake_gcs
 from tests.train.tiny import digests, facts
 
@@ -62,6 +64,67 @@ def test_a_run_in_a_bucket_killed_and_resumed_is_that_on_a_disk(tiny, bucket, tm
     assert {"8", "12"} <= kept  # and the one that was restored
     assert list((tmp_path / "copy" / "tensorboard").glob("events.*"))
     assert list((tmp_path / "copy" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_converted_folder_in_a_bucket_as_from_one_on_a_disk(
+    tiny, bucket, tmp_path
+):
+    """The way of a published model into a bucket: Hugging Face's folder, converted, copied."""
+    status, _, err = tiny.run("--workdir", str(tmp_path / "base"), "--steps", "2")
+    assert status == 0, err
+    convert(tmp_path / "base", tmp_path / "hf", to="hf")
+    convert(tmp_path / "hf", tmp_path / "model")
+    for path in (tmp_path / "model").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(tmp_path / "model").as_posix()
+            bucket.objects[f"pods/models/model/{name}"] = (1, path.read_bytes())
+    made = {}
+    for name, source in (("there", "gs://pods/models/model"), ("here", str(tmp_path / "model"))):
+        run = tmp_path / name
+        argv = ("--workdir", str(run), "--init-from", source, "--steps", "2", "--eval-every", "0")
+        status, _, err = tiny.run(*argv)
+        assert status == 0, err
+        made[name] = (facts(run), digests(run, 2))
+    assert made["there"] == made["here"]
+    assert made["here"][1] != digests(tmp_path / "base", 2)
+
+
+FOREIGN = {
+    "hf": ("config.json", b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'),
+    "meta": ("params.json", b"{}"),
+    "peft": ("adapter_config.json", b"{}"),
+}
+
+
+def test_a_model_of_another_format_in_a_bucket_is_refused_with_the_way_out(bucket):
+    """In a process of its own, as the clients of buckets keep what they have seen."""
+    for folder, (name, content) in FOREIGN.items():
+        bucket.objects[f"pods/models/{folder}/{name}"] = (1, content)
+    bucket.objects["pods/models/x.gguf"] = (1, b"GGUF")
+    models = [f"gs://pods/models/{name}" for name in (*FOREIGN, "x.gguf", "none")]
+    program = """
+import sys
+from llama_jax.config import InputError
+from llama_jax.convert.api import convert
+from llama_jax.models import open_model
+for path in sys.argv[1:]:
+    try:
+        open_model(path)
+    except InputError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *models], capture_output=True, text=True, timeout=300
+    )
+    *said, nothing = done.stdout.splitlines()
+    assert len(said) == len(FOREIGN) + 1, done.stderr
+    for line, path in zip(said, models, strict=False):
+        assert line.startswith(f"{path} is in another format than ours")
+        assert line.endswith(
+            "llama-jax convert SRC DST, then gcloud storage cp --recursive DST gs://pods/models/"
+        )
+    assert nothing.endswith("none is no model folder and no run folder: it has no config.json")
 
 
 @pytest.mark.parametrize(
