@@ -11,7 +11,7 @@ from llama_jax.experiment import find
 from tests.test_wheel import SOURCES
 
 ROOT = Path(__file__).parents[1]
-KNOWN = {"FROM", "ARG", "COPY", "RUN", "WORKDIR", "ENTRYPOINT", "CMD"}
+KNOWN = {"FROM", "ARG", "COPY", "RUN", "WORKDIR", "ENV", "ENTRYPOINT", "CMD"}
 
 
 def instructions():
@@ -62,12 +62,24 @@ def test_everything_installed_is_locked():
     assert all("--require-hashes" in line or "--no-index" in line for line in installs)
 
 
-def test_the_commands_that_it_suggests_exist():
-    """`docker run ... IMAGE COMMAND ...` of the comment: experiments are found by name."""
+def suggested():
+    """The words of each `docker run ...` of the comment."""
     comment = "\n".join(re.findall(r"^#(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     runs = re.findall(r"docker run (.+)", comment.replace("\\\n", " "))
     assert len(runs) == 3
-    for words in map(shlex.split, runs):
+    return [shlex.split(run) for run in runs]
+
+
+def test_what_a_container_keeps_lies_in_the_folder_that_is_mounted():
+    """Caches are in the home folder, runs in the working directory."""
+    last = [rest for name, rest in instructions() if name in ("WORKDIR", "ENV")]
+    assert last == ["/work", "HOME=/work"]
+    assert all("$PWD:/work" in words for words in suggested())
+
+
+def test_the_commands_that_it_suggests_exist():
+    """`docker run ... IMAGE COMMAND ...` of the comment: experiments are found by name."""
+    for words in suggested():
         image = next(i for i, word in enumerate(words) if word.startswith("llama-jax"))
         command, named = words[image + 1 : image + 3]
         assert command == "generate" or Path(find(named)).exists()

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llama_jax.cli_train import STAGES as COMMANDS
+from llama_jax.experiment import load_experiment
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "experiments" / "launch"
 # Appends its name and arguments to CALLS; what it answers is the next line of ANSWERS/<what>.
@@ -114,6 +117,19 @@ def test_every_stage_is_started_as_its_experiment_asks(launch, script, stage):
     )
     assert status == 0
     assert f"llama-jax {stage} tpu/llama2_7b_sft" in out
+
+
+def test_what_the_readme_says_to_type_starts_experiments_with_settings_that_they_have(launch):
+    text = (LAUNCH / "README.md").read_text().replace("\\\n", " ")
+    typed = re.findall(r"^experiments/launch/tpu_vm\.sh (?!follow|delete)(.+)$", text, re.MULTILINE)
+    assert [line.split()[1] for line in typed] == ["llama2-7b", "mine"]
+    for line in typed:
+        status, out, err, _ = launch("tpu_vm.sh", "--dry-run", *shlex.split(line))
+        assert status == 0, err
+        stage, _, *arguments = shlex.split(line)
+        assert " ".join(arguments) in out
+        config = load_experiment(arguments, kind=COMMANDS[stage][0])
+        assert config.workdir.startswith("gs://my-llama-runs/")
 
 
 def test_preempted_machines_are_made_again_and_the_run_resumes(launch):

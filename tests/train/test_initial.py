@@ -91,7 +91,7 @@ def test_the_command_for_ones_own_text_on_a_published_model(
     lines = [json.dumps({"text": f"On day {i} the ship came into the harbour."}) for i in range(60)]
     (tmp_path / "my.jsonl").write_text("\n".join(lines))
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (command,) = re.findall(r"`llama-jax (train tpu/llama2_7b_continued [^`]*)`", readme)
+    (command,) = re.findall(r"^llama-jax (train tpu/llama2_7b_continued .*)$", readme, re.MULTILINE)
     tiny = (
         "--init-from-config True --steps 2 --batch-size 8 --seq-len 64 --eval-every 0 "
         "--data.workers 1 --data.cache-dir cache --model.remat none"
