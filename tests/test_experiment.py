@@ -1,11 +1,13 @@
 """Experiments found by name, listed, begun; where an experiment finds its parents."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from experiments.chat import run
 from llama_jax import cli, experiment
 from llama_jax.config import InputError
 from llama_jax.experiment import find, load_experiment, shipped, shipped_files
@@ -64,6 +66,19 @@ def test_every_experiment_says_what_it_does_where_and_how():
     assert by_name["tpu/llama2_7b_ppo"].hardware.startswith("v5e-64")
     assert by_name["tpu/llama2_7b_ppo"].result.startswith("15.6 of 15.8 GiB")
     assert by_name["quickstart"].result.endswith("90 of 100 stories")
+
+
+HELPERS = {"turns.py", "beside_trl/case.py", "beside_trl/ours.py", "beside_trl/theirs.py"}
+"""Files that nobody runs by themselves."""
+
+
+def test_the_table_of_experiments_has_them_all():
+    folder = ROOT / "experiments"
+    linked = set(re.findall(r"\]\(([^)]+)\)", (folder / "README.md").read_text()))
+    assert [link for link in linked if not (folder / link).exists()] == []
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+    stages = {f"chat/{name}.py" for _, name, _ in run.STAGES}  # the row of chat/run.py
+    assert files - linked == HELPERS | stages & files
 
 
 def test_the_list_and_one_of_it(capsys):
