@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from experiments.chat import run
 from llama_jax import cli, experiment
 from llama_jax.config import InputError
+from llama_jax.config_align import DistillConfig
+from llama_jax.data.record_sources import resolve_records
 from llama_jax.experiment import find, load_experiment, shipped, shipped_files
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +82,18 @@ def test_the_table_of_experiments_has_them_all():
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     stages = {f"chat/{name}.py" for _, name, _ in run.STAGES}  # the row of chat/run.py
     assert files - linked == HELPERS | stages & files
+
+
+def test_context_distillation_asks_what_make_chat_leaves():
+    config = load_experiment(["chat/distill"], kind=DistillConfig)
+    there = {str(run.RUN / name) for _, name, _ in run.STAGES}
+    assert {config.init_from, config.safety} <= there
+    assert config.workdir not in there
+    ((source, _),) = resolve_records(config.data.dataset, "prompt")
+    chunk, *_ = source.chunks("train")
+    asked = [record.messages for _, record in source.records("train", chunk, Counter())]
+    assert asked
+    assert all([m["role"] for m in messages] == ["user"] for messages in asked), "no preprompt yet"
 
 
 def test_the_list_and_one_of_it(capsys):

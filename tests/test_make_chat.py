@@ -2,16 +2,12 @@
 
 import json
 from importlib import import_module
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from experiments.chat import run
 from llama_jax.config import InputError
-from llama_jax.config_align import DistillConfig
-from llama_jax.data.record_sources import resolve_records
-from llama_jax.experiment import load_experiment
 
 
 @pytest.mark.parametrize(
@@ -73,15 +69,3 @@ def test_the_stages_of_make_chat_start_from_what_is_there():
         assert config.workdir == str(run.RUN / name)
         there.append(name)
     assert set(run.JUDGED) <= set(there)
-
-
-def test_context_distillation_asks_what_make_chat_leaves():
-    config = load_experiment(["chat/distill"], kind=DistillConfig)
-    there = {str(run.RUN / name) for _, name, _ in run.STAGES}
-    assert {config.init_from, config.safety} <= there
-    assert config.workdir not in there
-    ((source, _),) = resolve_records(config.data.dataset, "prompt")
-    chunk, *_ = source.chunks("train")
-    asked = [record.messages for _, record in source.records("train", chunk, Counter())]
-    assert asked
-    assert all([m["role"] for m in messages] == ["user"] for messages in asked), "no preprompt yet"
