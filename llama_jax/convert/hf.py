@@ -15,7 +15,7 @@ from llama_jax.convert.hf_files import INDEX, SINGLE
 from llama_jax.convert.source import Lazy, Source, from_rows, rows_shape, tensors
 from llama_jax.convert.usage import Named
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.runtime.files import json_text, read_json, shown
+from llama_jax.runtime.files import AnyPath, json_text, read_json, shown
 
 SHARD_BYTES = 5 * 10**9
 OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
@@ -39,7 +39,7 @@ def their_name(name: str, layer: int | None) -> str:
     return f"model.layers.{layer}.{LAYER[name]}.weight"
 
 
-def is_format(path: Path) -> bool:
+def is_format(path: AnyPath) -> bool:
     """Whether a folder has the config.json of a Hugging Face model."""
     try:
         values = read_json(path / "config.json")
