@@ -174,8 +174,8 @@ class TrainConfig:
     seed: int = 0
     """Seeds the initial weights and the order of the data."""
     init_from: str | None = None
-    """Model in any format, or run folder, whose parameters a new run starts from; None for fresh
-    ones. They are cast to model.param_dtype."""
+    """Model in any format, or run folder, whose parameters a new run starts from; in a bucket, one
+    of our own folders; None for fresh ones. They are cast to model.param_dtype."""
     init_from_config: bool = False
     """Take shape and function of the model (widths, rotary base, ...) from init_from as well."""
     accumulate: int = 1
