@@ -1,5 +1,6 @@
 """README's Python runs, and its commands name experiments and settings that exist."""
 
+import contextlib
 import re
 import shlex
 import sys
@@ -12,7 +13,9 @@ import jax
 import numpy as np
 import pytest
 
+from llama_jax.cli import main
 from llama_jax.cli_train import STAGES
+from llama_jax.convert.formats import FORMATS
 from llama_jax.experiment import load_experiment
 from llama_jax.model.llama import apply
 from llama_jax.models import Model
@@ -66,18 +69,41 @@ def test_the_layer_by_hand_is_that_of_the_model(names):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def training_commands() -> Iterator[tuple[str, list[str]]]:
-    """Stage and arguments of every command that trains a shipped experiment."""
+def commands() -> Iterator[list[str]]:
+    """The words of every `llama-jax` command, without its name and comments."""
     for block in blocks("sh"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if words[:1] == ["llama-jax"] and words[1] in STAGES and words[2] != "EXPERIMENT.py":
-                yield words[1], [word for word in words[2:] if word != "--help"]
+            if words[:1] == ["llama-jax"]:
+                yield words[1:]
 
 
 def test_every_training_command_names_an_experiment_and_settings_that_exist():
-    commands = list(training_commands())
-    assert {stage for stage, _ in commands} >= set(STAGES) - {"dpo"}
-    for stage, arguments in commands:
-        config = load_experiment(arguments, kind=STAGES[stage][0])
-        assert config.stage == stage
+    trained = set()
+    for stage, *arguments in commands():
+        if stage in STAGES and arguments[0] != "EXPERIMENT.py":
+            words = [word for word in arguments if word != "--help"]
+            assert load_experiment(words, kind=STAGES[stage][0]).stage == stage
+            trained.add(stage)
+    assert trained >= set(STAGES) - {"dpo"}
+
+
+def test_every_other_command_and_its_options_exist(capsys):
+    asked = set()
+    for command, *arguments in commands():
+        if command not in STAGES:
+            with contextlib.suppress(SystemExit):
+                main([command, *arguments, "--help"])
+            said = capsys.readouterr().out
+            options = {word for word in arguments if word.startswith("--")}
+            assert [option for option in options if option not in said] == [], command
+            asked.add(command)
+    assert asked > {"generate", "eval", "convert", "quantize", "plan", "serve"}
+
+
+def test_every_format_that_a_command_writes_exists():
+    written = {words[words.index("--to") + 1] for words in commands() if "--to" in words}
+    assert written >= {"gguf", "gguf:q8_0", "hf", "peft"}
+    for to in written - {"peft", "stablehlo", "litert"}:
+        name, _, variant = to.partition(":")
+        assert variant in ("", *FORMATS[name].variants)
