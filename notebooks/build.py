@@ -50,12 +50,22 @@ import numpy
 
 if importlib.util.find_spec("llama_jax") is None:
     checkout = [p for p in Path.cwd().parents if (p / "llama_jax/cli.py").exists()]
-    source = checkout[0].as_uri() if checkout else "git+https://github.com/REPOSITORY"
+SOURCE
     tpu = "jax[tpu]" if importlib.util.find_spec("libtpu") else ""
     %pip install --quiet "llama-jax @ {source}" {tpu}
     if importlib.metadata.version("numpy") != numpy.__version__:
         # Keep the NumPy that the kernel has loaded: a new one would need a restart.
         %pip install -qqq --no-deps numpy=={numpy.__version__}"""
+PUBLISHED_SOURCE = """\
+    source = checkout[0].as_uri() if checkout else "git+https://github.com/REPOSITORY\""""
+UNPUBLISHED_SOURCE = f"""\
+    if not checkout:
+        raise SystemExit(
+            "{UNPUBLISHED} is not on GitHub yet: open this notebook in a checkout, or set "
+            "url in setup.cfg and run notebooks/build.py"
+        )
+    source = checkout[0].as_uri()"""
+"""Where the installing cell finds the project, with and without `url` in setup.cfg."""
 SETTINGS = {
     "figure.dpi": 80,
     "axes.spines.top": False,
@@ -123,7 +133,8 @@ def read(path: Path) -> list[Cell]:
             lines.append(line)
     close(number)
     finish(number)
-    install = INSTALL.replace("REPOSITORY", repository() or UNPUBLISHED)
+    source = PUBLISHED_SOURCE if repository() else UNPUBLISHED_SOURCE
+    install = INSTALL.replace("SOURCE", source).replace("REPOSITORY", repository())
     return [cells[0], Cell(code=install), *cells[1:]]
 
 

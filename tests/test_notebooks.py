@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("nbformat")
@@ -142,6 +143,27 @@ def test_the_place_of_the_repository_is_set_in_one_file(tmp_path, monkeypatch):
     assert title.count("github.com/someone/fork/blob/main/notebooks/name.ipynb") == 2
     assert "git+https://github.com/someone/fork" in install
     assert "OWNER" not in title + install
+
+
+def test_installing_what_is_not_published_says_so(tmp_path, monkeypatch):
+    """Not as an error of git: nothing is asked of GitHub."""
+    path = tmp_path / "source.md"
+    path.write_text(SOURCE, encoding="utf-8")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    install = re.sub("%pip.*", "pip()", build.read(path)[1].code)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: np.__version__)
+    monkeypatch.chdir(tmp_path)
+    installed = []
+    space = {"pip": lambda: installed.append(space["source"])}
+    with pytest.raises(SystemExit, match=r"not on GitHub yet: open .* checkout, or set url"):
+        exec(install, space)
+    (tmp_path / "llama_jax").mkdir()
+    (tmp_path / "llama_jax/cli.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    exec(install, space)
+    assert installed == [tmp_path.as_uri()]
 
 
 @pytest.mark.parametrize(
