@@ -85,7 +85,7 @@ def test_the_runner_alone_says_what_generate_says(folder, capsys, form, told, qu
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "litert"])
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantised", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_table_that_is_read_twice_is_written_once(folder, tmp_path, form, quantised):
     """Of tied weights the head is the embedding; files are no larger than what is trained."""
     if form == "litert" and missing("litert_converter", "ai_edge_litert"):

@@ -57,6 +57,7 @@ def test_documents_that_span_devices():
     compare(4, 64, 1, "xla", ids=np.repeat([3, 1, 0, 2], [5, 38, 1, 20]))
 
 
+@pytest.mark.slow
 def test_the_kernel_on_the_ring():
     compare(4, 256, 1, "pallas", ids=np.repeat([1, 0], [150, 106]))
 

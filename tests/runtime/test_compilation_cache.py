@@ -41,7 +41,9 @@ def test_small_programs_are_kept_in_a_folder_of_this_kind_of_cpu(unset, tmp_path
     assert len(list(folder.glob("jit__lambda*-cache"))) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"half of an entry"])
+@pytest.mark.parametrize(
+    "content", [b"", pytest.param(b"half of an entry", marks=pytest.mark.slow)]
+)
 def test_an_entry_that_is_cut_short_costs_a_compilation(unset, tmp_path, content, recwarn):
     keep_programs(str(tmp_path / "c"))
     assert compiled(5) == [7, 12, 17]

@@ -55,7 +55,7 @@ def saved(folder, base, dtype="float32", **changes):
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_narrow_weights_are_cast_and_it_is_said(tiny, base, tmp_path, caplog, dtype):
     model = saved(tmp_path / "half", base, dtype)
     usage = Usage(end_ids=(5,), chat_template="theirs", generation={"top_p": 0.9})

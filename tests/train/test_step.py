@@ -217,7 +217,7 @@ def curve(config, devices, steps=3):
 @pytest.mark.parametrize(
     "axes",
     [
-        {"fsdp": 8},
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
         {"data": 2, "fsdp": 2, "tensor": 2},
         {"fsdp": 4, "sequence": 2},
         pytest.param({"fsdp": 2, "sequence": 4}, marks=pytest.mark.slow),
