@@ -107,8 +107,8 @@ class RolloutConfig(TrainConfig):
     """Longest answer, in tokens; seq_len must hold the longest prompt beside it."""
     temperature: float = 1.0
     """Of the answers."""
-    wave_rows: int = 64
-    """Answers that are drawn at once: as many as their keys and values leave room for."""
+    wave_rows: int = 0
+    """Answers that are drawn at once; 0 for as many as the free memory holds, 64 on a CPU."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -121,7 +121,7 @@ class RolloutConfig(TrainConfig):
             0 < self.temperature < float("inf"),
             f"temperature={self.temperature} must be positive: greedy answers explore nothing",
         )
-        require(self.wave_rows > 0, f"wave_rows={self.wave_rows} must be positive")
+        require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")
         require(self.init_from, "init_from is empty: name the model to start from")
 
 
@@ -347,15 +347,16 @@ class GattConfig(SftConfig):
     """Longest answer, in tokens."""
     temperature: float = 1.0
     """Of the answers."""
-    wave_rows: int = 64
-    """Answers that are drawn at once."""
+    wave_rows: int = 0
+    """Answers that are drawn at once; 0 for as many as the free memory holds, 64 on a CPU."""
 
     def __post_init__(self):
         super().__post_init__()
         require(self.init_from, "init_from is empty: name the model to start from")
-        for name in ("dialogues", "max_new_tokens", "wave_rows"):
+        for name in ("dialogues", "max_new_tokens"):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
+        require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")
         require(self.turns > 1, f"turns={self.turns} must be 2 or more")
         seen = self.context_turns
         require(seen >= 0, f"context_turns={seen} must not be negative; 0 is all")
@@ -377,16 +378,16 @@ class DistillConfig(SftConfig):
     """Longest answer, in tokens."""
     temperature: float = 1.0
     """Of the answers."""
-    wave_rows: int = 64
-    """Answers that are drawn at once."""
+    wave_rows: int = 0
+    """Answers that are drawn at once; 0 for as many as the free memory holds, 64 on a CPU."""
 
     def __post_init__(self):
         super().__post_init__()
         require(self.init_from, "init_from is empty: name the model to start from")
         require(self.preprompts, "preprompts is empty: give at least one system text")
-        for name in ("max_new_tokens", "wave_rows"):
-            value = getattr(self, name)
-            require(value > 0, f"{name}={value} must be positive")
+        value = self.max_new_tokens
+        require(value > 0, f"max_new_tokens={value} must be positive")
+        require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")
         require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
 
 

@@ -16,6 +16,7 @@ from llama_jax.config_align import DistillConfig
 from llama_jax.data.conversations import prepare_prompts, prompt_seed
 from llama_jax.data.records import Dialogue
 from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.infer.rollout import UNKNOWN_ROWS
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.stage import Stage
 
@@ -74,7 +75,7 @@ def distil(config: DistillConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     )
     plain = [list(p.messages) for p in prompts]
     judge = open_reward_model(
-        config.safety, tokenizer, seq_len=config.seq_len, block=config.wave_rows
+        config.safety, tokenizer, seq_len=config.seq_len, block=config.wave_rows or UNKNOWN_ROWS
     )
     scores, answers = {}, {}
     for kind, conversations in ((_WITHOUT, plain), (_WITH, primed)):

@@ -15,6 +15,7 @@ from llama_jax.align.run_files import write_on_main
 from llama_jax.config_align import RejectionConfig
 from llama_jax.data.chat import JINJA
 from llama_jax.data.conversations import prepare_prompts
+from llama_jax.infer.rollout import UNKNOWN_ROWS
 from llama_jax.models import load
 from llama_jax.runtime.hosts import fail_together
 from llama_jax.train.loop import find_tokenizer
@@ -70,7 +71,7 @@ def rejection(config: RejectionConfig) -> RejectionSummary:
             tokenizer = find_tokenizer(config, workdir, source)
             limit = config.seq_len - config.max_new_tokens
             prompts = prepare_prompts(config.data, tokenizer, max_tokens=limit)
-            judges = open_judges(config, tokenizer, block=config.wave_rows)
+            judges = open_judges(config, tokenizer, block=config.wave_rows or UNKNOWN_ROWS)
             write_run(config, workdir, tokenizer, source, JINJA)
 
         # ---- Rounds: what a round leaves on disk is not made again.

@@ -16,10 +16,12 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from llama_jax.config import ModelConfig, require
 from llama_jax.infer.decode_loop import (
@@ -46,6 +48,7 @@ PREFILL_ROWS = 8
 could differ in the last bits of a logit otherwise."""
 IDLE_SHARE = 8
 """One row in so many may be done before others take their places."""
+UNKNOWN_ROWS = 64
 _NO_LIMIT = np.int32(2**31 - 1)
 
 
@@ -122,8 +125,8 @@ def stream_answers(
       prompts: token ids, at least one each.
       seeds: integers for each prompt, as many for all, such as (seed, iteration, number of the
         prompt). The key of an answer folds them and the sample number in, one after another.
-      wave_rows: answers that are drawn together, see `rows_that_fit`; rounded up to what the mesh
-        in context splits rows over.
+      wave_rows: answers that are drawn together, rounded up to what the mesh in context splits
+        rows over; 0 for as many as the free memory of the devices holds, see `fitting_rows`.
       prompt_len: the longest prompt of this and later calls, which then share their compiled
         programs; None for the longest of these.
 
@@ -137,6 +140,10 @@ def stream_answers(
     w = w if is_prepared(w) else prepare(w, config)
     work = Work() if work is None else work
     longest = max(len(p) for p in prompts) if prompt_len is None else prompt_len
+    if wave_rows == 0:
+        mesh = jax.sharding.get_mesh()
+        fit = fitting_rows(config, longest, params.max_new_tokens, mesh)
+        wave_rows = min(fit, power_of_two(len(wanted)))
     P, S = _positions(longest, params.max_new_tokens, config)
     chunk = max(c for c in CHUNKS if P % c == 0)
     shards = num_shards("batch")
@@ -235,7 +242,7 @@ def _groups(
 
 def _check(prompts, seeds, wanted, wave_rows, prompt_len, config):
     check_prompts(prompts, config)
-    count(wave_rows, "wave_rows", 1, "the answers to draw together")
+    count(wave_rows, "wave_rows", 0, "the answers to draw together, 0 for as many as fit")
     require(
         len(seeds) == len(prompts), f"{len(prompts)} prompts need as many seeds, not {len(seeds)}"
     )
@@ -263,6 +270,40 @@ def _positions(prompt_len: int, max_new_tokens: int, config: ModelConfig) -> tup
     short = max(CHUNKS[0], power_of_two(prompt_len))
     prompt = short if short <= CHUNKS[1] else round_positions(prompt_len)
     return prompt, round_positions(max(prompt, min(prompt + max_new_tokens, config.max_seq_len)))
+
+
+@lru_cache
+def fitting_rows(
+    config: ModelConfig, prompt_len: int, max_new_tokens: int, mesh: jax.sharding.AbstractMesh | Any
+) -> int:
+    """`rows_that_fit` four fifths of the memory that is free, the rest being for logits and copies.
+
+    A power of two, so that a little more or less memory changes no program; the same on all hosts
+    and at every call. UNKNOWN_ROWS where devices do not tell, as CPUs.
+
+    Raises:
+      InputError: not one fits.
+    """
+    free = free_bytes()
+    if free is None:
+        return UNKNOWN_ROWS
+    together = 1 if mesh.empty else num_shards("batch") * num_shards("kv_heads")
+    rows = rows_that_fit(
+        config,
+        prompt_len=prompt_len,
+        max_new_tokens=max_new_tokens,
+        free_bytes=free * 4 // 5 * together,
+    )
+    fewest = int(np.min(multihost_utils.process_allgather(np.array(rows))))
+    return 1 << fewest.bit_length() - 1
+
+
+def free_bytes() -> int | None:
+    """What the fullest device of this host has left; None if one does not tell."""
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all("bytes_limit" in stats for stats in told):
+        return None
+    return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)
 
 
 def rows_that_fit(

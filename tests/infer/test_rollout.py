@@ -15,8 +15,10 @@ from llama_jax.infer import decode_loop, rollout
 from llama_jax.infer.generate import generate_tokens
 from llama_jax.infer.rollout import (
     PREFILL_ROWS,
+    UNKNOWN_ROWS,
     Work,
     _Wave,
+    fitting_rows,
     rows_that_fit,
     sample_answers,
     stream_answers,
@@ -300,6 +302,35 @@ def test_rows_of_the_paper(monkeypatch):
         assert rows_that_fit(config, **fit) == 512
 
 
+@pytest.fixture
+def free(monkeypatch):
+    """free(bytes): so many are free on each device, or no device tells."""
+    rollout.fitting_rows.cache_clear()
+    yield lambda found: monkeypatch.setattr(rollout, "free_bytes", lambda: found)
+    rollout.fitting_rows.cache_clear()
+
+
+@pytest.mark.parametrize(("axes", "devices"), [({}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8)])
+def test_waves_are_as_large_as_the_free_memory(free, axes, devices):
+    """A power of two, so that a little more or less of it compiles nothing anew."""
+    sizes = {"prompt_len": 20, "max_new_tokens": 8}
+    mesh = make_mesh(MeshConfig(**axes)) if axes else None
+    free(10_000_000 // devices)
+    most = rows_that_fit(SMALL, **sizes, free_bytes=8_000_000)
+    with jax.set_mesh(mesh) if axes else contextlib.nullcontext():
+        found = fitting_rows(SMALL, 20, 8, jax.sharding.get_mesh())
+        assert most / 2 < found <= most
+        assert found & (found - 1) == 0
+        free(2_000)  # asked once: later calls share the programs of the first
+        assert fitting_rows(SMALL, 20, 8, jax.sharding.get_mesh()) == found
+
+
+def test_waves_where_no_memory_is_told(free, drawn):
+    free(None)
+    assert fitting_rows(SMALL, 20, 8, jax.sharding.get_mesh()) == UNKNOWN_ROWS
+    assert_same(run(wave_rows=0), drawn, atol=3e-4)
+
+
 def test_rows_for_training(drawn):
     rows = batch_rows(PROMPTS, drawn, 30)
     for r in range(15):
@@ -332,7 +363,7 @@ def test_drift_counts_the_mask_alone():
         ({"seeds": [()] * 5}, "prompt 0 has 0 seeds"),
         ({"seeds": [*SEEDS[:4], (1, 2, -1)]}, "a seed of prompt 4=-1"),
         ({"n": 0}, "n=0"),
-        ({"wave_rows": 0}, "wave_rows=0"),
+        ({"wave_rows": -1}, "wave_rows=-1"),
         (
             {"prompts": [[1] * 21], "seeds": [(1,)]},
             "prompt 0 has 21 tokens, more than prompt_len=20",

@@ -1,4 +1,5 @@
-"""Rows that hold one conversation or one prompt: chat messages, TRL, Alpaca, ShareGPT, XSTest."""
+"""Rows that hold one conversation or one prompt: chat messages, TRL, Alpaca, ShareGPT, XSTest,
+MT-bench."""
 
 import re
 from collections.abc import Iterator
@@ -115,6 +116,17 @@ def xstest(row: Row) -> Iterator[Item]:
     yield Prompt(
         messages=(message("user", text(row, "prompt")),), safety=unsafe, source=f"xstest {kind}"
     )
+
+
+def mt_bench(row: Row) -> Iterator[Item]:
+    """The first question of a conversation that MT-bench asks; those that follow hang on its
+    answer."""
+    asked = entries(row, "turns")
+    must(asked and all(isinstance(t, str) for t in asked), "turns must be a list of texts", asked)
+    if len(asked) > 1:
+        yield Note("questions after the first were left out")
+    source = f"mt-bench {text(row, 'category')}" if "category" in row else "mt-bench"
+    yield Prompt(messages=(message("user", asked[0]),), source=source)
 
 
 def _untrained(entry: Message) -> Message:

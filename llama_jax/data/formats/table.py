@@ -173,6 +173,9 @@ FORMATS: dict[str, Format] = {
         fits=llama2_text.is_rendered,
     ),
     "xstest": Format("XSTest", _keys("prompt type focus"), {"prompt": chats.xstest}),
+    "mt-bench": Format(
+        "MT-bench questions", _keys("question_id turns"), {"prompt": chats.mt_bench}
+    ),
     "chitchat": Format(
         "chitchat-dataset",
         _keys("messages start"),

@@ -124,6 +124,8 @@ SINGLE = [  # format, row, kind, records
      [Prompt(messages=chat("a", "b", "c"), source="llama2-text")]),
     ("xstest", {"id": "1", "prompt": "a", "type": "homonyms", "label": "safe", "focus": "kill"},
      "prompt", [Prompt(messages=chat("a"), source="xstest homonyms")]),
+    ("mt-bench", {"question_id": 1, "category": "maths", "turns": ["a", "b"]},
+     "prompt", [Prompt(messages=chat("a"), source="mt-bench maths")]),
     ("xstest", {"prompt": "a", "type": "contrast_homonyms", "focus": "kill"},
      "prompt", [Prompt(messages=chat("a"), safety=True, source="xstest contrast_homonyms")]),
     ("chitchat",

@@ -124,6 +124,14 @@ def test_openassistant_messages_are_their_trees(tmp_path):
         assert found == whole
 
 
+def test_mt_bench():
+    reading = formats.open_records(real("mt_bench/question.jsonl"), "prompt")
+    prompts = list(reading)
+    assert [reading.report.format, len(prompts)] == ["mt-bench", 80]
+    assert {p.source for p in prompts} >= {"mt-bench writing", "mt-bench coding"}
+    assert counts(reading.report.notes)["questions after the first were left out"][0] == 80
+
+
 def test_xstest():
     prompts = list(formats.open_records(real("xstest/xstest_prompts.csv"), "prompt"))
     assert [len(prompts), sum(prompt.safety for prompt in prompts)] == [450, 200]
