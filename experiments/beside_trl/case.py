@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-STAGES = ("sft", "lora", "reward", "dpo")
+STAGES = ("sft", "lora", "reward", "dpo", "grpo")
 BETA, RATE = 0.1, 1e-4
 RANK, ALPHA = 16, 32.0
 ROWS, PAIRS = 16, 8
+ASKED, GROUP, ANSWER = 8, 8, 64
+"""Prompts of an iteration of GRPO, answers to each of them, and tokens of an answer at most."""
 VOCAB, CONTEXT = 1024, 256
 PAD = 0
 Row = tuple[list[int], list[int]]
@@ -40,6 +42,7 @@ def write_case(folder: Path) -> None:
     from llama_jax.checkpoint import save_model
     from llama_jax.config_file import model_json
     from llama_jax.convert.api import convert
+    from llama_jax.data.chat import encode_prompt
     from llama_jax.data.corpora.tales import instructions
     from llama_jax.data.tokenizer import train_tokenizer
     from llama_jax.model.llama import init_params
@@ -55,6 +58,11 @@ def write_case(folder: Path) -> None:
     score = np.random.default_rng(0).normal(size=256).astype(np.float32) / 16
     np.save(folder / "score.npy", score)
     (folder / "rows.json").write_text(json.dumps(rows_of(tokenizer)))
+    asked = [instructions.instruction(i, kind="story").messages[0] for i in range(ASKED)]
+    lines = [json.dumps({"messages": [message]}) + "\n" for message in asked]
+    (folder / "prompts.jsonl").write_text("".join(lines))
+    prompts = [[*encode_prompt(tokenizer, [message])] for message in asked]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
 
 
 def write_adapters(folder: Path, base: str) -> None:
@@ -76,7 +84,8 @@ def write_adapters(folder: Path, base: str) -> None:
 
 
 def rows_of(tokenizer: Any) -> dict[str, Any]:
-    """16 dialogues with labels for SFT, and 8 pairs, of the tales."""
+    """16 dialogues with labels for SFT, and 8 pairs, of the tales: short and long ones, as people
+    have them."""
     from llama_jax.data.chat import encode_answer, encode_prompt
     from llama_jax.data.corpora.tales import instructions, preferences
 
@@ -86,7 +95,7 @@ def rows_of(tokenizer: Any) -> dict[str, Any]:
     dialogues: list[dict[str, list[int]]] = []
     number = 0
     while len(dialogues) < ROWS:
-        *asked, answer = instructions.instruction(number, kind="story").messages
+        *asked, answer = instructions.instruction(number).messages
         prompt, told = ids(asked, answer["content"])
         number += 1
         if len(prompt) + len(told) <= CONTEXT:
@@ -105,16 +114,27 @@ def rows_of(tokenizer: Any) -> dict[str, Any]:
     return {"sft": dialogues, "pairs": pairs}
 
 
-def answered(rows: dict[str, Any], stage: str) -> list[Row]:
-    """What a step of a stage reads: dialogues, or both sides of one pair after another."""
-    if stage in ("sft", "lora"):
-        split = [(r["input_ids"], r["labels"].count(-100)) for r in rows["sft"]]
-        return [(ids[:n], ids[n:]) for ids, n in split]
-    sides = ("chosen_ids", "rejected_ids")
-    return [(p["prompt_ids"], p[side]) for p in rows["pairs"] for side in sides]
+def dialogues_of(rows: dict[str, Any]) -> list[Row]:
+    """What a step of SFT reads."""
+    split = [(r["input_ids"], r["labels"].count(-100)) for r in rows["sft"]]
+    return [(ids[:n], ids[n:]) for ids, n in split]
+
+
+def pairs_of(rows: dict[str, Any]) -> list[tuple[Row, Row]]:
+    """What a step of the other stages reads: the prompt with its chosen and its rejected answer."""
+    return [
+        ((p["prompt_ids"], p["chosen_ids"]), (p["prompt_ids"], p["rejected_ids"]))
+        for p in rows["pairs"]
+    ]
 
 
 def tokens_of(folder: Path, stage: str) -> int:
-    """Tokens that a step reads, without padding."""
+    """Tokens that a step reads, without padding; in GRPO with those that it writes, if no answer
+    ends early."""
+    if stage == "grpo":
+        prompts = json.loads((folder / "prompts.json").read_text())
+        return GROUP * sum(len(prompt) + ANSWER for prompt in prompts)
     rows = json.loads((folder / "rows.json").read_text())
-    return sum(len(prompt) + len(answer) for prompt, answer in answered(rows, stage))
+    plain = stage in ("sft", "lora")
+    read = dialogues_of(rows) if plain else [row for pair in pairs_of(rows) for row in pair]
+    return sum(len(prompt) + len(answer) for prompt, answer in read)

@@ -18,6 +18,8 @@ from transformers import (  # pyrefly: ignore[missing-import]
 from trl import (  # pyrefly: ignore[missing-import]
     DPOConfig,
     DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
     RewardConfig,
     RewardTrainer,
     SFTConfig,
@@ -32,8 +34,15 @@ class AsTheyAre(DPOTrainer):
         return dataset
 
 
+class AskedInIds(GRPOTrainer):
+    """A prompt is its token ids, as JSON."""
+
+    def _tokenize_prompts(self, prompts):
+        return [json.loads(prompt) for prompt in prompts], None, {}
+
+
 def steps(folder: Path, stage: str) -> Iterator[float]:
-    """The loss of the first step, then seconds of one step after another."""
+    """The loss of the first step (0 in GRPO), then seconds of one step after another."""
     trainer = prepared(folder, stage)
     loader = trainer.get_train_dataloader()
     trainer.create_optimizer()
@@ -42,17 +51,23 @@ def steps(folder: Path, stage: str) -> Iterator[float]:
 
     def step() -> float:
         (batch,) = loader
-        loss = trainer.training_step(trainer.model, batch)
+        loss = trainer.training_step(trainer.model, batch, None)
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         return float(loss)
 
-    yield step()
+    loss = step()
+    yield 0.0 if stage == "grpo" else loss
     while True:
         begin = time.perf_counter()
         step()
         yield time.perf_counter() - begin
+
+
+def length(completions: list[str], **_: Any) -> list[float]:
+    """A reward: letters of each answer."""
+    return [float(len(answer)) for answer in completions]
 
 
 def prepared(folder: Path, stage: str) -> Any:
@@ -80,6 +95,17 @@ def prepared(folder: Path, stage: str) -> Any:
         return SFTTrainer(
             policy, config, train_dataset=Dataset.from_list(rows["sft"]), processing_class=tokenizer
         )
+    if stage == "grpo":
+        asked = json.loads((folder / "prompts.json").read_text())
+        config = GRPOConfig(
+            per_device_train_batch_size=case.ASKED * case.GROUP, num_generations=case.GROUP,
+            max_completion_length=case.ANSWER, beta=0.0, temperature=1.0, steps_per_generation=1,
+            **{k: v for k, v in plain.items() if k != "max_length"},
+        )  # fmt: skip
+        return AskedInIds(
+            model("policy"), [length], config, processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": json.dumps(ids)} for ids in asked]),
+        )  # fmt: skip
     if stage == "reward":
         whole = [
             {side: p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids")}

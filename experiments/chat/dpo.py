@@ -26,6 +26,10 @@ CONFIG = DpoConfig(
     ),
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=10, weight_decay=0.0, eps=1e-8),
-    data=DataConfig(dataset="tales:4000", cache_dir=base.CACHE),
+    data=DataConfig(
+        # What the reward models of PPO learn from.
+        dataset="runs/chat/comparisons_2.jsonl=0.4,tales:4000=0.3,tales_safety:4000=0.3",
+        cache_dir=base.CACHE,
+    ),
     checkpoint=CheckpointConfig(every=40, keep=1),
 )
