@@ -1,5 +1,5 @@
 """Direct preference optimisation of `make chat`, from the result of rejection sampling as PPO and
-GRPO, on pairs of answers from the tales.
+GRPO, on the kinds of pairs that their reward models learn from.
 
 Command   llama-jax dpo experiments/chat/dpo.py
 Hardware  two CPU cores, a few minutes
