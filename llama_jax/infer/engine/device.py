@@ -5,6 +5,7 @@ compiled afterwards.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -88,8 +89,12 @@ class Device:
             stop_ids=np.full((B, STOPS), -1, np.int32),
         )
 
-    def warm_up(self, tell: Callable[[int, int, str], None]) -> None:
-        """Compile everything there is; `tell` hears which of how many programs comes next."""
+    def warm_up(self, tell: Callable[[int, int, str], None]) -> float:
+        """Compile everything there is; `tell` hears which of how many programs comes next.
+
+        Returns the seconds of the largest chunk and of draws of all rows, which are the longest
+        that the device will be silent.
+        """
         chunks, fewer = self.layout.chunks, self.layout.fewer_rows
         total = 2 * len(chunks) + len(fewer) + 3
         names = iter(range(1, total + 1))
@@ -117,6 +122,10 @@ class Device:
         ]
         for count in set(drawn) - set(self.row_counts):
             logger.info("draws of %d rows are rounded in another way here: not used", count)
+        begun = time.monotonic()
+        jax.block_until_ready(self._prefill(range(chunks[-1]), 0, chunks[-1], [], 0))
+        self._try(self.layout.rows)
+        return time.monotonic() - begun
 
     def _try(self, count: int) -> Any:
         """Tokens and scores that the program for `count` rows draws, each row in a page of its own.

@@ -103,9 +103,11 @@ class Engine:
         self.adapters = len(adapters)
         self.totals = Totals()
         self.beat = time.monotonic()
-        """When the last cycle ended."""
+        """When the thread that owns the device moved last."""
+        self.longest = 0.0
+        """The most seconds between two moves while there was work."""
         self.broken = False
-        """Whether the device failed twice: nothing works any more."""
+        """Whether the device failed twice, or the thread ended: nothing works any more."""
         self.compiled: programs.CompileCounter | None = None
         """Counts what is compiled after the warm-up."""
         self.scheduler = Scheduler(layout)
@@ -196,7 +198,7 @@ class Engine:
 
     def warm_up(self, tell: Callable[[int, int, str], None] = lambda *_: None) -> None:
         """Compile everything there is; `tell` hears which of how many programs comes next."""
-        self._device.warm_up(tell)
+        self.longest = self._device.warm_up(tell)
         if self.draft_model is not None:
             self.draft_model.warm_up(tell)
         self.compiled = programs.CompileCounter()
@@ -204,13 +206,17 @@ class Engine:
 
     def step(self) -> None:
         """One cycle."""
-        self._read_inbox()
-        plan = self.scheduler.plan()
+        self.beat = time.monotonic()
         try:
+            self._read_inbox()
+            plan = self.scheduler.plan()
+            with self._wake:
+                self._queued -= len(plan.admitted)
             for sequence in plan.admitted:
                 self._admit(self._tickets[sequence])
             for chunk in plan.chunks:
                 self._prefill(chunk)
+                self._moved()
             ready = [s for s in self.scheduler.running.values() if s.prefilled]
             for sequence in [s for s in ready if s.length >= s.limit]:
                 self._tell(self._tickets[sequence], [], [], "length")
@@ -219,17 +225,25 @@ class Engine:
                 self._draw(ready, self._steps() if plan.alone else 1)
         except Exception as error:
             self._fail(error)
-        self.beat = time.monotonic()
+        self._moved()
+
+    def _moved(self) -> None:
+        now = time.monotonic()
+        self.beat, self.longest = now, max(self.longest, now - self.beat)
 
     def _run(self) -> None:
-        while not self.broken:
-            with self._wake:
-                while self.idle and not self._ending:
-                    self._wake.wait(1.0)
-                    self.beat = time.monotonic()
-                if self._ending:
-                    return
-            self.step()
+        try:
+            while not self.broken:
+                with self._wake:
+                    while self.idle and not self._ending:
+                        self._wake.wait(1.0)
+                        self.beat = time.monotonic()
+                    if self._ending:
+                        return
+                self.step()
+        finally:
+            # Whatever ended it: who watches must see that nothing will move again.
+            self.broken = self.broken or not self._ending
 
     def _read_inbox(self) -> None:
         while self._inbox:
@@ -241,8 +255,6 @@ class Engine:
                 self._tell(ticket, [], [], "cancelled")
 
     def _admit(self, ticket: Ticket) -> None:
-        with self._wake:
-            self._queued -= 1
         ticket.begun = time.monotonic()
         sequence = ticket.sequence
         assert sequence.row is not None

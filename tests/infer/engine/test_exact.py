@@ -112,6 +112,16 @@ def drawn_request(setting, presence_penalty, **rest):
 def test_a_request_is_bit_equal_alone_and_among_others(engine, examples):
     """Arrivals at any moment, neighbours of any kind, prefixes that are known or not, cancelled
     neighbours: identifiers, log-probabilities and their order are those of the lone request."""
+    require_equal_bits(engine, examples)
+
+
+@pytest.mark.parametrize("examples", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_request_is_bit_equal_with_weights_of_fewer_bits(rounded, examples):
+    require_equal_bits(rounded, examples)
+
+
+def require_equal_bits(engine, examples):
+    """See `test_a_request_is_bit_equal_alone_and_among_others`."""
 
     @given(st.lists(REQUESTS, min_size=2, max_size=8), st.randoms(use_true_random=False))
     @settings(deadline=None, max_examples=examples)
@@ -230,21 +240,3 @@ def test_a_sequence_that_the_cache_cannot_hold_is_refused():
     small = Engine(prepare(params_of(SMALL), SMALL), config=SMALL, layout=layout)
     with pytest.raises(InputError, match="takes 4 pages and the cache has 3"):
         small.submit([request([1, 2], 12)], Heard())
-
-
-def test_after_a_failure_of_the_device_the_waiting_go_on(engine, monkeypatch):
-    wanted = request(range(1, 12), 6)
-    expected = alone(engine, wanted)
-    heard = Heard()
-    tickets = [engine.submit([wanted], heard)[0] for _ in range(4)]
-    engine.step()
-    with monkeypatch.context() as patch:
-        patch.setattr("llama_jax.infer.engine.programs.draw_steps", lambda *_, **__: 1 / 0)
-        engine.step()
-    assert not engine.broken
-    while not engine.idle:
-        engine.step()
-    finishes = [heard.result(t)[3] for t in tickets]
-    assert finishes == ["failed"] * 3 + ["length"]
-    assert heard.result(tickets[3]) == expected
-    engine._failed_at = -float("inf")
