@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 from llama_jax.config import InputError
-from llama_jax.convert import hf_files
+from llama_jax.convert import hf_files, native
 from llama_jax.runtime.files import open_file, read_json, shown
 
 _FILES = {".gguf", ".bin"}
@@ -37,7 +37,22 @@ def _folder(path: Path) -> str:
         return f"{path} has weights and no config.json: download all files of the model"
     if any(path.glob("consolidated.*.pth")):
         return f"{path} has weights and no params.json: download all files of the model"
-    return ""
+    return _runs(path)
+
+
+def _runs(path: Path) -> str:
+    """A folder of runs, as `make chat` writes one."""
+    inside = [f for f in path.iterdir() if f.is_dir()]
+    found = [f for f in inside if native.is_format(f) or (f / "round_1").is_dir()]
+    if not found:
+        return ""
+    names = [run.name for run in sorted(found)]
+    newest = max(found, key=lambda run: run.stat().st_mtime)
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return (
+        f"{path} is no model but a folder with {', '.join(names[:12])}{more}: name one of them, "
+        f"such as {newest}"
+    )
 
 
 def _file(path: Path) -> str:

@@ -59,6 +59,24 @@ def test_folders(tmp_path, case):
         api.open_source(tmp_path)
 
 
+def test_a_folder_of_runs(tmp_path):
+    """As `make chat` leaves one: a tokenizer, runs, and other folders."""
+    (tmp_path / "tokenizer.model").write_text("x")
+    for n, inside in enumerate(("base/checkpoints", "rejection/round_1", "gatt/params", "data/a")):
+        (tmp_path / inside).mkdir(parents=True)
+        os.utime(tmp_path / inside.partition("/")[0], (n, n))
+    with pytest.raises(InputError) as caught:
+        api.open_source(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is no model but a folder with base, gatt, rejection: name one of them, such "
+        f"as {tmp_path / 'gatt'}"
+    )
+    for n in range(20):
+        (tmp_path / f"run{n:02}" / "params").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run08 and 11 more: name one of them, such as"):
+        api.open_source(tmp_path)
+
+
 def test_any_archive_by_its_content(tmp_path):
     with zipfile.ZipFile(tmp_path / "model", "w") as archive:
         archive.writestr("a", "b")
