@@ -6,7 +6,7 @@ import math
 import pytest
 from selenium.webdriver import Keys
 
-from tests.serve.server import wait_until
+from tests.serve.server import CONTEXT, wait_until
 
 
 def test_a_message_gets_its_answer_and_nothing_goes_wrong(browser, server):
@@ -208,3 +208,46 @@ def test_two_models_stand_side_by_side(browser, large):
     browser.ask("And then?")
     assert [body["model"] for body in browser.bodies()] == ["poems"]
     assert browser.texts("article:last-child h2") == ["poems"]
+
+
+@pytest.mark.slow
+def test_a_conversation_that_outgrows_the_context_goes_on_without_its_oldest_turns(browser, server):
+    """Which the page keeps and says, as `llama-jax chat` does."""
+    browser.open(server)
+    browser.set(max_tokens="16", seed="3")
+    asked = ["tell me", "a story", "of a cat", "and a dog", "in a park"]
+    for text in asked:
+        answer = browser.ask(text)
+        assert browser.all(".failed") == []
+    body = browser.bodies()[-1]
+    seen = [m["content"] for m in body["messages"]]
+    whole = browser.said()
+    assert whole[::2] == asked
+    assert seen == whole[-len(seen) - 1 : -1]
+    left = (len(whole) - 1 - len(seen)) // 2
+    assert left > 0
+    turns = "turn" if left == 1 else "turns"
+    note = browser.text("article.assistant:last-child footer")
+    assert f"the model no longer sees the {'' if left == 1 else f'{left} '}oldest {turns}" in note
+    assert answer == said(server, body)
+    # No more than what must be left out, so that half of the context stays for an answer.
+    roles = ("user", "assistant") * left
+    longer = zip((*roles, "user"), whole[2 * left - 2 : -1], strict=False)
+    messages = [{"role": role, "content": text} for role, text in longer]
+    count = server.post("/tokenize", messages=messages)["count"]
+    assert count + 16 > CONTEXT
+    assert all("400" in one for one in browser.failed_loads())
+
+
+@pytest.mark.slow
+def test_an_answer_gets_what_a_long_message_leaves_of_the_context(browser, server):
+    browser.open(server)
+    browser.set(max_tokens="60", seed="3")
+    browser.ask("tell me a story of a cat and a dog")
+    first, measured, last = browser.bodies()
+    count = server.post("/tokenize", messages=measured["messages"])["count"]
+    assert (first["max_tokens"], last["max_tokens"]) == (60, CONTEXT - count)
+    assert first["messages"] == last["messages"]
+    assert browser.said()[-1] == said(server, last)
+    assert "no longer sees" not in browser.text("article.assistant footer")
+    assert all("400" in one for one in browser.failed_loads())

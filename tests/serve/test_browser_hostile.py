@@ -101,7 +101,8 @@ def test_a_message_of_10_000_characters(browser, large, server):
     browser.run("document.getElementById('box').value = arguments[0]", "w" * 10_000)
     browser.one("#box").send_keys(Keys.ENTER)
     browser.wait(lambda: browser.all(".failed"))
-    assert "maximum context length is 64 tokens" in browser.text(".failed")
+    said = browser.text(".failed")
+    assert "and an answer of up to 4 are more than the context of 64: shorten the message" in said
     assert not wider_than_the_log(browser)
     assert all("400" in one for one in browser.failed_loads())
     answer = browser.ask("hi")

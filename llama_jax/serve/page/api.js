@@ -27,6 +27,53 @@ function wanted() {
   return ["v1/chat/completions", body];
 }
 
+// The answer to what was asked, and what was asked in the end: where a conversation does not fit the
+// context, the model does not see its oldest turns, as with `llama-jax chat`.
+async function askToAnswer(path, body, signal) {
+  let response = await ask(path, body, signal);
+  if (response.ok) return { response, body, dropped: 0 };
+  let { error } = await response.json();
+  if (error.code === "context_length_exceeded" && body.messages) {
+    const shorter = await fitted(body, error.n_ctx, signal);
+    if (shorter) {
+      response = await ask(path, shorter.body, signal);
+      if (response.ok) return { response, ...shorter };
+      ({ error } = await response.json());
+    }
+  }
+  if (error.code !== "context_length_exceeded") throw new Error(error.message);
+  throw new Error(
+    `${error.n_prompt_tokens} tokens and an answer of up to ${body.max_tokens ?? 1} are more than `
+    + `the context of ${error.n_ctx}: shorten `
+    + (body.messages ? "the message or the system text." : "the text or the answer."),
+  );
+}
+
+// What to ask so that the answer has room, half of the context unless it may take less; null if
+// the last message alone does not leave any.
+async function fitted(body, context, signal) {
+  const system = body.messages.filter((message) => message.role === "system");
+  const said = body.messages.slice(system.length);
+  const without = (turns) => [...system, ...said.slice(2 * turns)];
+  const tokens = async (turns) => {
+    const response = await ask("tokenize", { messages: without(turns) }, signal);
+    const found = await response.json();
+    if (!response.ok) throw new Error(found.error.message);
+    return found.count;
+  };
+  const room = Math.min(body.max_tokens ?? context, Math.floor(context / 2));
+  let [dropped, most] = [0, (said.length - 1) / 2];
+  while (dropped < most) {
+    const middle = Math.floor((dropped + most) / 2);
+    if (await tokens(middle) + room <= context) most = middle;
+    else dropped = middle + 1;
+  }
+  const rest = context - await tokens(dropped);
+  if (rest < 1) return null;
+  const max_tokens = Math.min(body.max_tokens ?? rest, rest);
+  return { dropped, body: { ...body, messages: without(dropped), max_tokens } };
+}
+
 let asking = null; // the key is asked for once, however many requests need it
 
 async function ask(path, body, signal) {

@@ -223,8 +223,7 @@ async function draw(message, node, path, body, signal, seen, spoken) {
   let unsaid = "";
   const decoder = new TextDecoder(); // of the bytes of tokens, which may be parts of a character
   try {
-    const response = await ask(path, body, signal);
-    if (!response.ok) throw new Error((await response.json()).error.message);
+    const { response, dropped } = await askToAnswer(path, body, signal);
     for await (const event of events(response)) {
       usage = event.usage || usage;
       for (const choice of event.choices) {
@@ -248,6 +247,11 @@ async function draw(message, node, path, body, signal, seen, spoken) {
       message.note += `, ${usage.completion_tokens} tokens, `
         + `${(usage.completion_tokens / seconds).toFixed(1)} a second, `
         + `${usage.total_tokens} of ${context} in the context`;
+    }
+    if (dropped) {
+      message.note += dropped === 1
+        ? ", the model no longer sees the oldest turn"
+        : `, the model no longer sees the ${dropped} oldest turns`;
     }
     if (reason === "length") message.note += ", cut at the limit";
     if (!message.content) message.failed = "The model said nothing.";
