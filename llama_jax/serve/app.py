@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from llama_jax.config import InputError
+from llama_jax.data.chat import JINJA
 from llama_jax.runtime.files import shown
 from llama_jax.serve import job as jobs
 from llama_jax.serve.errors import ApiError, invalid
@@ -305,7 +306,7 @@ class Api:
                 "bos_token": tokenizer.piece(tokenizer.bos_id),
                 "eos_token": tokenizer.piece(tokenizer.eos_id),
                 "pad_token": None,
-                "chat_template": None,
+                "chat_template": JINJA,
             }
         )
 

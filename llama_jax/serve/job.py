@@ -21,13 +21,21 @@ MAX_N, MAX_PROMPTS, MAX_LOGPROBS = 8, 128, 20
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_BIASES = 16, 256, 8, 1024
 DEFAULT_MAX_TOKENS = 16
 _LEAST_TOP_P = 1e-9  # 0 means the most probable token alone
-# Fields of the API that this server does not have, and the value at which they ask for nothing.
+# Fields of OpenAI's API, and of servers that extend it, which would change an answer and which this
+# server does not have; and the values at which they ask for nothing.
 _ABSENT: dict[str, tuple[Any, ...]] = {
     "suffix": ("",), "tools": ([],), "tool_choice": ("none",), "functions": ([],),
     "function_call": ("none",), "audio": (), "modalities": (["text"],), "prediction": (),
     "web_search_options": (), "min_p": (0, 0.0), "repetition_penalty": (1, 1.0), "min_tokens": (0,),
     "prompt_logprobs": (), "truncate_prompt_tokens": (), "logprob_token_ids": ([],),
-    "guided_json": (), "chat_template": (),
+    "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+    "structured_outputs": (), "json_schema": (), "grammar": ("",), "bad_words": ([],),
+    "allowed_token_ids": (), "use_beam_search": (False,), "length_penalty": (1, 1.0),
+    "include_stop_str_in_output": (False,), "skip_special_tokens": (True,), "chat_template": (),
+    "chat_template_kwargs": ({},), "continue_final_message": (False,),
+    "add_generation_prompt": (True,), "prompt_embeds": (), "typical_p": (1, 1.0),
+    "repeat_penalty": (1, 1.0), "mirostat": (0,), "xtc_probability": (0, 0.0),
+    "dry_multiplier": (0, 0.0), "n_predict": (), "n_probs": (0,),
 }  # fmt: skip
 
 
@@ -67,9 +75,13 @@ class Job:
     """Its name in the request."""
     prompts: list[list[int]]
     requests: list[list[Request]]
-    """Of each prompt, n of them."""
+    """Of each prompt, `best_of` of them."""
     texts: list[str | None]
     """Of each prompt, where it came as text."""
+    n: int
+    """Answers to each prompt that are told."""
+    best_of: int
+    """Answers that are drawn for them: the most probable ones are told."""
     stops: list[str]
     stream: bool
     include_usage: bool
@@ -225,15 +237,16 @@ def _job(
     _refuse_absent(fields)
     name = named_model(fields, model)
     n = fields.whole("n", 1, 1, MAX_N)
-    if fields.whole("best_of", n, 1, MAX_N) != n:
-        raise unsupported("best_of", f"must be as n, {n}: all answers are given")
+    best_of = fields.whole("best_of", n, n, MAX_N)
     stream = fields.flag("stream")
+    if stream and best_of > n:
+        raise invalid("best_of", f"must be as n, {n}, with stream: the best is known at the end")
     options = fields.object("stream_options")
     if options.values and not stream:
         raise invalid("stream_options", "needs stream to be true")
     stop_ids = _stop_ids(fields, model)
     seed = fields.whole("seed", None, -(2**63), 2**63 - 1)
-    seed = secrets.randbits(32) if seed is None else (seed ^ (seed >> 32)) & 0xFFFFFFFF
+    seed = secrets.randbits(32) if seed is None else _in_32_bits(seed)
     fields.text("user", None, 256)
     salt = fields.text("cache_salt", None, 1024)
     if salt is not None:
@@ -259,11 +272,11 @@ def _job(
                     **penalties,
                     bias=bias,
                     grammar=grammar,
-                    scored=logprobs is not None,
+                    scored=logprobs is not None or best_of > n,
                     prompt_scored=echo and logprobs is not None and sample == 0,
                     scope=scope,
                 )
-                for sample in range(n)
+                for sample in range(best_of)
             ]
         )
     return Job(
@@ -272,6 +285,8 @@ def _job(
         prompts=prompts,
         requests=requests,
         texts=texts,
+        n=n,
+        best_of=best_of,
         stops=fields.texts("stop", count=MAX_STOPS, most=MAX_STOP_CHARACTERS),
         stream=stream,
         include_usage=options.flag("include_usage"),
@@ -279,6 +294,14 @@ def _job(
         logprobs=logprobs,
         tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
     )
+
+
+def _in_32_bits(seed: int) -> int:
+    """A seed of 64 bits as one of the engine's; what is one already stays as it is."""
+    if 0 <= seed < 2**32:
+        return seed
+    digest = hashlib.sha256(seed.to_bytes(8, "little", signed=True)).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 def _refuse_absent(fields: Fields) -> None:

@@ -30,7 +30,7 @@ def document(served: Served, settings: Settings) -> Schema:
         "paths": _paths(served),
         "components": {
             "schemas": {
-                **_requests(served),
+                **_requests(served, settings),
                 **_answers(),
                 "Error": _record(
                     error=_record(
@@ -101,17 +101,16 @@ def _operation(
     return operation
 
 
-def _requests(served: Served) -> Schema:
+def _requests(served: Served, settings: Settings) -> Schema:
     token = {**_WHOLE, "minimum": 0, "maximum": served.vocab_size - 1}
     ids = {"type": "array", "items": token, "minItems": 1}
     messages = _list(_message(), least=1)
     common = _common(served, token)
+    most = min(job.MAX_PROMPTS, settings.queue)
     return {
         "CompletionRequest": _body(
             {
-                "prompt": {
-                    "anyOf": [_TEXT, ids, _list({"anyOf": [_TEXT, ids]}, 1, job.MAX_PROMPTS)]
-                },
+                "prompt": {"anyOf": [_TEXT, ids, _list({"anyOf": [_TEXT, ids]}, 1, most)]},
                 "logprobs": _whole(0, job.MAX_LOGPROBS),
                 "echo": _FLAG,
                 "add_special_tokens": _FLAG,
@@ -156,6 +155,7 @@ def _common(served: Served, token: Schema) -> Schema:
     return {
         "model": {"enum": [*served.names]},
         "n": _whole(1, job.MAX_N),
+        "best_of": _whole(1, job.MAX_N),
         "temperature": _number(0, 2),
         "top_p": _number(0, 1),
         "top_k": _whole(-1, 2**31 - 1),
@@ -229,7 +229,9 @@ def _answers() -> Schema:
         "Model": model,
         "Tokenize": _record(count=_COUNT, max_model_len=_COUNT, tokens=_list(_COUNT)),
         "Detokenize": _record(prompt=_TEXT),
-        "TokenizerInfo": _record(tokenizer_class=_TEXT, bos_token=_TEXT, eos_token=_TEXT),
+        "TokenizerInfo": _record(
+            tokenizer_class=_TEXT, bos_token=_TEXT, eos_token=_TEXT, chat_template=_TEXT
+        ),
         "Health": _record(status=_TEXT),
         "Ready": _record(status=_TEXT),
         "Metrics": _TEXT,

@@ -35,19 +35,35 @@ class Delta:
     finish: str | None = None
 
 
+@dataclass
+class Prompt:
+    """What all answers to one prompt have in common."""
+
+    ids: list[int]
+    text: str | None
+    """None where it came as ids."""
+    scores: list[Score] = field(default_factory=list)
+    """Of its tokens but the first, where they are wanted: they come with the first answer, before
+    any other answer begins, since the others wait until it has computed the prompt."""
+
+
 class Choice:
     """One answer while it is drawn."""
 
-    def __init__(self, job: Job, tokenizer: Tokenizer, prompt: int, index: int):
-        self.job, self.tokenizer, self.index = job, tokenizer, index
-        self.ids = job.prompts[prompt]
+    def __init__(self, job: Job, tokenizer: Tokenizer, prompt: Prompt, index: int):
+        self.job, self.tokenizer, self.prompt, self.index = job, tokenizer, prompt, index
         self.tokens = 0
         """Drawn, the end of text included."""
         self.finish: str | None = None
-        self.text = TextStream(tokenizer, self.ids, job.stops, trimmed=job.chat)
-        self._echoed = job.texts[prompt] if job.echo else None
+        self.text = TextStream(tokenizer, prompt.ids, job.stops, trimmed=job.chat)
+        self._logp = 0.0
         self._before = 0
         self._begun = False
+
+    @property
+    def mean_logp(self) -> float:
+        """Log-probability of a drawn token, on average."""
+        return self._logp / max(self.tokens, 1)
 
     def take(self, piece: Piece) -> Delta:
         """The news of a piece. A stop string ends the choice, which the engine does not know."""
@@ -59,6 +75,8 @@ class Choice:
         for n, token in enumerate(piece.tokens):
             offset = self._before + self.text.characters
             self.tokens += 1
+            if piece.scores:
+                self._logp += piece.scores[n].logp
             last = piece.finish == "stop" and n == len(piece.tokens) - 1 and token in ends
             if not last:
                 delta.text += self.text.push([token])
@@ -76,14 +94,15 @@ class Choice:
         """The prompt before its answer, where it is to be echoed."""
         if not self.job.echo:
             return
-        decode = self.tokenizer.decoder()
-        scores = [None, *piece.prompt_scores]
-        text = ""
-        for token, score in zip(self.ids, scores, strict=False):
-            delta.entries.append(Entry(token, score, len(text)))
-            text += decode([token])
-        text = self.tokenizer.decode(self.ids) if self._echoed is None else self._echoed
-        delta.text, self._before = text, len(text)
+        prompt = self.prompt
+        if self.job.logprobs is not None:
+            prompt.scores += piece.prompt_scores
+            decode, text = self.tokenizer.decoder(), ""
+            for token, score in zip(prompt.ids, [None, *prompt.scores], strict=True):
+                delta.entries.append(Entry(token, score, len(text)))
+                text += decode([token])
+        delta.text = self.tokenizer.decode(prompt.ids) if prompt.text is None else prompt.text
+        self._before = len(delta.text)
 
 
 class Reply:
@@ -95,10 +114,10 @@ class Reply:
         self.id = ("chatcmpl-" if job.chat else "cmpl-") + secrets.token_hex(12)
         self._head = {"id": self.id, "object": kind, "created": int(time.time()), "model": model}
         self._chunk = {**self._head, "object": "chat.completion.chunk"} if job.chat else self._head
-        n = len(job.requests[0])
-        self.choices = [
-            Choice(job, tokenizer, p, p * n + j) for p in range(len(job.prompts)) for j in range(n)
-        ]
+        prompts = [Prompt(*given) for given in zip(job.prompts, job.texts, strict=True)]
+        drawn = [prompt for prompt in prompts for _ in range(job.best_of)]
+        self.choices = [Choice(job, tokenizer, prompt, n) for n, prompt in enumerate(drawn)]
+        """`best_of` of each prompt."""
         self.cached = 0
         """Tokens of prompts that were not computed again."""
 
@@ -117,14 +136,24 @@ class Reply:
     def whole(self, deltas: Sequence[Delta]) -> dict[str, Any]:
         """The answer of a request that does not stream, from the whole of each choice."""
         choices = []
-        for choice, delta in zip(self.choices, deltas, strict=True):
-            body = {"index": choice.index, "logprobs": self._logprobs(delta)}
+        for index, choice in enumerate(self._given()):
+            delta = deltas[choice.index]
+            body = {"index": index, "logprobs": self._logprobs(delta)}
             if self.job.chat:
                 message = {"role": "assistant", "content": delta.text, "refusal": None}
                 choices.append({**body, "message": message, "finish_reason": delta.finish})
             else:
                 choices.append({**body, "text": delta.text, "finish_reason": delta.finish})
         return {**self._head, "choices": choices, "usage": self.usage}
+
+    def _given(self) -> list[Choice]:
+        """Those that are told: all, or the best n of each prompt, the best first."""
+        n, most = self.job.n, self.job.best_of
+        if n == most:
+            return self.choices
+        groups = [self.choices[at : at + most] for at in range(0, len(self.choices), most)]
+        ranked = [sorted(group, key=lambda choice: -choice.mean_logp) for group in groups]
+        return [choice for group in ranked for choice in group[:n]]
 
     def first(self, choice: Choice) -> dict[str, Any] | None:
         """The chunk that comes before all others of a choice."""

@@ -19,7 +19,7 @@ from llama_jax.serve.replies import Choice, Delta, Reply
 from llama_jax.serve.settings import Settings
 
 STALLED_SECONDS = 10.0
-"""A device that says nothing for so long, or for five of its cycles, is not healthy."""
+"""A device that says nothing for so long, and for five of its longest cycles, is not healthy."""
 UNAVAILABLE = "service_unavailable"
 News = tuple[Ticket, Piece]
 
@@ -56,7 +56,8 @@ class Service:
         engine = self.engine
         if engine is None:
             return True
-        return not engine.broken and time.monotonic() - engine.beat < STALLED_SECONDS
+        patience = max(STALLED_SECONDS, 5 * engine.longest)
+        return not engine.broken and time.monotonic() - engine.beat < patience
 
     @property
     def ready(self) -> bool:
@@ -127,7 +128,11 @@ class Service:
         """Tickets of all prompts' answers, or none."""
         answers, queue = sum(map(len, job.requests)), self.settings.queue
         if answers > queue:
-            raise invalid("n", f"and the prompts ask for {answers} answers; {queue} can wait here")
+            raise invalid(
+                "prompt" if job.best_of == 1 else "n" if job.best_of == job.n else "best_of",
+                f"asks for {answers} answers at once, and the queue of this server holds {queue}: "
+                "ask for fewer, or start the server with a larger --queue",
+            )
         try:
             return engine.submit([one for group in job.requests for one in group], listen)
         except Busy as error:
@@ -162,7 +167,7 @@ class Service:
 
     def _count(self, ticket: Ticket, choice: Choice, reply: Reply) -> None:
         self.metrics.finished[choice.finish or ""] += 1
-        self.metrics.observe("request_prompt_tokens", len(choice.ids))
+        self.metrics.observe("request_prompt_tokens", len(choice.prompt.ids))
         self.metrics.observe("request_generation_tokens", choice.tokens)
         if ticket.begun is not None:
             self.metrics.observe("request_queue_time_seconds", ticket.begun - ticket.taken)

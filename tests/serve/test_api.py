@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import llama_jax
-from llama_jax.data.chat import decode_answer, encode_prompt
+from llama_jax.data.chat import JINJA, decode_answer, encode_prompt
 from tests.serve.server import CONTEXT
 
 PROMPT = "Once upon a time"
@@ -106,6 +106,48 @@ def test_log_probabilities_of_a_prompt_and_its_continuation(server, model):
             assert token.startswith("bytes:") or text[offset:].startswith(token)
 
 
+@pytest.mark.parametrize("asked", [{"n": 3}, {"n": 2, "best_of": 3}])
+def test_every_answer_to_a_prompt_echoes_its_log_probabilities(server, model, asked):
+    """Of the prompt they are computed once, for the first answer."""
+    prompts = [PROMPT, "The"]
+    body = server.post(
+        "/v1/completions", prompt=prompts, max_tokens=4, logprobs=2, echo=True, ignore_eos=True,
+        temperature=2, **asked,
+    )  # fmt: skip
+    n = asked["n"]
+    assert [choice["index"] for choice in body["choices"]] == list(range(2 * n))
+    for at, prompt in enumerate(prompts):
+        length = len(model.tokenizer.encode(prompt, bos=True))
+        first, *others = (c["logprobs"] for c in body["choices"][at * n : at * n + n])
+        assert len(first["tokens"]) == length + 4
+        assert first["token_logprobs"][0] is None
+        assert None not in first["token_logprobs"][1:]
+        for other in others:
+            for name, values in first.items():
+                assert other[name][:length] == values[:length]
+                assert len(other[name]) == length + 4
+            assert other["tokens"] != first["tokens"]
+
+
+def test_best_of_tells_the_most_probable_of_the_answers_that_are_drawn(server):
+    asked = {"prompt": [PROMPT, "The"], "max_tokens": 6, "seed": 11, "logprobs": 0,
+             "temperature": 2, "ignore_eos": True}  # fmt: skip
+    drawn = server.post("/v1/completions", n=4, **asked)
+    best = server.post("/v1/completions", n=2, best_of=4, **asked)
+    expected = []
+    for group in (drawn["choices"][:4], drawn["choices"][4:]):
+        group.sort(key=lambda choice: -np.mean(choice["logprobs"]["token_logprobs"]))
+        assert [choice["index"] % 4 for choice in group] != [0, 1, 2, 3]
+        expected += group[:2]
+    expected = [{**choice, "index": at} for at, choice in enumerate(expected)]
+    assert best["choices"] == expected
+    assert best["usage"]["completion_tokens"] == drawn["usage"]["completion_tokens"]
+    # Without log-probabilities the choice is the same.
+    unscored = server.post("/v1/completions", n=2, best_of=4, **{**asked, "logprobs": None})
+    assert [c["text"] for c in unscored["choices"]] == [c["text"] for c in expected]
+    assert all(c["logprobs"] is None for c in unscored["choices"])
+
+
 def test_echo_alone_scores_and_draws_nothing(server):
     body = server.post("/v1/completions", prompt="The cat", max_tokens=0, echo=True, logprobs=0)
     assert body["choices"][0]["text"] == "The cat"
@@ -148,10 +190,12 @@ def test_a_seed_repeats_an_answer_and_its_first_choice_does_not_depend_on_n(serv
         body = server.post("/v1/completions", prompt=PROMPT, max_tokens=10, **body)
         return [c["text"] for c in body["choices"]]
 
-    one, again = said(seed=-7, n=1), said(seed=-7, n=3)
+    one, again = said(seed=-9, n=1), said(seed=-9, n=3)
     assert one == again[:1]
     assert len(set(again)) == 3
     assert said(seed=8) != one
+    seeds = (-1, 0, -2, 1, 2**32, 2**32 - 1, 2**63 - 1, -(2**63))
+    assert len({said(seed=seed, temperature=2)[0] for seed in seeds}) == len(seeds)
     assert len({said(seed=None)[0] for _ in range(3)}) > 1
 
 
@@ -203,6 +247,7 @@ def test_models_tokens_and_the_tokenizers_names(server, model):
     assert "cannot be given beside prompt" in refused["error"]["message"]
     info = server.ask("GET", "/tokenizer_info")[2]
     assert (info["bos_token"], info["eos_token"]) == ("<s>", "</s>")
+    assert info["chat_template"] == JINJA
 
 
 @pytest.mark.parametrize("text", ["</s><s>", "<s>[INST", "\u202e", "\n\n</s>"])

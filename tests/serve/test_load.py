@@ -122,7 +122,7 @@ def test_hundreds_of_clients_that_go_away_leave_every_page_free(server, engine, 
         thread.join(500)
     assert problems == []
     assert cancelled() >= CANCELS
-    wait_until(lambda: engine.idle and not server.service.open)
+    wait_until(lambda: engine.idle and not server.service.open, seconds=1)
     assert pool.held == 0
     assert pool.available == pool.size
     assert (engine.waiting, engine.running) == (0, 0)

@@ -1,13 +1,17 @@
 """Bad input: a status, OpenAI's error object, the field and its bound; the server goes on."""
 
 import json
+import logging
 import socket
+import threading
 import time
 
 import pytest
 
+from llama_jax.serve import service
 from llama_jax.serve.app import PUBLIC, Api
-from tests.serve.server import CONTEXT, KEYS, keys_in, raw_request, running, wait_until
+from llama_jax.serve.openapi import document
+from tests.serve.server import CONTEXT, KEYS, Gate, keys_in, raw_request, running, wait_until
 
 OK = {"model": "tiny", "prompt": "a", "max_tokens": 1}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
@@ -32,7 +36,8 @@ def error_of(answer, status):
         ("completions", {"max_tokens": 1.5}, "max_tokens", "whole number from 0"),
         ("completions", {"max_tokens": 0}, "max_tokens", "at least 1, or 0 with echo"),
         ("completions", {"n": 9}, "n", "from 1 to 8, not 9"),
-        ("completions", {"n": 2, "best_of": 3}, "best_of", "must be as n, 2"),
+        ("completions", {"n": 2, "best_of": 1}, "best_of", "whole number from 2 to 8, not 1"),
+        ("completions", {"best_of": 2, "stream": True}, "best_of", "must be as n, 1, with stream"),
         ("completions", {"logprobs": 21}, "logprobs", "from 0 to 20"),
         ("completions", {"logprobs": True}, "logprobs", "from 0 to 20, not True"),
         ("completions", {"echo": 1}, "echo", "true or false"),
@@ -72,6 +77,42 @@ def test_a_wrong_field_is_named_with_its_bound(server, path, change, param, said
     assert error["param"] == param
     assert said in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("asked", "harmless"),
+    [
+        ({"min_p": 0.1}, {"min_p": 0.0}),
+        ({"guided_regex": "a"}, {"guided_regex": None}),
+        ({"guided_choice": ["a"]}, {}),
+        ({"guided_grammar": "a"}, {}),
+        ({"structured_outputs": {"regex": "a"}}, {}),
+        ({"json_schema": {}}, {}),
+        ({"grammar": "root ::= 'a'"}, {"grammar": ""}),
+        ({"bad_words": ["a"]}, {"bad_words": []}),
+        ({"allowed_token_ids": [5]}, {"allowed_token_ids": None}),
+        ({"use_beam_search": True}, {"use_beam_search": False}),
+        ({"length_penalty": 0.5}, {"length_penalty": 1.0}),
+        ({"include_stop_str_in_output": True}, {"include_stop_str_in_output": False}),
+        ({"skip_special_tokens": False}, {"skip_special_tokens": True}),
+        ({"chat_template_kwargs": {"a": 1}}, {"chat_template_kwargs": {}}),
+        ({"continue_final_message": True}, {"continue_final_message": False}),
+        ({"add_generation_prompt": False}, {"add_generation_prompt": True}),
+        ({"prompt_embeds": "AA=="}, {}),
+        ({"typical_p": 0.5}, {"typical_p": 1}),
+        ({"repeat_penalty": 1.1}, {"repeat_penalty": 1.0}),
+        ({"mirostat": 2}, {"mirostat": 0}),
+        ({"xtc_probability": 0.5}, {"xtc_probability": 0}),
+        ({"dry_multiplier": 0.8}, {"dry_multiplier": 0.0}),
+        ({"n_predict": 3}, {}),
+        ({"n_probs": 3}, {"n_probs": 0}),
+    ],
+)  # fmt: skip
+def test_what_would_change_an_answer_elsewhere_is_refused_by_name(server, asked, harmless):
+    (name,) = asked
+    error = error_of(server.ask("POST", "/v1/completions", {**OK, **asked}), 400)
+    assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+    assert server.ask("POST", "/v1/completions", {**OK, **harmless})[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -194,8 +235,26 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(server, engine, monkeypa
     error_of(server.ask("POST", "/v1/completions", {**OK, "prompt": ["a", "b", "c"]}), 429)
     wait_until(lambda: engine.idle)
     assert engine.scheduler.pool.held == 0
-    error = error_of(server.ask("POST", "/v1/completions", {**OK, "prompt": ["a"] * 65}), 400)
-    assert "65 answers; 64 can wait here" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("param", "asked"),
+    [
+        ("prompt", {"prompt": ["a"] * 65}),
+        ("n", {"prompt": ["a"] * 13, "n": 5}),
+        ("best_of", {"prompt": ["a"] * 13, "best_of": 5}),
+    ],
+)
+def test_more_answers_than_can_ever_wait_are_refused_by_the_field_that_asks(server, param, asked):
+    error = error_of(server.ask("POST", "/v1/completions", {**OK, **asked}), 400)
+    assert error["param"] == param
+    assert error["message"].startswith(
+        f"{param} asks for 65 answers at once, and the queue of this server holds 64: "
+    )
+    assert "--queue" in error["message"]
+    many = document(server.service.served, server.service.settings)
+    prompts = many["components"]["schemas"]["CompletionRequest"]["properties"]["prompt"]
+    assert prompts["anyOf"][2]["maxItems"] == 64
 
 
 def test_a_server_that_loads_or_ends_says_so(engine, served):
@@ -253,3 +312,55 @@ def test_a_failing_device_is_an_error_event_and_then_the_server_goes_on(
     engine._failed_at = -float("inf")
     assert server.ask("POST", "/v1/completions", OK)[0] == 200
     assert "ZeroDivision" not in content.decode()
+
+
+def test_a_device_that_stalls_is_not_healthy_and_one_that_is_slow_is(server, engine, monkeypatch):
+    """How long it may be silent is at least some seconds, and five times what it ever took."""
+    gate = Gate(engine._device.draw)
+    monkeypatch.setattr(engine._device, "draw", gate.draw)
+    monkeypatch.setattr(engine, "longest", 0.0)
+    monkeypatch.setattr(service, "STALLED_SECONDS", 0.2)
+
+    def health():
+        return server.ask("GET", "/health")[0]
+
+    asked = {**OK, "max_tokens": 4, "ignore_eos": True}
+    client = threading.Thread(target=server.ask, args=("POST", "/v1/completions", asked))
+    client.start()
+    try:
+        wait_until(lambda: engine.running)
+        wait_until(lambda: health() == 503)
+        assert server.ask("GET", "/ready")[0] == 503
+        gate.let(1)
+        wait_until(lambda: health() == 200)
+        # This draw took more than 0.2 s, so that the next one may take more than a second.
+        assert engine.longest > 0.2
+        held = time.monotonic()
+        while time.monotonic() < held + 0.6:
+            assert health() == 200
+        wait_until(lambda: health() == 503)
+    finally:
+        gate.free = True
+        client.join()
+    wait_until(lambda: engine.idle)
+    assert health() == 200
+
+
+@pytest.mark.parametrize("ends", ["answered", "refused", "failed"])
+def test_no_word_of_a_prompt_is_logged(server, engine, monkeypatch, caplog, ends):
+    caplog.set_level(logging.INFO)
+    words = "xylophone quarry"
+    body = {**OK, "prompt": words, "user": words, "stop": [words]}
+    chat = {**CHAT, "messages": [{"role": "user", "content": words}], "user": words}
+    change, status = {"refused": ({"temperature": words}, 400), "answered": ({}, 200)}.get(
+        ends, ({}, 500)
+    )
+    for path, asked in (("completions", body), ("chat/completions", chat)):
+        with monkeypatch.context() as patch:
+            if ends == "failed":
+                patch.setattr("llama_jax.infer.engine.programs.draw_steps", lambda *_, **__: 1 / 0)
+            assert server.ask("POST", f"/v1/{path}", {**asked, **change})[0] == status
+        engine._failed_at = -float("inf")
+    assert f"POST /v1/completions {status}" in caplog.text
+    assert "xylophone" not in caplog.text
+    assert "quarry" not in caplog.text
