@@ -11,12 +11,12 @@ from llama_jax.config_align import GattConfig
 CONFIG = GattConfig(
     workdir="runs/chat/gatt",
     init_from="runs/chat/ppo",
-    dialogues=288,
+    dialogues=384,
     turns=20,
     context_turns=4,
     max_new_tokens=40,
     temperature=0.7,
-    steps=240,
+    steps=320,
     batch_size=4,
     seq_len=1024,
     log_every=20,
@@ -24,5 +24,5 @@ CONFIG = GattConfig(
     model=base.CONFIG.model,
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, eps=1e-8),
     data=DataConfig(dataset="tales", cache_dir=base.CACHE),
-    checkpoint=CheckpointConfig(every=120, keep=1),
+    checkpoint=CheckpointConfig(every=160, keep=1),
 )
