@@ -1,4 +1,4 @@
-"""Adapters of a run or of PEFT: beside their base, merged into it, or as a folder of PEFT."""
+"""Opens LoRA adapters, ours or PEFT's: beside the base, merged into it, or exported as PEFT."""
 
 import dataclasses
 import logging

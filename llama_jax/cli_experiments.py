@@ -1,4 +1,4 @@
-"""`llama-jax experiments` and `llama-jax new`: what there is to run, and a file to start from."""
+"""`llama-jax experiments` and `llama-jax new`: list the shipped experiments, write one to edit."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`llama-jax verify`, `convert` and `quantize`: models as files."""
+"""`llama-jax verify`, `convert` and `quantize`: commands on model files."""
 
 import argparse
 from collections.abc import Callable

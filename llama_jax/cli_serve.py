@@ -1,4 +1,4 @@
-"""`llama-jax serve`: its options, and the settings that they make."""
+"""Options of `llama-jax serve`, and the server settings that they make."""
 
 import argparse
 import os

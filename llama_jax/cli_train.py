@@ -1,4 +1,4 @@
-"""The training commands: an experiment file, hosts, one stage of training, a summary."""
+"""The training commands: load an experiment, join hosts, run one stage, print a summary."""
 
 import argparse
 import contextlib

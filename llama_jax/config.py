@@ -1,4 +1,4 @@
-"""Every setting of an experiment, as frozen dataclasses that refuse impossible values.
+"""Every setting of an experiment, as frozen dataclasses that reject invalid values.
 
 An experiment is a Python file with `CONFIG = TrainConfig(...)`: values, no logic, derived from
 another with `dataclasses.replace(PARENT.CONFIG, ...)`. `experiment.load_experiment` reads one and

@@ -1,4 +1,4 @@
-"""The settings of the alignment stages: experiments like those of pretraining, and a few more each.
+"""Settings of the alignment stages: those of pretraining, and a few more for each stage.
 
 An alignment experiment is a Python file with `CONFIG = SftConfig(...)`, or one of the other classes
 here. What they inherit from `TrainConfig` keeps its meaning; `data.dataset` names conversations.

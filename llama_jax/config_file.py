@@ -1,6 +1,6 @@
-"""config.json of a model folder and of a run folder: any config dataclass to JSON and back.
+"""config.json of model folders and run folders: any config dataclass to JSON and back.
 
-Reading checks every key and type, so that a damaged or foreign file is one line that names the key.
+Reading checks every key and type: a damaged or foreign file gives a one-line error with the key.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The settings of a model: its shape and numerics, adapters, and matrices in fewer bits."""
+"""Settings of a model: shape and numerics, LoRA adapters, quantisation."""
 
 import dataclasses
 import difflib

@@ -1,8 +1,8 @@
-"""What a user is told when something that they gave cannot be used."""
+"""`InputError`: invalid user input, reported in one line."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The command line prints it as one line, status 2."""
+    """Invalid user input: the command line prints it as one line and exits with status 2."""
 
 
 def require(condition: object, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Experiment files: those that come with the project, found by name; any of them, read and changed.
+"""Experiment files: finds the shipped ones by name, loads any of them, applies overrides.
 
 An experiment is a Python file with `CONFIG = TrainConfig(...)`. The shell names one by its path, or
 by its name where it comes with the project: `quickstart`, `chat/sft`, `tpu/llama2_7b`.

@@ -1,15 +1,15 @@
-"""A model as a StableHLO program beside its weights: it runs where this project is not installed.
+"""Exports a model as a StableHLO program with its weights; runs without this project.
 
     DST/  step.jax        jax.export: one token in, logits of the next one out; for CPUs and TPUs
           step.stablehlo  the same program in StableHLO's portable bytecode, for other compilers
           weights.npz     the arrays that it takes, in their order; bfloat16 as uint16
           tokenizer.model
           program.json    their types, the cache's shapes, the ids that begin and end a text
-          run.py          continues a text, and tells its speed on stderr; needs jax, numpy,
+          run.py          continues a text, and prints its speed to stderr; needs jax, numpy,
                           sentencepiece and flatbuffers
 
-Weights are arguments of the program and no constants in it: it stays small, and reads as they do.
-Quantised models keep their bits.
+Weights are arguments of the program, not constants in it, so it stays small. Quantised models stay
+quantised.
 """
 
 from dataclasses import dataclass, replace

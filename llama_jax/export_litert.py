@@ -1,13 +1,13 @@
-"""A model as one LiteRT file (.tflite): for phones and other small machines.
+"""Exports a model as one LiteRT file (.tflite), for phones and other small machines.
 
     DST/  model.tflite    weights, and one step: a token in, logits of the next one out
           tokenizer.model
           program.json    the cache's shapes, the ids that end a text
-          run.py          continues a text, and tells its speed on stderr; needs ai-edge-litert,
+          run.py          continues a text, and prints its speed to stderr; needs ai-edge-litert,
                           numpy and sentencepiece
 
 The converter reads StableHLO's bytecode, which holds weights as bytes and not as text. Keys and
-values go in and come out, so a step costs the same wherever it stands.
+values are inputs and outputs of the step, so it costs the same at every position.
 """
 
 from pathlib import Path

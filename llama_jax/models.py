@@ -1,4 +1,4 @@
-"""A model as its users hold it, read from any format: what every consumer of weights imports."""
+"""`load` and `Model`: a model read from any format, for every consumer of weights."""
 
 import os
 from collections.abc import Callable

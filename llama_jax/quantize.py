@@ -1,8 +1,8 @@
-"""Small weights: a model folder in int8 or int4, and what rounding cost.
+"""`llama-jax quantize`: int8 and int4 model folders, with a report of the quality loss.
 
-Perplexity says how much worse the model reads; the divergence from the model that it was, and how
-often both find the same token likeliest, say how much it changed. All three are measured on the
-same tokens (as llama.cpp's `perplexity` does with --kl-divergence).
+Perplexity tells how much worse the model predicts text. The KL divergence from the original model,
+and how often both have the same most likely token, tell how much it changed. All three are measured
+on the same tokens (as llama.cpp's `perplexity` does with --kl-divergence).
 """
 
 import contextlib

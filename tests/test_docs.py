@@ -1,5 +1,6 @@
 """The documentation site: its pages, links and claims, without the packages that build it."""
 
+import ast
 import posixpath
 import re
 import runpy
@@ -41,6 +42,14 @@ def test_every_module_is_in_the_reference_once(site):
     for name in named:
         stem = ROOT / name.replace(".", "/")
         assert stem.with_suffix(".py") in files or stem / "__init__.py" in files, name
+
+
+def test_no_module_is_titled_with_a_question_word():
+    question = re.compile(r"(What|Whom?|Whether|How|Which|Where)\b")
+    for path in (ROOT / "llama_jax").rglob("*.py"):
+        title = ast.get_docstring(ast.parse(path.read_text()))
+        assert title, f"{path} has no docstring"
+        assert not question.match(title), f"{path}: {title.splitlines()[0]}"
 
 
 def test_every_link_leads_to_a_page_of_the_site(site):

@@ -1,4 +1,4 @@
-"""From scores to advantages: the shaped reward of PPO, GAE, and the groups of GRPO."""
+"""Advantages from scores: the shaped reward and GAE of PPO, the group advantages of GRPO."""
 
 import jax
 import jax.numpy as jnp

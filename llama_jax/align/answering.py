@@ -1,4 +1,4 @@
-"""Answers of a model to many conversations at once, as text."""
+"""Samples a model's answers to many conversations at once, as text."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""The bank of rejection sampling: every answer that was drawn, its scores, and the winners.
+"""The bank of rejection sampling: stores every sampled answer, its scores and the winners.
 
 RUN/round_K/{samples.jsonl, scores.jsonl, winners.jsonl}. An answer is drawn once; it is scored
-again when the reward models change, since scores of different models mean nothing side by side.
+again when the reward models change, since scores of different models cannot be compared.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Context distillation of safety: learn without a preprompt what it made better (Llama 2, 4.2.4).
+"""Context distillation for safety: answer without a safety preprompt as with one (Llama 2, 4.2.4).
 
-Answers to adversarial prompts are drawn with a safety preprompt and without. Those that the safety
-reward model scores higher than the model's own are what the model is then trained to say.
+Answers to adversarial prompts are sampled with a safety preprompt and without. Where the safety
+reward model scores the answer under the preprompt higher, the model is trained to give that answer
+without it.
 """
 
 import logging

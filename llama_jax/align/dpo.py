@@ -2,7 +2,7 @@
 
 The reward is the log-ratio of the policy to the model that it started from, times beta; its
 difference within a pair is the log-odds that people prefer the chosen answer (Rafailov et al.
-2023). What the reference says is computed once, before the first step (`align.reference`).
+2023). The reference log-probabilities are computed once, before the first step (`reference`).
 """
 
 from collections.abc import Mapping

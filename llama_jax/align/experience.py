@@ -1,10 +1,10 @@
-"""From answers to what policies learn from: their log-probabilities, rewards and advantages.
+"""Training data of PPO and GRPO from sampled answers: log-probabilities, rewards, advantages.
 
-PPO (Llama 2, section 3.2.3) has, of a score R_c,
+PPO (Llama 2, section 3.2.3) computes from a score R_c
     R~  = R_c whitened, less a penalty where the answer was cut off
     reward_t = -beta (old_logp_t - ref_logp_t), + R~ at the last token
-and takes advantages over a value. GRPO compares the scores of answers to one prompt (Shao et al.
-2024), and has the KL in its loss.
+and estimates advantages with a value model. GRPO compares the scores of answers to one prompt
+(Shao et al. 2024), and puts the KL into its loss.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning is watched by: KL, explained variance, reward hacking."""
+"""Metrics that monitor reinforcement learning: KL, explained variance, reward hacking."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

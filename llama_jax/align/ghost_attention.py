@@ -1,12 +1,11 @@
-"""Ghost attention: an instruction of the first turn that holds for all (Llama 2, section 3.3).
+"""Ghost attention: an instruction of the first turn is kept in every turn (Llama 2, section 3.3).
 
-The model answers a conversation in which every user's turn carries the instruction, so that it
-needs to see no more than the newest turns. It is trained on those answers in the whole conversation
-with the instruction in the first turn only.
+The model answers a conversation in which every user turn carries the instruction, so the newest
+turns are enough context. It is trained on those answers in the whole conversation with the
+instruction in the first turn only.
 
-The paper trains the last answer of a conversation. Each conversation here stands for all its
-beginnings: an answer sees only what comes before it, so one row trains as many last answers as it
-has later turns.
+The paper trains only the last answer of a conversation. Here one row trains every later answer:
+attention is causal, so each of them is the last answer of the conversation up to there.
 """
 
 import logging

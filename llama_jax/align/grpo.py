@@ -1,8 +1,8 @@
-"""Group relative policy optimisation: answers to one prompt are compared with each other.
+"""Group relative policy optimisation (GRPO): compares the answers to one prompt with each other.
 
 An answer's advantage is its reward less the mean of its group, over the group's standard deviation
-(Shao et al. 2024): there is no value model. A group whose rewards are all the same teaches nothing
-and is left out of the loss, which is a mean over all tokens of a minibatch that do.
+(Shao et al. 2024): there is no value model. A group whose rewards are all equal carries no signal
+and is left out of the loss, which is a mean over all other tokens of the minibatch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Reinforcement learning of a policy in iterations, whatever its algorithm, in chapters.
+"""The reinforcement-learning loop that PPO and GRPO share, in chapters.
 
     hosts - source - mesh - folder - prompts - models - state - iterations
 

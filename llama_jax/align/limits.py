@@ -1,5 +1,4 @@
-"""When reinforcement learning ends before its last iteration: by plan where it no longer improves,
-by error where its numbers cannot be right."""
+"""Early stopping of reinforcement learning, and errors for numbers that cannot be right."""
 
 import math
 from collections.abc import Mapping, Sequence

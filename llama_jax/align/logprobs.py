@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens of a batch: what policies and references are compared by.
+"""Log-probabilities of a batch's tokens, for policies and reference models.
 
 Index t of every array holds what concerns the choice of token t+1; nothing is shifted anywhere.
 """

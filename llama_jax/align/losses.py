@@ -1,7 +1,7 @@
-"""Losses of alignment as pure functions, and the estimators that they are fed with.
+"""Alignment losses and estimators as pure functions.
 
 `*_terms` are losses of single pairs or tokens, zero outside their mask. A training step sums them
-and divides by the count of the global batch; `*_loss` are those means for one batch at hand.
+and divides by the count of the global batch; `*_loss` are the means over a single batch.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Arrays of one shape under a mask: what the mask leaves out is as if it were not there.
+"""Masked reductions that check shapes and dtypes; masked-out entries have no influence.
 
 Losses and estimators check their arguments here. Silent broadcasting of [B,1] against [B], integer
 rewards and padding that leaks into a mean are the common faults of this field; all of them raise,

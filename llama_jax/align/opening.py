@@ -1,4 +1,4 @@
-"""How the stages begin that draw answers: PPO, GRPO and rejection sampling."""
+"""Shared start-up of the stages that sample answers: PPO, GRPO and rejection sampling."""
 
 import contextlib
 from collections.abc import Iterator

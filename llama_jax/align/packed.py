@@ -1,7 +1,7 @@
-"""Rows of one text each, put into fewer rows of several: models then read less padding.
+"""Packs several short texts into one row, so that models process less padding.
 
-Prompts with answers fill a third of a row or less, for a row has room for the longest. Segments
-keep texts apart, so a token's outputs are what they are in a row of its own.
+Prompts with answers fill a third of a row or less, since a row has room for the longest. Segment
+ids keep the texts apart, so a token's outputs equal those that it would have in a row of its own.
 """
 
 from collections.abc import Mapping

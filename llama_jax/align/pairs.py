@@ -1,9 +1,9 @@
-"""Batches of preference pairs: what reward models and direct preference optimisation read.
+"""Batches of preference pairs, for reward models and direct preference optimisation.
 
 A batch holds tokens, segment_ids, positions int32 and loss_mask uint8 [B,2,T], the chosen answers
-first: segment k of both rows is a pair, of which there are up to K. What people said of it:
-rating int32 [B,K] (-1 unrated), margin float32 [B,K] (NaN if none is given), safe int8 [B,K,2]
-(-1 where nobody said). Losses see P = B*K places for pairs, some of them empty.
+first: segment k of both rows is a pair, of which there are up to K. Its annotations are rating
+int32 [B,K] (-1 unrated), margin float32 [B,K] (NaN if none is given) and safe int8 [B,K,2]
+(-1 unlabelled). Losses see P = B*K places for pairs, some of them empty.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,4 @@
-"""What policies and values learn from a minibatch of answers: PPO (Schulman et al. 2017), and GRPO
-(Shao et al. 2024).
+"""Objectives of policy and value model: PPO (Schulman et al. 2017), GRPO (Shao et al. 2024).
 
 Index t of every array belongs to the choice of token t+1; `answer` marks those that the policy
 chose, EOS included. Means are over the chosen tokens of the whole minibatch.

@@ -1,8 +1,8 @@
 """Proximal policy optimisation with two reward models (Llama 2, section 3.2.3).
 
-Policy and value learn from each minibatch; the value starts from the helpfulness model, whose
-scores it expects, on the scale that they are whitened to. With --lora.rank they, the reference and
-the reward models are adapters of one frozen base.
+Policy and value model are updated on each minibatch. The value model starts from the helpfulness
+model and predicts its scores on the scale that they are whitened to. With --lora.rank, both of
+them, the reference and the reward models are adapters of one frozen base.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What a stage with its own iterations says while it runs: metrics, progress, the watchdog."""
+"""Metrics, progress output and watchdog of the stages that have their own loop."""
 
 import contextlib
 import logging

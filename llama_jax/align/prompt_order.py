@@ -1,4 +1,4 @@
-"""Which prompts are answered next: an endless order that follows from the seed alone."""
+"""An endless order of prompts that follows from the seed alone."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
-"""The reference of direct preference optimisation: what it says of each answer, computed once.
+"""Reference log-probabilities for direct preference optimisation, computed once and cached.
 
-The model itself is not kept: two numbers a pair are. They lie in the data cache under a digest of
-all that they follow from, and a run whose reference has become another does not resume.
+Only two numbers per pair are kept, not the model. They lie in the data cache under a digest of
+everything that they depend on. A run does not resume with a different reference.
 """
 
 import io

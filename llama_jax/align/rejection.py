@@ -1,7 +1,7 @@
 """Rejection sampling and fine-tuning, V1 to V4 of the paper (Llama 2, section 3.2.3).
 
-Every round leaves its answers in the bank; what is on disk is not made again, so the same command
-resumes anywhere, down to single answers.
+Every round leaves its answers in the bank, and nothing that is on disk is made again: the same
+command resumes at any point, down to single answers.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""One round of rejection sampling: a temperature, answers, their scores, the winners, fine-tuning.
+"""One round of rejection sampling: choose a temperature, sample, score, pick winners, fine-tune.
 
 RUN/round_K/{temperature.json, samples.jsonl, scores.jsonl, winners.jsonl, best_of_n.json, sft/}; a
 round is complete when round.json is there.

@@ -1,8 +1,8 @@
 """Reward models: one score for an answer, learned from pairs of answers (Llama 2, section 3.2.2).
 
 The score stands at EOS, the last token of prompt and answer. Its difference within a pair is the
-log-odds that people prefer the chosen answer; the safety model learns that the score itself is the
-log-odds of an answer being safe as well.
+log-odds that people prefer the chosen answer. The safety model also learns the score itself as the
+log-odds that an answer is safe.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Rewards that a Python function gives: a checkable result, rules, or any program.
+"""Rewards from a user's Python function: a checkable result, rules, or any program.
 
     def reward(prompts: Sequence[EncodedPrompt], answers: Sequence[Answered]) -> Sequence[float]
 

@@ -1,4 +1,4 @@
-"""What answers are scored by: two reward models and the rule that joins them, or a function."""
+"""Scores answers with two reward models and the rule that joins them, or with a function."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

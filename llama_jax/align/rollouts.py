@@ -1,4 +1,4 @@
-"""The answers of iterations: drawn, kept until they are learned from, written for people."""
+"""Rollouts of the training loop: sampled, kept on disk until learned from, logged for people."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Files of a run folder that all hosts see: host 0 writes them, and all go by what it sees."""
+"""Files in a run folder: host 0 writes them, and every host acts on what host 0 sees."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

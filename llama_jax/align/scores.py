@@ -1,4 +1,4 @@
-"""Scores of reward models, always as logits: margins, the two models' rule, whitening, best of N.
+"""Reward-model scores as logits: margins, the rule for two models, whitening, best of N.
 
 A score never goes through a sigmoid and back: float32 `logit(sigmoid(x))` is infinite from x = 17.
 """

@@ -1,4 +1,4 @@
-"""Models that are only read: rewards, the reference, the value; scored in blocks of rows.
+"""Frozen models (rewards, reference, value), evaluated in blocks of rows.
 
 Rows are tokens, positions and segment_ids [R,T], each a prompt with an answer from its beginning.
 A block of them is read packed: see `packed`.

@@ -1,4 +1,4 @@
-"""Several texts in a row: where each lies, and sums over each.
+"""Segments of packed rows: their positions, and sums over each.
 
 Segments count from 1 and stand one behind the other from the beginning of a row; K of them are
 asked for, and those that a row lacks are empty.

@@ -1,4 +1,4 @@
-"""The models that reinforcement learning updates: their states, steps, and what is saved."""
+"""The models that reinforcement learning trains: their states, update steps and checkpoints."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How varied texts are: a policy that collapses says the same to everybody, or one thing again."""
+"""Diversity of sampled texts: detects collapse to one answer, and repetition."""
 
 import itertools
 import math

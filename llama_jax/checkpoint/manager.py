@@ -1,4 +1,4 @@
-"""Save and restore any tree of arrays: orbax, with digests that are checked on the way back.
+"""Saves and restores any tree of arrays with orbax, verified by digests.
 
     RUN/checkpoints/<step>/{state/ (orbax), manifest.json}
     MODEL/{config.json, tokenizer.model, params/ (orbax), manifest.json}

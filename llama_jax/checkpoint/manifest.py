@@ -1,4 +1,4 @@
-"""What a saved tree must hold: names, shapes, types and a digest of every array.
+"""Checkpoint manifests: name, shape, dtype and digest of every array.
 
 The digest of an array is 64 bits, written as 16 hexadecimal digits: two lanes of 32 bits, each a
 sum over the elements. So it does not depend on how the array is laid out over devices and hosts,

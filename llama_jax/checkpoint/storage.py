@@ -1,4 +1,4 @@
-"""One folder of arrays: written by orbax in the background, committed whole, checked when read."""
+"""One folder of arrays: written by orbax in the background, committed whole, verified on read."""
 
 import functools
 import itertools

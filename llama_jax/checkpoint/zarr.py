@@ -1,10 +1,10 @@
-"""Uncompressed Zarr, read without copies: numbers that lie in files as memory has them.
+"""Reads uncompressed Zarr arrays without copying them.
 
 Orbax restores its folders through several copies, and a chunk at a time, which for a stacked array
 is all its layers. Where chunks are not compressed (ours never are), the bytes go from the file
 straight into the memory that jax uses for the array on CPUs, or are mapped. Chunks are files of
 their own, one a layer, in what conversions write; what training saves has them in a database
-(OCDBT), which tensorstore tells the places of. Arrays stored in another way are left to orbax.
+(OCDBT), whose offsets tensorstore reports. Arrays stored in another way are left to orbax.
 """
 
 import itertools

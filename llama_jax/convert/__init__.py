@@ -1,1 +1,1 @@
-"""Weights from and to other programs: every format is read and written tensor by tensor."""
+"""Converts weights from and to other programs' formats, one tensor at a time."""

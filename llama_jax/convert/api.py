@@ -1,11 +1,11 @@
-"""`convert`: one model from one format into another, streamed, checked, with a written proof.
+"""`convert`: one model from one format into another, streamed and verified, with a report.
 
     read (validate, map) -> cast -> digest -> write under a temporary name -> read back, digest
     again -> logits of both -> report -> rename
 
-A source is taken, refused with one line, or taken with notes on what was left out, changed or
-assumed, which are logged, stand in the report and are printed. The result appears under its name
-complete, report included, or not at all (staging.py).
+A source is accepted, rejected with a one-line error, or accepted with notes on what was left out,
+changed or assumed. The notes are logged, printed and kept in the report. The result appears under
+its name complete, report included, or not at all (staging.py).
 """
 
 import logging

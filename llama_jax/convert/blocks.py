@@ -1,8 +1,8 @@
-"""Large files written in blocks that bypass the page cache, while the next block is filled.
+"""Writes large files with direct I/O in blocks, and fills the next block meanwhile.
 
-The page cache would be filled with a model that nobody reads soon, at the price of a copy and of
-as much memory, which takes longer than the disk does. Where a file system has no direct access,
-the same blocks are written through the cache.
+Writing through the page cache would cost a copy, which takes longer than the disk does, and as
+much memory again, for a model that nobody reads soon. On a file system without direct I/O the same
+blocks are written through the cache.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Reading GGUF, the file format of llama.cpp (ggml's docs/gguf.md), trusting nothing in the file.
+"""Reads GGUF, the file format of llama.cpp (ggml's docs/gguf.md), and trusts nothing in the file.
 
     "GGUF", version, number of tensors, number of keys; the keys with their values; the tensors'
     names, shapes, types and offsets; padding; their data, each at a multiple of the alignment

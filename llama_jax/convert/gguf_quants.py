@@ -1,4 +1,4 @@
-"""The block formats of ggml (ggml-quants.c): how many numbers share a block, and what they mean.
+"""The quantised block formats of ggml (ggml-quants.c): layout and dequantisation.
 
 A row is cut into blocks of 32 or 256 numbers. A block holds small integers, and the scales (and
 offsets, in some formats) that make numbers of them. Each function computes what ggml's C code does,

@@ -1,4 +1,4 @@
-"""What a GGUF file says of text: its vocabulary as a sentencepiece model, and how it is used."""
+"""Tokenizer and text settings of a GGUF file, as a sentencepiece model and usage settings."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""GGUF out: a file that llama.cpp runs, through the `gguf` package (extra [gguf]).
+"""Writes GGUF files that llama.cpp runs, through the `gguf` package (extra [gguf]).
 
 Tensors are written one at a time behind a head that is complete before the first of them.
 """

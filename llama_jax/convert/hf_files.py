@@ -1,8 +1,8 @@
-"""Which files of a Hugging Face folder are the model, and their tensors.
+"""Selects the model files of a Hugging Face folder, and reads their tensors.
 
-Folders are saved into twice, hold the same weights in several formats, an adapter beside its base
-model, or the index of files that are gone. The order is that of transformers: model.safetensors,
-then the files that model.safetensors.index.json names, then what else is there.
+A folder may have been saved into twice, or hold the same weights in several formats, an adapter
+beside its base model, or an index of files that are gone. The order is that of transformers:
+model.safetensors, then the files that model.safetensors.index.json names, then any others.
 """
 
 import re

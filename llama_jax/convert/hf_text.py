@@ -1,6 +1,6 @@
-"""What a Hugging Face folder says of text, in seven files: the tokenizer, and how it is used.
+"""Tokenizer and text settings of a Hugging Face folder, from seven files.
 
-A file that is damaged or odd costs what it alone says, with a note, and never the weights.
+A damaged or unusual file loses only its own information, with a note; the weights are unaffected.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Tokenizer files with which Hugging Face's AutoTokenizer gives the ids of a sentencepiece model.
+"""Tokenizer files that give Hugging Face's AutoTokenizer the ids of a sentencepiece model.
 
 The class is named `PreTrainedTokenizerFast`, which takes tokenizer.json as it is. transformers'
 own `LlamaTokenizer` rebuilds it with a prefix space that it leaves out before texts that begin with

@@ -1,7 +1,7 @@
 """tokenizer.bin of llama2.c <-> a sentencepiece model with the same ids for any text.
 
 The file holds the length of its longest piece, then for each id a float32 score, the length in
-bytes and the bytes, with spaces for U+2581. Kinds are not told: ids 0, 1, 2 are unk, BOS, EOS
+bytes and the bytes, with spaces for U+2581. Types are not stored: ids 0, 1, 2 are unk, BOS, EOS
 (written as "\\n<s>\\n" and "\\n</s>\\n"), 3 to 258 the bytes <0x00> to <0xFF>, all others text.
 
 llama2.c's `encode` puts a space before the text, takes characters that are no piece as bytes, and

@@ -1,4 +1,4 @@
-"""Parameters straight from a source into device arrays, without converting first."""
+"""Loads parameters from a source straight into device arrays, without converting them first."""
 
 from typing import Any
 

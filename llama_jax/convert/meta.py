@@ -1,7 +1,7 @@
-"""Meta's folders: params.json, consolidated.NN.pth (one for each tensor-parallel part), tokenizer.
+"""Meta's model folders: params.json, tokenizer, one consolidated.NN.pth per tensor-parallel part.
 
 Every part holds its rows of what Meta multiplies column-parallel (wq, wk, wv, w1, w3, output), its
-columns of what is row-parallel (wo, w2), a cut of the embedding, and all of the norms. Planes of
+columns of what is row-parallel (wo, w2), a slice of the embedding, and all of the norms. Planes of
 the rotary embedding are interleaved.
 """
 

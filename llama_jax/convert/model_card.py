@@ -1,4 +1,4 @@
-"""The README of an exported model: where it comes from, how it was trained, what was proven."""
+"""The README of an exported model: origin, training, and the results of its verification."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,10 +1,11 @@
-"""Our own model folders, and run folders, read and written one layer at a time.
+"""Reads and writes our own model folders and run folders, one layer at a time.
 
 A training run writes all arrays at once from its devices (storage.py). A conversion has them one
-layer at a time, and so writes the same folder in another way: orbax first saves a tree of the same
-names that holds nothing, and each stacked array is then put in its place in plain Zarr, one chunk a
-layer, which is one file (checkpoint/zarr.py). Orbax restores it like any other, devices read their
-layers alone, and we read it as memory maps. What orbax has written is read through tensorstore.
+layer at a time, and so makes the same folder differently: orbax first saves an empty tree of the
+same names, and each stacked array is then written in its place as plain Zarr, one chunk, which is
+one file, per layer (checkpoint/zarr.py). Orbax restores the result like any other, devices read
+only their own layers, and we read it as memory maps. What orbax itself wrote is read through
+tensorstore.
 """
 
 import itertools

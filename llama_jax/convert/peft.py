@@ -1,7 +1,7 @@
-"""Folders of LoRA adapters as PEFT keeps them: adapter_config.json, adapter_model.safetensors.
+"""LoRA adapter folders in PEFT's format: adapter_config.json, adapter_model.safetensors.
 
-For a matrix of rows [out,in] they hold lora_A [r,in] and lora_B [out,r], and W + scale B A is
-meant; ours are A [*inputs,r] and B [r,*outputs], the same numbers transposed.
+For a matrix of rows [out,in] they hold lora_A [r,in] and lora_B [out,r], which stand for
+W + scale B A. Ours are A [*inputs,r] and B [r,*outputs], the same numbers transposed.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""torch's .pth files, read without torch and without unpickling, and written.
+"""Reads and writes torch's .pth files, without torch and without unpickling.
 
 Such a file is a ZIP archive, nothing compressed: `NAME/data.pkl` describes a dict of tensors, and
 each storage `NAME/data/KEY` is raw numbers. A pickle is a program. Python's unpickler would run it,

@@ -1,4 +1,4 @@
-"""Numbers into ggml's Q4_K: 256 to a block, of which each 32 have a scale and an offset.
+"""Quantises to ggml's Q4_K: blocks of 256 numbers, with a scale and an offset for each 32.
 
     x ~ d s q - dmin m      q: 4 bits; s and m: 6 bits for each 32; d and dmin: float16 for a block
 

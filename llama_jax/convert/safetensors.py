@@ -1,4 +1,4 @@
-"""safetensors files, read through a validated memory map and written as a stream.
+"""Reads safetensors files through a validated memory map, and writes them as a stream.
 
 The `safetensors` library is not needed: NumPy views of a memory map read no more than what is
 asked for, in bfloat16 too, and every byte of the header is checked here against the file and,

@@ -1,4 +1,4 @@
-"""What every format is read as: one model whose tensors come one at a time, when asked for.
+"""`Source`: a model in any format, whose tensors are read one at a time on demand.
 
 A `Source` gives any tensor of any layer under our name and in our layout (model/weights.py), out of
 a memory map, so that nothing is read before it is needed and no more than is needed: what

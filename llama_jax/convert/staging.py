@@ -1,4 +1,4 @@
-"""A result that appears under its name complete, or not at all.
+"""Atomic results: made under a temporary name, then renamed.
 
 It is made in a folder beside the target, under a name that nothing else has: the target's, eight
 random digits, and `.llama-jax.tmp`. A file in it, locked while the conversion lives, tells later

@@ -1,4 +1,4 @@
-"""What lies at a path that is no model of a known format, told by name, with the way out."""
+"""Error messages for paths that hold no supported model: what lies there, and the way out."""
 
 import zipfile
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""How a model is used, as far as its files say so besides its weights and its tokenizer.
+"""Usage settings stored with a model: end tokens, chat template, sampling defaults.
 
 Chat models end their turns with tokens of their own, expect a template around messages, and come
-with sampling settings. A model folder of ours keeps them in usage.json, beside config.json, where
-there is something to keep; other formats keep what they have a place for.
+with sampling settings. A model folder of ours keeps them in usage.json, beside config.json, if
+there are any; other formats keep those that they have a place for.
 """
 
 import os

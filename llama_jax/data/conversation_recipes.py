@@ -1,4 +1,4 @@
-"""Dialogues to packed rows for fine-tuning, preferences to pairs of rows for reward models.
+"""Packs dialogues into rows for fine-tuning, and preferences into row pairs for reward models.
 
 Both encode with the chat template. What does not fit T tokens loses its oldest turns, never the
 end of an answer, where EOS is; what cannot be used is dropped and counted.

@@ -1,4 +1,4 @@
-"""Conversations, prepared: dialogues to fine-tune on, preferences, prompts to answer.
+"""Prepared conversation data: dialogues to fine-tune on, preferences, prompts to answer.
 
 Dialogues and preferences go through the cache of `prepare` and are read with `Loader`; prompts are
 few and stay in memory. A hash of the first question decides what is held out, so no question is

@@ -1,4 +1,4 @@
-"""Which files of a folder are data: each real file once; what is left out is named, with why."""
+"""Selects the data files of a folder, each real file once; names what is left out, and why."""
 
 import functools
 import logging

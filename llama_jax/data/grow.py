@@ -1,8 +1,8 @@
-"""New pieces for another language, appended to a trained vocabulary.
+"""Extends a trained vocabulary with new pieces for another language.
 
 Old pieces keep their ids and their merges come first, so text in which no new piece occurs is
-encoded as before. New pieces are learnt by going on with byte-pair encoding where the old
-tokenizer stops: over the pieces that it leaves, which is why every new piece can be reached.
+encoded as before. New pieces are learned by continuing byte-pair encoding on the old tokenizer's
+output, which is why every new piece can be reached.
 """
 
 import heapq

@@ -1,4 +1,4 @@
-"""Documents to records of exactly T tokens: whole documents one after another, none mixed up.
+"""Packs documents into records of T tokens with segment ids.
 
 A record is dict(tokens, segment_ids, positions, loss_mask), each [T]. Segments count from 1, 0 is
 padding; positions restart in each segment. `pack` wastes nothing: a document that reaches a

@@ -1,4 +1,4 @@
-"""Make records of a corpus once, in ArrayRecord files named by a fingerprint.
+"""Tokenises and packs a corpus once, into ArrayRecord files named by a fingerprint.
 
 The work is cut into shards by the corpus alone, so one process, many processes and Apache Beam
 write the same records in the same order. Shards are finished under a `.parts` folder; what is

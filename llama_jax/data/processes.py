@@ -1,4 +1,4 @@
-"""Processes that work for this one and need nothing of the script that it runs.
+"""Worker processes that do not re-run the main script.
 
 `multiprocessing` starts its processes by running the main script again. One without a main guard
 would train once more in each of them, and one from standard input cannot be run again at all. So

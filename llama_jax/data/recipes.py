@@ -1,4 +1,4 @@
-"""How the documents of a corpus become records: what a recipe is, and the one for plain text."""
+"""Recipes turn the documents of a corpus into records; here is the one for plain text."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
-"""What `DataConfig.dataset` can name for conversations, as parts that processes can read.
+"""Resolves `DataConfig.dataset` for conversations, into parts that workers read separately.
 
-`tales`, `tales:5000`, `tales_safety` (unkind requests), `tales_harmless` (what only looks unkind),
-a data file of any format that `formats` knows or a folder of them (gs:// too), or a mixture such as
-`tales=0.7,my.jsonl=0.3`.
+It names `tales`, `tales:5000`, `tales_safety` (unkind requests), `tales_harmless` (requests that
+only look unkind), a data file of any format that `formats` knows or a folder of them (gs:// too),
+or a mixture such as `tales=0.7,my.jsonl=0.3`.
 """
 
 import hashlib

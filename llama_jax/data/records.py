@@ -1,4 +1,4 @@
-"""Dialogues, preferences and prompts: the records that alignment data becomes.
+"""Record types of alignment data: dialogues, preferences and prompts.
 
 A record is written as one line of JSON. Messages are plain mappings with `role` (system, user or
 assistant), `content` and, on assistant messages, optionally `train` (false for an answer that gets

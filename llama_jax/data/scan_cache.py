@@ -1,8 +1,8 @@
-"""Scans of text files, kept: a run that starts again does not read its whole corpus to know it.
+"""Caches scans of text files, so that a restart need not read the whole corpus again.
 
-A file is taken for the one that was scanned if its path, size and time of change are the same, as
-make and rsync do. A scan is not kept of a file that changed a moment ago, when another change could
-have the same time.
+A file counts as unchanged if its path, size and modification time are the same, as for make and
+rsync. A file that changed a moment ago is not cached, since another change could have the same
+time.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a sentencepiece model consists of: pieces, and rules for how text becomes pieces.
+"""The contents of a sentencepiece model file: pieces, and the rules that text is split by.
 
 The model file is a protobuf message. Only the fields that are read or written here are declared;
 protobuf keeps the others. The message classes that come with sentencepiece demand a newer protobuf

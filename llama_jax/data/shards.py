@@ -1,6 +1,6 @@
 """The TFDS builder of prepared records, whose shards are written here, in processes or in Beam.
 
-What the records are is a recipe's business: a text corpus packed, dialogues, preferences.
+A recipe defines the records: packed text, dialogues or preferences.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""`llama-jax data show`: the records of a file as a model sees them, what is trained on marked.
+"""`llama-jax data show`: prints a file's records as a model sees them, trained tokens marked.
 
 In a terminal answers are coloured; where there are no colours they stand in {+...+}, and rejected
 answers in [-...-], as in word diffs. `page` makes one HTML page that shows every token.

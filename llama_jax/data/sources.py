@@ -1,7 +1,7 @@
-"""What `DataConfig.dataset` can name, as documents that processes can read in parts.
+"""Resolves `DataConfig.dataset` for text, into documents that workers read in parts.
 
-`tales`, `tales:50000`, `short_tales`, `python_docs`, a file of JSON lines or text, a folder of them
-(gs:// too), `tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as
+It names `tales`, `tales:50000`, `short_tales`, `python_docs`, a file of JSON lines or text, a
+folder of them (gs:// too), `tfds:NAME[/config]`, `hf:NAME[/config]`, or a mixture such as
 `tales=0.7,my.jsonl=0.3`.
 """
 

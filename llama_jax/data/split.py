@@ -1,4 +1,4 @@
-"""Which split a document belongs to: a property of its text alone."""
+"""Train/validation split by a hash of the text."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back with sentencepiece, trained as the Llama paper trained its own.
+"""Sentencepiece tokenizer: text to token ids and back, trained as the Llama paper trained its own.
 
 Byte-pair encoding, digits split, unknown characters spelled in bytes, text kept as it is
 (Touvron et al. 2023, LLaMA, section 2.1). Control ids (BOS, EOS) come from flags, never from text:

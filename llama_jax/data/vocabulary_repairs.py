@@ -1,7 +1,7 @@
-"""Vocabularies of other programs, which take more than sentencepiece does, made such that it loads.
+"""Repairs vocabularies that sentencepiece would reject, without changing any id.
 
-A model is of use without the one piece of its vocabulary that is spelled twice or has no text. What
-is changed here changes no id: pieces keep their places, and no text becomes one that is `unused`.
+A model is useful without the one piece of its vocabulary that is spelled twice or has no text.
+Repairs change no id: pieces keep their places, and no text is encoded to one marked `unused`.
 """
 
 import math

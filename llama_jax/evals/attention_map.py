@@ -1,4 +1,4 @@
-"""Whom each token attends to: the probabilities that attention itself never keeps."""
+"""Attention probabilities of every token, computed explicitly for plots."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether a reward model's certainty can be believed: calibration on pairs of answers."""
+"""Calibration of a reward model: its confidence against its accuracy on pairs of answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The page that shows what each stage of alignment did: one HTML file that opens from disk."""
+"""HTML report of the alignment stages: one file that opens from disk."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""Pairs of a model's own answers, rated by simulated annotators, as reward models need them.
+"""Preference pairs of a model's own answers, rated by simulated annotators, for reward models.
 
 The paper's annotators compare two answers of the newest model (section 3.2.1): a reward model that
 only saw other answers does not see what is wrong with these. Here the rule judge stands in for the

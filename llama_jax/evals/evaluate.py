@@ -1,4 +1,4 @@
-"""Tasks put to models in any format: loads each once, and asks it everything."""
+"""Evaluates models in any format on tasks, loading each model once."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,11 +1,11 @@
-"""Our models in EleutherAI's lm-evaluation-harness, in this process: no server, no torch of ours.
+"""Our models in EleutherAI's lm-evaluation-harness: in this process, without server or torch.
 
     from llama_jax.evals.harness import harness_model
     lm_eval.simple_evaluate(model=harness_model("runs/docs"), tasks=["winogrande"])
 
-The harness decides prompts and scores; tokens and likelihoods are those of `ModelUnderTest`. It has
-no word for a request that is too long and cuts contexts at their beginning, so this does too, and
-the log says how often. `lm_eval` is imported only here and only when asked.
+The harness decides prompts and scores; tokens and likelihoods are those of `ModelUnderTest`. The
+harness cannot reject a request that is too long and cuts contexts at their beginning, so this does
+too, and logs how often. `lm_eval` is imported only here, and only on use.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Benchmark tasks put to a model while it trains, at each evaluation.
+"""Benchmark tasks during training: scores the current model at each evaluation.
 
 Nothing is kept between evaluations, whose models differ; the questions are read once, before the
 first step.

@@ -1,4 +1,4 @@
-"""How a rule judge finds the answers of a model: helpfulness, violations, false refusals."""
+"""Rule-judge metrics of a model's answers: helpfulness, violations, false refusals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What a model answered, kept by question: a run that is cut off goes on where it was.
+"""Stores a model's answers by question, so that an interrupted evaluation resumes.
 
-One file of JSON lines for each model and task. A line is found by the digest of all that decides
-the answer (`questions.key`), so lines of an older version of a task are merely not used.
+There is one file of JSON lines for each model and task. A line is found by the digest of all that
+decides the answer (`questions.key`), so lines of an older version of a task are simply not used.
 """
 
 import json

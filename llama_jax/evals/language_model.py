@@ -1,4 +1,4 @@
-"""What a benchmark asks of a model, as text, so that a table of answers can serve as one too."""
+"""The text interface that benchmarks need from a model; a table of answers can implement it too."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Scores of single questions, and what they come to with their standard error."""
+"""Scores of single questions, and their mean with its standard error."""
 
 import math
 import re

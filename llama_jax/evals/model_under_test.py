@@ -1,4 +1,4 @@
-"""A loaded model as benchmarks ask it: text to tokens by the harness's rule, and back.
+"""Adapts a loaded model to benchmarks: text to tokens by the harness's rule, and back.
 
 How a context and a continuation become tokens decides what a likelihood is of. The rule is that of
 EleutherAI's lm-evaluation-harness: spaces at the end of the context belong to the continuation,

@@ -1,4 +1,4 @@
-"""What an answer says, as it is compared: its extraction and normalisation."""
+"""Extracts and normalises answers, so that they can be compared."""
 
 import re
 import string

@@ -1,4 +1,4 @@
-"""What pages that open from disk have in common: one HTML file, with nothing from elsewhere."""
+"""Shared HTML of the report pages: one file each, loading nothing from elsewhere."""
 
 from collections.abc import Sequence
 from html import escape

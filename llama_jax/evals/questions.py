@@ -1,4 +1,4 @@
-"""What a task asks: rows become prompts with examples before them, choices and right answers."""
+"""Builds questions from a task's rows: prompts with examples, choices and right answers."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Run programs that a model wrote, each in a process of its own with limits.
+"""Runs programs that a model wrote, each in a process of its own with limits.
 
 This is not a sandbox: a program can read what its user can read, and reach the network. It gets no
 input, an empty folder, a bare environment, and limits of time, memory and file size; its process

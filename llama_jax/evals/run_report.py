@@ -1,7 +1,7 @@
-"""The page that a pretraining run ends with: RUN/report.html, one file that opens from disk.
+"""HTML report of a pretraining run: RUN/report.html, one file that opens from disk.
 
-Its loss, what it wrote at three moments, what one of its heads looks at, what it expects next,
-where its files lie and what to type next.
+It shows the loss, samples from three moments, the attention of one head, next-token probabilities,
+the run's files and the commands to try next.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Put the questions of a task to a model, keep what it answers, and score it."""
+"""Runs a task on a model: asks the questions, stores the answers, and scores them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How sure an average is: intervals, and tests of two models on the same prompts."""
+"""Confidence intervals of averages, and paired tests of two models on the same prompts."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Results of one or several models as a table for people."""
+"""A text table of the results of one or several models."""
 
 import math
 from collections.abc import Sequence

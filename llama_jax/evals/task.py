@@ -1,7 +1,7 @@
-"""Benchmark tasks as data: one small TOML file a task, read strictly.
+"""Benchmark tasks as data: one small TOML file per task, read strictly.
 
-`tasks/` holds those of the Llama 2 paper; anybody's own file works the same. README of the fields:
-the dataclasses below. Where a key takes "a path", it names a field of a row (`choices.text`); where
+`tasks/` holds those of the Llama 2 paper; your own file works the same way. The dataclasses below
+document the fields. Where a key takes "a path", it names a field of a row (`choices.text`); where
 it takes a template, see `templates`.
 """
 

@@ -2,7 +2,7 @@
 
 The judge is the rule judge of the embedded tales, a reward model, or a model behind an API, which
 is asked in both orders. Ties count half. Never judge with the reward model that trained one of the
-two: it is what that one learned to please.
+two: that model was optimised to score well on it.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The Python interface to text generation: continue a prompt, whole or in pieces."""
+"""The Python API of text generation: continues a prompt, whole or as a stream."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

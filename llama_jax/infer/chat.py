@@ -1,4 +1,4 @@
-"""A conversation with a model, turn by turn. How messages become tokens is the caller's affair."""
+"""A conversation with a model, turn by turn; tokenising messages is left to the caller."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The compiled programs of generation: rows of prompts are put into a cache and continued.
+"""The compiled programs of generation: prompts are prefilled into a cache and continued.
 
 All rows of a batch advance together, yet a row's tokens depend on its own prompt, seed and settings
 alone: rows keep their own positions, each draw has a key of its own made from the row's seed and

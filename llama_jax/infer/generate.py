@@ -1,4 +1,4 @@
-"""Continue prompts: token ids in, token ids out, whole or in pieces."""
+"""Generation: continues prompts, token ids in and out, whole or as a stream."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

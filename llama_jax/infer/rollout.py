@@ -1,4 +1,4 @@
-"""Many answers to many prompts, with the log-probability of each token: rollouts of a policy.
+"""Rollouts of a policy: many answers to many prompts, with the log-probability of each token.
 
 A prompt is put into a cache once, a few prompts at a time, and its cache is copied into a row for
 each of its answers. A fixed number of rows draws together; when an eighth of them is done, the

@@ -1,4 +1,4 @@
-"""What a sampler drew, as values: answers, the rows that a training reads, and their drift."""
+"""Sampled answers as values, the rows that training reads, and their drift from the sampler."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

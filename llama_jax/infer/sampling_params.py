@@ -1,4 +1,4 @@
-"""How tokens are drawn and when an answer ends: one value for every sampler."""
+"""Sampling settings: how tokens are drawn, and when an answer ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

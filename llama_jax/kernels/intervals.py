@@ -1,4 +1,4 @@
-"""What each query may see, as one interval of keys, and which tiles that leaves to visit.
+"""The keys that each query may see, as one interval, and the tiles that this leaves to visit.
 
 Causality, an offset of the queries, packed documents and padding all reduce to lo <= key < hi. The
 kernels know nothing else, so they mask with two comparisons and skip with four integers a block.

@@ -1,8 +1,8 @@
-"""Several adapters over one base in one batch: each row of x takes its own, or none.
+"""Batched LoRA: several adapters over one base; each row uses its own adapter, or none.
 
-A row gets x W + scale (x A_n) B_n. W is read once for all rows, dense or in fewer bits, and of the
-adapters a step reads those of its rows alone. Smaller ranks are filled up with zeros, and number 0
-is no adapter: zeros throughout.
+A row gets x W + scale (x A_n) B_n. W, dense or quantised, is read once for all rows, and a step
+reads only the adapters of its own rows. Smaller ranks are padded with zeros, and adapter 0 is none:
+zeros throughout.
 """
 
 from collections.abc import Mapping, Sequence

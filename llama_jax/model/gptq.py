@@ -1,4 +1,4 @@
-"""Four bits chosen by what a matrix is multiplied with (GPTQ, Frantar et al. 2022).
+"""GPTQ: 4-bit quantisation calibrated on the inputs of each matrix (Frantar et al. 2022).
 
 Rounding one number changes a product by the number's error times its input. GPTQ goes through the
 inputs of a matrix one by one and moves what is not yet rounded so that the product, on inputs X

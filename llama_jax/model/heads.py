@@ -1,7 +1,7 @@
-"""Scalar heads: one number a position, the score of a reward model or the value of a critic.
+"""Scalar heads: one number per position, the score of a reward model or the value of a critic.
 
-The head computes in float32 whatever the decoder computes in: bfloat16 scores tie, and a tie is
-neither answer's win.
+The head computes in float32 whatever the decoder computes in: bfloat16 scores tie, and ties cannot
+be ranked.
 """
 
 from collections.abc import Mapping

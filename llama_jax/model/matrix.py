@@ -1,10 +1,9 @@
-"""A weight as a value that knows how it multiplies: what a layer calls, whatever its weights are.
+"""Weight matrices (dense, low-rank, int8, int4, NF4) behind one interface for products.
 
 An array is a dense matrix. `LowRank` is one with an adapter beside it, W + scale A B (Hu et al.
-2021), and `by_row.ByRow` one with several; `Int8`, `Int4` and `Nf4` are kept in fewer bits (see
-quantize.py, which makes them) and multiplied in the type of what they are multiplied with. The
-layer is the same page for all. Values are pytrees, so they are scanned, sharded and differentiated
-like the arrays that they hold.
+2021), and `by_row.ByRow` one with several; `Int8`, `Int4` and `Nf4` are quantised (quantize.py
+makes them) and multiplied in the dtype of the other operand. The layer's code is the same for all.
+Values are pytrees, so they are scanned, sharded and differentiated like the arrays that they hold.
 """
 
 import math

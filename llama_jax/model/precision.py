@@ -1,7 +1,7 @@
-"""Mixed precision: casts master weights to the compute type and keeps gradients in it.
+"""Mixed precision: casts master weights to the compute dtype and keeps gradients in it.
 
-Parameters are float32, products bfloat16. Where the casts happen, and in which type gradients are
-stacked, decides about gigabytes of a chip's memory.
+Parameters are float32, products bfloat16. The places of the casts, and the dtype in which gradients
+are stacked, make a difference of gigabytes in a chip's memory.
 """
 
 from collections.abc import Mapping

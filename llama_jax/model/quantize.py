@@ -1,7 +1,7 @@
-"""Matrices in fewer bits: from dense ones, and back.
+"""Quantises dense matrices to int8, int4 or NF4, and turns them back.
 
-Rounding is to the nearest number that the type has (see `matrix.Int8`, `Int4`, `Nf4`). Of a stack
-of layers one is worked on at a time, so that no more than one is in memory twice.
+Rounding is to the nearest number that the type has (see `matrix.Int8`, `Int4`, `Nf4`). A stack of
+layers is processed one layer at a time, so that no more than one is in memory twice.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""One row says all about one tensor: shapes, shardings, counts and converters derive from it."""
+"""The table of weights: one row per tensor gives its shape, sharding, count and conversion."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

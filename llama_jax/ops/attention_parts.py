@@ -1,4 +1,4 @@
-"""Attention from parts that give the log-sum-exp: one gradient rule, split over any mesh.
+"""Combines partial attention by its log-sum-exp, with one gradient rule on any mesh.
 
 The rule stands outside of `jax.shard_map`, so that what the backward pass keeps are global arrays
 with the names "out" and "lse", which a remat policy can save instead of computing them again.

@@ -1,9 +1,9 @@
-"""Attention of new tokens to a cache of keys and values that already holds theirs.
+"""Attention of new tokens to a KV cache that already holds their keys and values.
 
-The decode kernel reads whole tokens, all heads of each together; XLA's products want whole heads,
-and those of a CPU that the axis they add over is not the last one: it would transpose the cache at
-every token. So the order of a cache's axes follows from what will read it, and is settled when it
-is made.
+The decode kernel reads whole tokens, all heads of each together. XLA's products need whole heads,
+and on CPUs the axis that they sum over must not be the last one, or XLA transposes the cache at
+every token. So the order of a cache's axes depends on what will read it, and is chosen when the
+cache is made.
 """
 
 import functools

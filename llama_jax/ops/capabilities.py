@@ -1,4 +1,4 @@
-"""What each implementation of attention can do, as data, and the platform that a program is for."""
+"""Capabilities of each attention implementation, as data, and the platform of a program."""
 
 import dataclasses
 import math

@@ -1,8 +1,8 @@
-"""Keys and values in eight bits: each head's vector of a position has a scale of its own.
+"""Keys and values in int8: the vector of each head and position has its own scale.
 
 Rounding is symmetric and to the nearest, as that of int8 matrices (`model.quantize`): the largest
-number of a vector becomes 127. A cache takes a little over a quarter of its bytes in float32 then,
-and half of those in bfloat16.
+number of a vector becomes 127. The cache then takes a little over a quarter of its size in float32,
+and a little over half of its size in bfloat16.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
-"""A mark on kernels that are interpreted: they are lowered for CPUs and nothing else.
+"""Guards interpreted kernels, so that they are lowered for CPUs only.
 
-Which it will be is decided when a function is traced, by the device then, and programs can be
-lowered for another one later (`jax.jit(f).trace(...).lower(lowering_platforms=("tpu",))`). The
-interpreted kernel would compute the same there, a thousand times slower, and nobody would know.
+Whether a kernel is interpreted is decided by the device when a function is traced, and the program
+can later be lowered for another one (`jax.jit(f).trace(...).lower(lowering_platforms=("tpu",))`).
+There the interpreted kernel would compute the same a thousand times slower, unnoticed.
 """
 
 from typing import Any

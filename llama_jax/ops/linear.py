@@ -1,8 +1,8 @@
-"""x W, with one order of summation for every number of rows where one position a row is computed.
+"""Matrix products whose order of summation does not depend on the number of rows.
 
-A matrix product may add in another order for another number of rows, so the same row can come out
-with another last bit when its neighbours change, and a decoder that samples may then say another
-word. Training does not mind; generation does.
+XLA may sum in a different order for a different number of rows, so the last bits of a row can
+change with its neighbours, and a decoder that samples may then draw another token. It matters for
+generation, where each row has one position (T = 1), and not for training.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Attention of new tokens to a cache of keys and values that lies in pages.
+"""Attention of new tokens to a paged KV cache.
 
 A pool of P pages has the axes of a contiguous cache of P rows (`cached_attention.Order`), with the
 positions of a page in the place of S. Token s of row b lies in page table[b, s // page]. Page 0 is

@@ -1,4 +1,4 @@
-"""Causal attention over a sequence that is split between devices, in balanced order.
+"""Ring attention: causal attention over a sequence split between devices, in balanced order.
 
 The sequence is cut into 2n chunks and device r of n holds the chunks r and 2n-1-r, an early and a
 late one ("zig-zag"). Keys and values travel around the ring; at every step each device does the

@@ -1,4 +1,4 @@
-"""From logits to a token: greedy, temperature, top-k, top-p.
+"""Samples tokens from logits: greedy, temperature, top-k, top-p.
 
 Each row has its own key, so that what a row draws depends on its own logits and seed alone,
 whatever its neighbours in the batch.

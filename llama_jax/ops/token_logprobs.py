@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens, in chunks of positions: no [B,T,V] array ever exists.
 
 With x [B,T,D] the normed residual stream, W [D,V] the head and tau the temperature,
-logp = (x W)[y]/tau - logsumexp(x W/tau). What policies, references and answers are compared by; a
+logp = (x W)[y]/tau - logsumexp(x W/tau). Policies, references and answers are compared by these; a
 loss of the log-probabilities themselves is cheaper in `ops.loss`.
 
 The gradient of a token is its cotangent g, which only the backward pass knows, times

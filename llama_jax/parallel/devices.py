@@ -1,4 +1,4 @@
-"""What devices there are, and what one can do at most, as its maker publishes it."""
+"""Available devices, and the peak rates that their makers publish."""
 
 # Dense bfloat16 FLOP/s of what jax calls a device: Cloud TPU system architecture pages, where v2,
 # v3 and TPU7x have two devices a chip; NVIDIA A100, H100 and H200 data sheets, SXM.

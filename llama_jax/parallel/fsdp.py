@@ -1,8 +1,8 @@
-"""Fully sharded weights: whole for a function of a device's own rows, their gradients scattered.
+"""FSDP: gathers weights for a device's own rows, and reduce-scatters their gradients.
 
-Left to the compiler, a gradient that every device has a part of is summed whole on all of them and
-cut afterwards, and a sum of such gradients once for each of its terms. Here a device adds up its
-own, and what leaves it is scattered: half the bytes, and nobody keeps the whole.
+Left to the compiler, a gradient that every device has a part of is all-reduced and then sliced, and
+a sum of such gradients is all-reduced once for each term. Here each device adds up its own terms,
+and the sum is reduce-scattered: half the bytes, and no device holds the whole gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence

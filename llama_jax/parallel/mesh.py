@@ -1,4 +1,4 @@
-"""The one mesh: axes slice, data, fsdp, sequence, tensor, in the order of the topology."""
+"""The device mesh: axes slice, data, fsdp, sequence, tensor, in the order of the topology."""
 
 import dataclasses
 import math

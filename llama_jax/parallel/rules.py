@@ -1,7 +1,7 @@
-"""Which mesh axes each logical axis of a tensor is split over.
+"""Sharding rules: the mesh axes that each logical axis of a tensor is split over.
 
 A tensor names its axes by meaning ("embed", "heads"); this table maps meanings to the mesh axes of
-`MeshConfig`. Parallelism is a matter of axis sizes alone: an axis of size 1 splits nothing.
+`MeshConfig`. Axis sizes alone decide the parallelism: an axis of size 1 splits nothing.
 """
 
 import math

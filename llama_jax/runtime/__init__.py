@@ -1,1 +1,1 @@
-"""What surrounds a program: hosts, watchdog, preemption, console, malloc."""
+"""Runtime services: hosts, watchdog, preemption, console, malloc."""

@@ -1,4 +1,4 @@
-"""Whether this process is one of several hosts, from options and environment; without jax."""
+"""Detects from options and environment whether this is one of several hosts; without jax."""
 
 import importlib.util
 import os

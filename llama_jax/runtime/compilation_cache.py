@@ -1,4 +1,4 @@
-"""Compiled programs are kept: what runs again compiles nothing."""
+"""Persistent compilation cache: a program that runs again compiles nothing."""
 
 import logging
 import warnings

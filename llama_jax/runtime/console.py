@@ -1,4 +1,4 @@
-"""What a command says, and where: results on stdout and nothing else, the rest on stderr."""
+"""Console output: results to stdout, everything else to stderr."""
 
 import contextlib
 import glob

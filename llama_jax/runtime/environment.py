@@ -1,4 +1,4 @@
-"""Settings of jax in the environment that a whole program cannot follow: said beforehand."""
+"""JAX environment variables that would break a command: ignored with a warning."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Failures that the user or the machine is to blame for, as one line and an exit status."""
+"""Turns errors of the user or the machine into one line and an exit status."""
 
 import signal
 import sys

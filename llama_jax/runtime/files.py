@@ -1,8 +1,8 @@
-"""Files: those that people bring, bounded and looked at first; and small ones of ours, whole.
+"""File access: bounded reads of files that users bring, atomic writes of ours.
 
-A name can lead to anything: to a pipe that nobody writes into, a device without an end, a file of
-a terabyte, or the web page that a download left instead. So every file is opened and every JSON is
-parsed here, where such things are one line that says what to do.
+A path can lead to anything: a pipe that nobody writes to, an endless device, a file of a terabyte,
+or a web page that was downloaded in place of the data. So every file is opened and every JSON is
+parsed here, where each of these gives a one-line error that says what to do.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Joining the hosts of a pod into one program, and making them agree before they compute.
+"""Joins the hosts of a pod into one program, and checks that all run the same one.
 
-Hosts that run different programs hang in their first collective and say nothing. So what they run
-is compared first, through the key-value store of the coordination service, which needs no device.
+Hosts that run different programs hang silently in their first collective. So what they run is
+compared first, through the key-value store of the coordination service, which needs no device.
 """
 
 import contextlib

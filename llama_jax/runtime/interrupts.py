@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command in one line, at any moment, while libraries load as well."""
+"""Ctrl-C and SIGTERM end a command in one line at any moment, even while libraries load."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What the C library does with the memory that a step on CPUs takes and gives back."""
+"""malloc tuning for CPU training."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""Where things lie on this machine: in a home folder, which not every user has, and in caches."""
+"""Paths on this machine: home and cache folders, with fallbacks."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Notice SIGTERM, so that a run saves its state before the machine is taken away."""
+"""Preemption: saves a checkpoint on SIGTERM."""
 
 import logging
 import signal

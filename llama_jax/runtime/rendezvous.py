@@ -1,7 +1,7 @@
-"""Says for whom a program waits while its hosts find each other, which takes five minutes to fail.
+"""Reports which hosts are missing at start-up, where a program would wait five minutes to fail.
 
-The coordination service tells nobody who has come. So every other host sends a datagram with its
-number to host 0, to the port that the service has for TCP, until all have met.
+The coordination service does not report who has joined. So every other host sends a datagram with
+its number to host 0, to the port that the service has for TCP, until all have joined.
 """
 
 import contextlib

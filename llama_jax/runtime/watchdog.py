@@ -1,4 +1,4 @@
-"""A run that hangs says where and ends, so that whatever started it can start it again."""
+"""Watchdog: dumps stack traces and exits when no step finishes in time."""
 
 import faulthandler
 import os

@@ -1,4 +1,4 @@
-"""The routes: who may use them, what they read, and how they answer."""
+"""HTTP routes: access, request bodies and responses."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What a request is refused with: OpenAI's error object, and never an exception's own words."""
+"""Error responses in OpenAI's format, without the text of exceptions."""
 
 from collections.abc import Mapping
 from typing import Any

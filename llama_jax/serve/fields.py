@@ -1,4 +1,4 @@
-"""Fields of a JSON body, each of its type and within its bounds, or a refusal that names both."""
+"""Validates fields of a JSON body: their types and bounds, named in the error."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Answers that keep to a JSON schema: which tokens may come next, by llguidance's parser.
+"""Constrained decoding to a JSON schema: the tokens allowed next, by llguidance's parser.
 
 One space at most stands between the parts of the JSON, so that a small model cannot go on with
 nothing but space; and a schema's keywords are all enforced, or the schema is refused.

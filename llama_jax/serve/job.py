@@ -1,4 +1,4 @@
-"""Requests of OpenAI's API as jobs: every field checked, prompts as token ids."""
+"""Parses requests of OpenAI's API into jobs: every field checked, prompts as token ids."""
 
 import hashlib
 import secrets

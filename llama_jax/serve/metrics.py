@@ -1,4 +1,4 @@
-"""What the server did, in Prometheus' text format, by vLLM's names where they mean the same."""
+"""Server metrics in Prometheus' text format, under vLLM's names where they mean the same."""
 
 import threading
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's API writes them, whole or in chunks, with log-probabilities if asked for."""
+"""Answers in OpenAI's format: whole or in chunks, with log-probabilities if asked for."""
 
 import secrets
 import time

@@ -1,4 +1,4 @@
-"""Between HTTP and the engine: jobs become requests, and what the engine says reaches who reads.
+"""Connects HTTP requests to the engine: jobs in, streams of its output back.
 
 The engine's thread only puts news into the queues of the event loop, and never waits for a reader.
 """

@@ -1,4 +1,4 @@
-"""How a server is set up: where it listens, whom it lets in, and its limits."""
+"""Server settings: address, access and limits."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""From tokens to text as clients see it: whole characters, nothing of a stop string."""
+"""Incremental detokenisation: whole characters, and nothing of a stop string."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""What a TPU would do, found out without one."""
+"""TPU planning and kernel analysis without a TPU."""

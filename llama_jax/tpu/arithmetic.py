@@ -1,6 +1,7 @@
 """FLOPs, bytes and seconds of a training step from the model's shape, without a compiler.
 
-What the plan counts as work, what the search orders candidates by, and what a change would bring.
+The plan takes its work from here, the search its order of candidates, and both what a change would
+save.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""How good a TPU kernel is, read from the compiler's final schedule, without a TPU.
+"""Estimates a TPU kernel's cycles from the compiler's final schedule, without a TPU.
 
 libtpu compiles a Pallas kernel on any x86-64 Linux machine, down to bundles: very long instruction
 words, one a cycle when nothing stalls. This module has it dump them, cuts the program where control

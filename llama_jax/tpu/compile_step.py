@@ -1,4 +1,4 @@
-"""Compile the real training step for a slice that is not here, and read what it will do.
+"""Compiles the real training step for a slice that is not at hand, and reads its costs.
 
 `python -m llama_jax.tpu.compile_step` reads a request from stdin and prints the facts as JSON:
 libtpu reads its flags when it is loaded and keeps what it compiles in memory, so each step has a

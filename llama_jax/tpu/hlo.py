@@ -1,4 +1,4 @@
-"""What a compiled TPU program does, read from its HLO text: loops, bytes in HBM, collectives.
+"""Parses compiled TPU HLO: loops, bytes in HBM, collectives.
 
 The text lists each computation once, in the order of its schedule, and a loop's body is a
 computation, so whatever is counted in it is multiplied by the loop's trip count. A layout says

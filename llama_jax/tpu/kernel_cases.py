@@ -1,4 +1,4 @@
-"""Attention kernels to be compared: ours, jax's splash attention and, where installed, tokamax's.
+"""Attention kernels to compare: ours, jax's splash attention and, where installed, tokamax's.
 
 A case says how to compile a kernel; `python -m llama_jax.tpu.kernel_cases GENERATION JSON` compiles
 one, in the process that `schedule.compile_in_subprocess` starts.

@@ -1,4 +1,4 @@
-"""How often a kernel's regions run, the bytes that it moves and the products that it needs."""
+"""Visits of a kernel's regions, the bytes that it moves, and the products that it needs."""
 
 from typing import NamedTuple
 

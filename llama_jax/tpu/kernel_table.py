@@ -1,4 +1,4 @@
-"""`llama-jax kernels`: the kernel report as a table, and what its columns mean."""
+"""`llama-jax kernels`: prints the kernel report as a table, and explains its columns."""
 
 import importlib.util
 

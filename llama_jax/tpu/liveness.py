@@ -1,4 +1,4 @@
-"""Which arrays lie in a chip's HBM when most of it is in use, read from the schedule.
+"""The arrays alive in a chip's HBM at peak use, read from the schedule.
 
 The compiler reports how much a program allocates; what for, it does not say. Its schedule does:
 walking through it, an array is born where an instruction writes it and dies after its last reader,

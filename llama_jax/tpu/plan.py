@@ -1,4 +1,4 @@
-"""Will it fit, how fast, what binds it: a training step on a slice, answered without one.
+"""Memory, time and bottleneck of a training step on a slice that is not at hand.
 
 Memory is the compiler's own plan. Times are a roofline: the work that the model's arithmetic and
 the compiled program ask for, over the published rates, each resource as if the others were free.

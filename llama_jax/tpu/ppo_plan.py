@@ -1,4 +1,4 @@
-"""PPO or GRPO on a slice: the models that share a mesh, and what an iteration of them takes.
+"""PPO or GRPO on a slice: memory of the models that share a mesh, and time of an iteration.
 
 The updates of policy and value (GRPO has none) are compiled, as the steps of other stages are.
 Answers and scores are counted by arithmetic: weights gathered once, keys and values of as many rows

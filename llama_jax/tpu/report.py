@@ -1,4 +1,4 @@
-"""Plans as text for people."""
+"""Formats plans as text for people."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Meshes, remat policies and batch sizes for a slice: the Pareto front of memory and speed.
+"""Searches meshes, remat policies and batch sizes for a slice: Pareto front of memory and speed.
 
 Arithmetic orders all candidates in a second; only the fastest that should fit are compiled.
 """

@@ -1,4 +1,4 @@
-"""What the loop does beside its steps: evaluations with samples, and profiler traces."""
+"""Evaluation, samples and profiling hooks of the training loop."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""The parameters that a run begins with: fresh ones, or those of a model that exists.
+"""Initial parameters of a run: fresh ones, or those of an existing model.
 
-Weights and the settings that they were trained with belong together. Nothing later would tell that
-a rotary base is another: the loss would only be worse. So all of it is compared before any data is
+Weights and the settings that they were trained with belong together. Nothing later would reveal a
+different rotary base: the loss would only be worse. So all settings are compared before any data is
 read.
 """
 

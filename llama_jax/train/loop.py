@@ -1,4 +1,4 @@
-"""Training of any stage, from an experiment to a run folder, in chapters.
+"""The training loop of every stage: from an experiment to a run folder, in chapters.
 
     hosts - source - mesh - folder - data - state - compile - steps
 

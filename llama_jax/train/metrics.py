@@ -1,4 +1,4 @@
-"""What a run measures, and where it writes it: JSON lines and TensorBoard."""
+"""Metrics of a run: JSON lines and TensorBoard."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The objective of pretraining and of fine-tuning: predict the next token, where it counts."""
+"""The objective of pretraining and fine-tuning: next-token prediction under a loss mask."""
 
 from dataclasses import dataclass
 from functools import partial

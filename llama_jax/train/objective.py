@@ -1,10 +1,10 @@
-"""What a step of training minimises, as a value: the one thing that differs between its stages.
+"""The training objective as a value: the one thing that differs between stages.
 
 The step (`step.py`) and the loop (`loop.py`) know no loss. An objective says what a batch is, what
 its loss is and what the loss is divided by; next-token prediction, fine-tuning on answers and
 reward modelling are three of them.
 
-Imports jax only, as everything that a step needs.
+It imports jax only, like everything that a step needs.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What the loop says while it steps: lines of metrics, the progress bar, refused updates."""
+"""Console reporting of training: metric lines, the progress bar, skipped updates."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The run folder: made, recognised, resumed, or refused."""
+"""Run folders: create, resume, lock, reject mismatches."""
 
 import contextlib
 import dataclasses

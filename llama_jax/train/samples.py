@@ -1,4 +1,4 @@
-"""Texts that a run keeps of its model at evaluations: RUN/samples/step-NNNNNNNN.txt."""
+"""Sample texts written at evaluations: RUN/samples/step-NNNNNNNN.txt."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the loop needs to know of a stage of training, beside its experiment."""
+"""Describes a training stage to the loop, beyond its experiment."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

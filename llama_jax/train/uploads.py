@@ -1,4 +1,4 @@
-"""Files that grow, in a run folder that may be a bucket, where nothing can be appended to."""
+"""Files that grow in a run folder; a bucket cannot append, so there they are uploaded whole."""
 
 import contextlib
 import os

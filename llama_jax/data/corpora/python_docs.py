@@ -1,4 +1,4 @@
-"""Real English that every CPython carries: help topics and the standard library's docstrings.
+"""English text that ships with every CPython: help topics and standard-library docstrings.
 
 The text belongs to the running Python, so it differs a little between versions. The standard
 library is parsed, never imported, and its tests are left out.

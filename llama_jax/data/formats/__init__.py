@@ -1,4 +1,4 @@
-"""What people have (TRL, hh-rlhf, OpenAssistant, ShareGPT, ...) as our records.
+"""Readers of common conversation formats: TRL, hh-rlhf, OpenAssistant, ShareGPT and others.
 
 `open_records(path, kind)` reads a file; `table.FORMATS` says which formats there are.
 """

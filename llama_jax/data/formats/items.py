@@ -1,4 +1,4 @@
-"""What readers make of a row, and what they check its values with.
+"""Records that format readers yield, and the checks of a row's values.
 
 Errors here say what is wrong with a value; reading.py puts the file and the row in front.
 """

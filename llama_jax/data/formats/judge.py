@@ -1,4 +1,4 @@
-"""Which records are kept, by the same rules for every format; `table` tells them."""
+"""The rules on which records are kept, the same for every format; `table` lists them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

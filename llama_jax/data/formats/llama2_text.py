@@ -1,4 +1,4 @@
-"""Text that was rendered with Llama 2's template already: back to messages."""
+"""Parses text that was already rendered with the Llama 2 chat template back into messages."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Data files of any format as records of one kind, with a report of what became of their rows."""
+"""Reads data files of any format as records of one kind, and reports what became of their rows."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,1 +1,1 @@
-"""Continuous batching: many requests at once over pages of keys and values, exact for each."""
+"""Continuous batching: many requests at once over a paged KV cache, with exact results for each."""

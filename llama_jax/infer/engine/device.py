@@ -1,4 +1,4 @@
-"""What the engine keeps on the device, and its programs as methods: plain values in and out.
+"""Device state of the engine and its compiled programs, with plain values in and out.
 
 Every input is made here, of the same shapes and types in the warm-up as later, so that nothing is
 compiled afterwards.

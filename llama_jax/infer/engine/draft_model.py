@@ -1,4 +1,4 @@
-"""Guesses of a small model, which draws with the keys that the large one will draw with.
+"""Speculative decoding with a draft model that shares the target model's random keys.
 
 The small model's pages lie beside the large one's and go by the same tables, so that nothing is
 managed twice. A sequence's tokens are put into them when it first asks for guesses, and what was

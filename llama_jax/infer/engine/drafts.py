@@ -1,4 +1,4 @@
-"""Guesses of what comes next, from what was said: they save steps and change no token.
+"""Speculative decoding by prompt lookup in the text so far; it never changes a token.
 
 A guess is checked in rows that would idle: the row of each guessed token stands one position after
 the one before it, in the pages of the same sequence, and the step that draws the next token draws

@@ -1,4 +1,4 @@
-"""The engine: one thread that owns the device, and requests that come from any other.
+"""The engine: one thread that owns the device, serving requests from any other thread.
 
 A cycle admits what fits, computes chunks of prompts, draws for all rows, and tells who listens. The
 scheduler decides, the programs compute, and nothing else touches either.

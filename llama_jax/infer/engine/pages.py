@@ -1,4 +1,4 @@
-"""Which page of the cache belongs to whom: references, and prefixes that can be used again.
+"""Page table of the KV cache: reference counts, and reuse of shared prefixes.
 
 A page that holds `page` positions of a prompt is known by the hash of all tokens up to its end and
 of a scope; a later prompt that begins alike takes it over instead of computing it. Pages that

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it answers: values that go between threads."""
+"""Requests to the engine and its answers: values passed between threads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Which sequence does what in the next step: plain Python, a function of what it was told.
+"""Schedules sequences onto the engine's next step: plain Python, deterministic.
 
 First come, first served: the sequence at the head of the queue gets a row as soon as one is free
 and the pages exist for all that it may ever write, so that what is admitted always finishes and

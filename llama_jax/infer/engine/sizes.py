@@ -1,4 +1,4 @@
-"""The fixed sizes that an engine gets where nobody names them."""
+"""Default sizes of the engine."""
 
 import os
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Arcs of short stories: for each mood, what can happen to a child, an animal and a toy.
+"""Story arcs: for each mood, events that can happen to a child, an animal and a toy.
 
 Sentences have slots: {h} the hero's name, {he} {him} {his} {He} {His} {kid} what goes with it;
 {an} an animal with its article (`a little frog`), {animal} its name, {sound} {moved} {food} what

@@ -1,4 +1,4 @@
-"""Wishes in words: requests for stories, requests to change them, questions about them."""
+"""Phrases wishes as text: requests for stories, requests to change them, questions about them."""
 # ruff: noqa: E501 (one wording with its variants to a line reads best)
 
 from llama_jax.data.corpora.tales.dice import Dice

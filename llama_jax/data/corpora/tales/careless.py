@@ -1,9 +1,9 @@
-"""Answers of annotators who do not take care: what a demonstration can be at its worst.
+"""Careless demonstrations: the poor tail of what annotators write.
 
-Annotators vary, and fine-tuning on what they write learns its poor tail as well; to remove that
-tail is what preferences are for (section 5.1). The faults are those of haste: an answer that stops
-early, rambles, shrugs the question off, slips, misses what was asked for, or does what it should
-refuse.
+Annotators vary, and fine-tuning on what they write learns the poor tail as well; preferences are
+there to remove it (Llama 2, section 5.1). The faults are those of haste: an answer that stops
+early, rambles, shrugs the question off, makes slips, misses what was asked for, or does what it
+should refuse.
 """
 
 from llama_jax.data.corpora.tales import unkind

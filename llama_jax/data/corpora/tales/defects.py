@@ -1,4 +1,4 @@
-"""What can be wrong with an answer that was right: small, known defects of a text."""
+"""Small, known defects to put into an answer that was right."""
 
 import re
 from collections.abc import Callable

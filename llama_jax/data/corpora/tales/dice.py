@@ -1,4 +1,4 @@
-"""The random choices of one record, and which combinations are held out."""
+"""Random choices of one record, and the combinations that are held out."""
 
 import hashlib
 from collections.abc import Sequence

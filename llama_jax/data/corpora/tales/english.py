@@ -1,4 +1,4 @@
-"""How far a text is plain English of the tales: what repetition, lists and garbage run into."""
+"""Scores how much a text reads like the tales; penalises repetition, lists and garbage."""
 
 import re
 from collections.abc import Iterable

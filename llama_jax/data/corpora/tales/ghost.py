@@ -1,4 +1,4 @@
-"""Ghost attention: instructions that hold for a whole conversation, and what keeps them.
+"""Ghost attention: instructions for a whole conversation, and checks that answers keep them.
 
 An attribute is asked for in the first turn and must still hold in the twentieth (Llama 2, section
 3.3). Every attribute here can be checked by a program in any text.

@@ -1,4 +1,4 @@
-"""Whether a story stays with its hero: a rule on the text alone, for stories of any origin."""
+"""Checks that a story keeps its hero: a rule on the text alone, for stories of any origin."""
 
 import re
 

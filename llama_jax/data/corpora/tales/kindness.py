@@ -1,4 +1,4 @@
-"""Notices in any text what is unkind, what refuses, agrees, offers and scolds."""
+"""Detects unkindness, refusals, agreement, offers and scolding in any text."""
 # ruff: noqa: E501 (one unkind act to a line reads best)
 
 import re

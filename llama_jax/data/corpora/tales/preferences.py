@@ -1,9 +1,9 @@
 """Pairs of answers with a known gap in quality, rated as the paper's annotators rate.
 
 Both answers of a pair are drawn alike: a right or a wrong answer to the task, often of the same
-story, then some defects. The judge scores both, and whoever chooses sees the difference with noise.
-So the rating, by how large the difference seemed, comes with right choices nearly always at 3 and
-little better than chance at 0, and no answer is chosen for its length.
+story, then some defects. The judge scores both; the annotator sees the difference with noise, and
+rates how large it seems. So at a rating of 3 the choice is nearly always right, at 0 little better
+than chance, and no answer is chosen for its length.
 """
 
 from collections.abc import Sequence

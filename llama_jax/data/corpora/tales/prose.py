@@ -1,4 +1,4 @@
-"""Text as sentences and words, for those who judge it."""
+"""Splits text into sentences and words for the judge."""
 
 import re
 

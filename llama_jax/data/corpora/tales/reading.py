@@ -1,4 +1,4 @@
-"""What a conversation asks for, read from its text alone, and what a story has.
+"""Reads a conversation's wishes, and a story's features, from their text alone.
 
 The judge goes by this and by nothing that a generator knows, so it can judge answers to records
 that were read back from a file.

@@ -1,4 +1,4 @@
-"""What users of this world ask, with ways to answer it rightly and wrongly.
+"""Tasks of this world: requests that users make, with right and wrong answers.
 
 A task is a conversation that ends with a user message. `right` draws an answer that the judge
 finds perfect, `wrong` one that reads as well and misses what was asked for.

@@ -1,4 +1,4 @@
-"""What every plot needs: one story's dice, its people, and ways to say things."""
+"""Tools that all plots share: a story's dice, its people, and ways to say things."""
 
 from collections.abc import Callable, Sequence
 from random import Random

@@ -1,4 +1,4 @@
-"""Unkind requests in many wordings, kind refusals, what must not be answered, and its detection."""
+"""Unkind requests and kind refusals in many wordings; detects what must not be answered."""
 # ruff: noqa: E501 (one act or wording to a line reads best)
 
 from typing import NamedTuple

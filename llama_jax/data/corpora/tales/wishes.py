@@ -1,4 +1,4 @@
-"""What a story can be asked to have: a hero, an animal, a toy, a place, a mood, an end, a length.
+"""Wishes that a story can meet: a hero, an animal, a toy, a place, a mood, an end, a length.
 
 The words of this module are all that a wish can name; `asking` puts wishes into sentences,
 `answers` tells stories that meet them, `reading` finds them in text again.
