@@ -10,9 +10,10 @@ from llama_jax.align.masked import Mask, as_mask, floats, under
 def penalize_truncated(
     scores: Float[Array, " B"], truncated: Bool[Array, " B"], *, penalty: float
 ) -> Float[Array, " B"]:
-    """Scores of answers that ended by themselves, and scores less the penalty of those cut off.
+    """Subtracts the penalty from the scores of truncated answers, and leaves the others as they
+    are.
 
-    In units of the scores: 1 takes one standard deviation from whitened ones.
+    The penalty is in units of the scores: for whitened scores, 1 is one standard deviation.
     """
     (scores,) = floats("B", scores=scores)
     return scores - penalty * as_mask(truncated, scores.shape, "truncated")
@@ -74,7 +75,7 @@ def gae(
 
 
 def varied_groups(rewards: Float[Array, "P N"]) -> Bool[Array, " P"]:
-    """Prompts whose answers got different rewards; the others teach nothing and are counted."""
+    """Marks the prompts whose answers got different rewards; the others carry no signal."""
     (rewards,) = floats("P N", rewards=rewards)
     return jnp.max(rewards, axis=1) > jnp.min(rewards, axis=1)
 

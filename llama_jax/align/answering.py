@@ -25,9 +25,9 @@ class Answered(NamedTuple):
 
     text: str
     tokens: tuple[int, ...]
-    """As they were drawn, EOS included."""
+    """As they were sampled, EOS included."""
     ended: bool
-    """Whether it ended by itself; what was cut off is no example of an answer."""
+    """Whether it ended by itself; a truncated answer is no example to learn from."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Answerer:
     prompt_len: int
     """Longest conversation, in tokens; all calls share their compiled programs."""
     told: str = ""
-    """What a bar calls the answers of a call; none is shown where this is empty."""
+    """Label of the progress bar of a call; if empty, no bar is shown."""
 
     @staticmethod
     def of(model: Model, **settings: Any) -> "Answerer":
-        """Of a loaded model, with the settings of the class."""
+        """From a loaded model; `settings` are the other fields."""
         require(model.tokenizer is not None, "the model has no tokenizer to answer with")
         assert model.tokenizer is not None
         w = gather(model.prepared, model.config)
@@ -55,7 +55,8 @@ class Answerer:
 
     @staticmethod
     def load(path: str, **settings: Any) -> "Answerer":
-        """Of a model in any format, or a run folder."""
+        """From the path of a model in any format, or of a run folder; `settings` are the other
+        fields."""
         return Answerer.of(load(path), **settings)
 
     def reads(self, messages: Sequence[Message]) -> bool:
@@ -65,7 +66,7 @@ class Answerer:
     def answer(
         self, conversations: Sequence[Sequence[Message]], seeds: Sequence[Sequence[int]]
     ) -> list[Answered]:
-        """An answer to each conversation, which ends with a user's message.
+        """One answer to each conversation; each conversation ends with a user message.
 
         Raises InputError for a conversation that is too long or cannot be encoded.
         """
@@ -99,7 +100,7 @@ def is_text(answer: str) -> bool:
 
 
 def generation_weights(params: Any, config: ModelConfig) -> dict[str, Any]:
-    """The parameters as generation reads them, gathered once for all steps of the decoder."""
+    """The parameters in the form that generation needs, gathered once for all decoding steps."""
     return gather(prepare(params, config), config)
 
 
@@ -109,9 +110,11 @@ def kept_dialogues(
     models: Sequence[str],
     make: Callable[[], Sequence[Dialogue]],
 ) -> str:
-    """The file with the dialogues that `make` makes of the answers of `models`; made once.
+    """Path of the file of dialogues that `make` builds from the answers of `models`; built only
+    once.
 
-    It lies in data.cache_dir, named by all that decides what is in it: settings, and weights.
+    It lies in data.cache_dir, under a digest of the settings and weights that determine its
+    contents.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE}
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in OF_A_HOST}
@@ -133,4 +136,4 @@ _ELSEWHERE = {
 }  # fmt: skip
 """Settings that decide nothing about the answers, or are known by their weights."""
 OF_A_HOST = {"cache_dir", "workers"}
-"""Settings of the data that each host has of its own."""
+"""Data settings that may differ between hosts."""

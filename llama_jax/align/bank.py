@@ -32,9 +32,9 @@ class Sample:
     messages: tuple[Mapping[str, Any], ...]
     """The conversation that it answers."""
     safety: bool
-    """Whether the prompt is one that the safety model judges."""
+    """Whether the safety model judges the answers to this prompt."""
     tokens: tuple[int, ...]
-    """As they were drawn, EOS included."""
+    """As they were sampled, EOS included."""
     text: str
     finish: str
     """`stop` or `length`."""
@@ -85,7 +85,7 @@ def scored(
     tokenizer: Tokenizer,
     seq_len: int,
 ) -> np.ndarray:
-    """Combined scores of a round's samples, float32, read from its scores.jsonl or made anew."""
+    """Combined scores of a round's samples, float32: read from its scores.jsonl, or computed."""
     file, digest = folder / "scores.jsonl", judges.digest()
     if exists_on_main(file):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -114,9 +114,9 @@ def scored(
 def winners(samples: Iterable[tuple[Sample, float]]) -> list[tuple[Sample, float]]:
     """The best answer to each prompt, with its score, in the order of the prompts.
 
-    An answer that was cut off wins only where all were, and one that cannot stand in a conversation
-    never; ties go to the shorter answer, then to the earlier one. A prompt whose answers are all
-    alike teaches nothing and has none.
+    A truncated answer wins only if all answers to the prompt are truncated. An answer that is empty
+    or contains tags of the chat template never wins. Ties go to the shorter answer, then to the
+    earlier one. A prompt whose answers are all alike carries no signal and has no winner.
     """
     by_prompt: defaultdict[str, list[tuple[Sample, float]]] = defaultdict(list)
     for sample, score in samples:
@@ -132,8 +132,8 @@ def winners(samples: Iterable[tuple[Sample, float]]) -> list[tuple[Sample, float
 
 
 def best_of_n(scores: np.ndarray, counts: Sequence[int]) -> dict[str, list[float]]:
-    """Figure 7 of the paper from one bank: mean over prompts of the best of n answers, and the
-    median, with the standard error of the former.
+    """Figure 7 of the paper from one bank: for each n, the mean over prompts of the best of n
+    answers with its standard error, and the median.
 
     scores: [prompts, N].
     """

@@ -32,7 +32,7 @@ def distill_context(config: DistillConfig) -> Summary:
 
 
 def stage(config: DistillConfig) -> Stage:
-    """Fine-tuning on answers that a preprompt improved."""
+    """Describes the stage: fine-tuning on answers that a preprompt improved."""
 
     def prepare(tokenizer: Tokenizer) -> Any:
         models = [config.init_from, config.safety]
@@ -44,10 +44,10 @@ def stage(config: DistillConfig) -> Stage:
 
 
 def distil(config: DistillConfig, tokenizer: Tokenizer) -> list[Dialogue]:
-    """Prompts with the answers given under a preprompt that score higher than without it.
+    """Prompts with those answers under a preprompt that score higher than the answers without it.
 
-    Answers that were cut off are no examples, whatever they score. Raises InputError if a prompt
-    has a system text of its own, or no answer is better.
+    Truncated answers are left out, whatever they score. Raises InputError if a prompt has a system
+    text of its own, or no answer is better.
     """
     limit = config.seq_len - config.max_new_tokens
     answerer = Answerer.load(

@@ -46,7 +46,8 @@ def dpo(config: DpoConfig, *, ask: Ask | None = None) -> Summary:
 
 
 def stage(config: DpoConfig) -> Stage:
-    """Preference pairs with what the reference says of them; rewards, and answers to prompts."""
+    """Describes the stage: preference pairs with reference log-probabilities; reward metrics,
+    samples."""
     identity: dict[str, str] = {}
 
     def prepare(tokenizer: Tokenizer) -> Mapping[str, Mixture]:
@@ -88,16 +89,16 @@ class Preferences:
     kind: Literal["sigmoid", "ipo"] = "sigmoid"
     label_smoothing: float = 0.0
     by_length: bool = False
-    """Divide log-probabilities by the number of their answer's tokens."""
+    """Whether log-probabilities are divided by the number of tokens of their answer."""
     per_row: int = 1
     """K: pairs that may share two rows."""
 
     def trains(self, name: str) -> bool:
-        """Everything."""
+        """All parameters are trained."""
         return True
 
     def abstract_batch(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """As the class says."""
+        """Shapes and dtypes of a batch: those that the class describes."""
         reference = jax.ShapeDtypeStruct((batch_size, self.per_row, 2), jnp.float32)
         return {**abstract_pairs(batch_size, seq_len, self.per_row), COLUMN: reference}
 
@@ -108,7 +109,8 @@ class Preferences:
     def loss(
         self, forward: Forward, batch: Batch, weights: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """The share of the mean loss, and what `examine` finds but for ratings."""
+        """This batch's share of the mean loss, and the metrics of `examine` except those by
+        rating."""
         means = self._means(forward, batch, pairs_of(batch))[0]
         return means.pop("loss").total / weights, means
 

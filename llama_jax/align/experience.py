@@ -40,12 +40,12 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Sampled(NamedTuple):
-    """What policy and reference say of the answers, before anything is learned from them."""
+    """Log-probabilities of the answers by policy and reference, before any update."""
 
     old_logp: Float[np.ndarray, "R T"]
     ref_logp: Float[np.ndarray, "R T"]
     metrics: dict[str, float]
-    """Of scores, KL, entropy, lengths and the sampler's drift."""
+    """Metrics of scores, KL, entropy, lengths and the sampler's drift."""
 
 
 def read_answers(
@@ -57,7 +57,8 @@ def read_answers(
     policy: Scorer,
     reference: Scorer,
 ) -> Sampled:
-    """The log-probabilities of the answers at the temperature that they were drawn with."""
+    """Computes the log-probabilities of the answers at the temperature that they were sampled
+    with."""
     answer, temperature = rows["answer"], config.temperature
     old_logp, entropy = token_logprobs_of(policy, rows, temperature=temperature)
     ref_logp, _ = token_logprobs_of(reference, rows, temperature=temperature)
@@ -85,7 +86,7 @@ _kl = jax.jit(kl_estimates)
 def next_scale(
     config: PpoConfig, before: ScoreScale, combined: Float[np.ndarray, " R"]
 ) -> ScoreScale:
-    """The scale to whiten by, from the scores of this iteration and of those before; NumPy."""
+    """The scale for whitening: from the scores of this iteration and the earlier ones; NumPy."""
     now = score_scale(jnp.asarray(combined))
     return jax.device_get(now if config.score_scale == "batch" else merge_scales(before, now))
 
@@ -101,7 +102,7 @@ def make_experience(
     reference: Scorer,
     value: Scorer,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Rows with all that PPO's updates read, and the metrics of the answers."""
+    """Rows with everything that PPO's updates read, and the metrics of the answers."""
     answer = rows["answer"]
     old_logp, ref_logp, metrics = read_answers(
         config, rows=rows, scores=scores, stopped=stopped, policy=policy, reference=reference
@@ -159,10 +160,10 @@ def make_groups(
     policy: Scorer,
     reference: Scorer,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Rows with all that GRPO's updates read, and the metrics of the answers.
+    """Rows with everything that GRPO's updates read, and the metrics of the answers.
 
-    `answer` of the result is false in rows that teach nothing: those of a group whose rewards are
-    all the same, and of answers that were cut off where the experiment masks them.
+    `answer` of the result is false in rows without a signal: those of a group whose rewards are all
+    equal and, where the experiment masks them, truncated answers.
     """
     answer = rows["answer"]
     old_logp, ref_logp, metrics = read_answers(

@@ -10,7 +10,7 @@ from llama_jax.align.masked import Mask, masked_variance, under
 
 
 class KL(NamedTuple):
-    """Estimators of KL(policy || reference) from tokens that the policy drew, in nats.
+    """Estimators of KL(policy || reference) from tokens sampled from the policy, in nats.
 
     As measurements all three agree in expectation near the reference. As losses they do not: the
     expected gradient of k1 is 0, that of k2 is the KL's, and that of k3 is the reverse KL's.
@@ -48,10 +48,10 @@ def explained_variance(
 
 
 def reward_hacking(proxy: Sequence[float], gold: Sequence[float], *, patience: int) -> bool:
-    """Whether the policy has learnt to please its reward model rather than to answer better.
+    """Whether the policy has learned to exploit its reward model rather than to answer better.
 
-    True if the gold score had its maximum at least `patience` entries ago and has fallen since,
-    while the proxy has risen (Gao et al. 2023).
+    True if the gold score peaked at least `patience` entries ago and has fallen since, while the
+    proxy score has risen (Gao et al. 2023).
 
     Args:
       proxy: mean score of each iteration by the reward model that trains the policy.

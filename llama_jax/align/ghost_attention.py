@@ -36,7 +36,7 @@ def gatt(config: GattConfig) -> Summary:
 
 
 def stage(config: GattConfig) -> Stage:
-    """Fine-tuning on conversations that the model made itself."""
+    """Describes the stage: fine-tuning on conversations that the model generated itself."""
     plain = sft_stage(config)
 
     def prepare(tokenizer: Tokenizer) -> Any:
@@ -49,10 +49,11 @@ def stage(config: GattConfig) -> Stage:
 
 
 def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
-    """Conversations with the model's own answers, of which those after the first are trained.
+    """Conversations with the model's own answers; all answers but the first are trained.
 
-    Not trained are answers that were cut off, or do not keep the instruction where that can be
-    checked; left out are conversations without any other. Raises InputError if none is left.
+    Answers that were truncated, or break the instruction where that can be checked, are not
+    trained; a conversation without any other later answer is left out. Raises InputError if none is
+    left.
     """
     ghosts = ghost_conversations(config.data, config.dialogues, config.turns)
     answerer = Answerer.load(
@@ -105,10 +106,10 @@ def converse(
 ) -> list[list[Answered]]:
     """The model's answers to the first turns of each conversation.
 
-    The instruction stands before `every` question, or before the first alone. The model sees the
-    `newest` turns, the one that it answers included, or, if that is 0, all. A conversation ends
-    early after its last question, after an empty answer or one that cannot stand in a conversation,
-    and where it has grown longer than the model can read.
+    The instruction is put before `every` question, or before the first alone. The model sees the
+    `newest` turns, including the one that it answers; 0 means all. A conversation ends early after
+    its last question, after an answer that is empty or contains tags of the chat template, or when
+    it no longer fits the model's context.
     """
     answers: list[list[Answered]] = [[] for _ in ghosts]
     begin = 1 - 2 * newest if newest else 0  # two messages a turn, less the answer that is due
@@ -148,9 +149,9 @@ def training_row(ghost: Ghost, answers: Sequence[Answered]) -> Dialogue:
 def recall(
     answerer: Answerer, ghosts: Sequence[Ghost], at: Sequence[int], *, seed: int
 ) -> dict[int, float]:
-    """Share of conversations whose answer at each of the turns keeps the instruction of the first.
+    """Share of conversations whose answer at each of the turns still follows the first instruction.
 
-    The model speaks with itself: its own answers stand before.
+    The model converses with itself: its own earlier answers are part of the prompt.
     """
     answers = converse(answerer, ghosts, max(at), seed=seed, every=False)
 

@@ -33,14 +33,14 @@ def grpo(config: GrpoConfig) -> PolicySummary:
 def objectives(
     config: GrpoConfig,
 ) -> tuple[dict[str, Objective], dict[str, optax.GradientTransformation]]:
-    """What `policy` learns, and its optimizer over all updates of the run."""
+    """The objective of `policy`, and its optimizer over all updates of the run."""
     policy = GroupedPolicy(config.model, config.clip, config.temperature, config.beta)
     tx = make_optimizer(config.optimizer, trained_table(policy), config.updates)
     return {"policy": policy}, {"policy": tx}
 
 
 class Grpo:
-    """A `Learner`: reward models or a function, the reference, and the policy."""
+    """A `Learner`: a policy and its reference, scored by reward models or a function."""
 
     def __init__(self, config: GrpoConfig, tokenizer: Tokenizer, source: Opened, mesh: Mesh):
         self.config = config
@@ -55,14 +55,14 @@ class Grpo:
         )
 
     def begin(self) -> None:
-        """The reference's parameters, or its adapters where they are trained."""
+        """Reads the reference's parameters, or only its adapters where adapters are trained."""
         policy = self.trainer.objectives["policy"]
         self.trainer.begin(policy=select(self.reference.params, policy))
 
     def experience(
         self, number: int, rows: Mapping[str, np.ndarray], scores: Scores, stopped: np.ndarray
     ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """`make_groups`."""
+        """See `make_groups`."""
         return make_groups(
             self.config,
             rows=rows,
@@ -73,8 +73,8 @@ class Grpo:
         )
 
     def update(self, number: int, rows: Mapping[str, np.ndarray]) -> Metrics:
-        """One of the policy, unless no group of the minibatch teaches anything."""
+        """Updates the policy once, unless no group of the minibatch carries a signal."""
         return self.trainer.update("policy", rows) if rows["answer"].any() else {}
 
     def check(self, lines: Sequence[Mapping[str, int | float]]) -> None:
-        """Nothing besides what is checked of every policy."""
+        """Nothing beyond what is checked of every policy."""

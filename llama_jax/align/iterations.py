@@ -45,7 +45,7 @@ Metrics = dict[str, float]
 
 @runtime_checkable
 class Learner(Protocol):
-    """An algorithm: what scores its answers, what it makes of the scores, and what it updates."""
+    """An algorithm: its rewards, the experience it makes of them, and its updates."""
 
     config: Any
     trainer: Trainer
@@ -53,7 +53,7 @@ class Learner(Protocol):
 
     @property
     def rewards(self) -> Rewards:
-        """What scores answers."""
+        """Scores the answers."""
         ...
 
     def begin(self) -> None:
@@ -63,11 +63,13 @@ class Learner(Protocol):
     def experience(
         self, number: int, rows: Mapping[str, np.ndarray], scores: Scores, stopped: np.ndarray
     ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """Rows with all that updates read, and the metrics of the answers of iteration `number`."""
+        """Rows with everything that updates read, and the metrics of the answers of iteration
+        `number`."""
         ...
 
     def update(self, number: int, rows: Mapping[str, np.ndarray]) -> Metrics:
-        """The updates that a minibatch makes, and their metrics; none if it teaches nothing."""
+        """Runs the updates of a minibatch and returns their metrics; none if it carries no
+        signal."""
         ...
 
     def check(self, lines: Sequence[Mapping[str, int | float]]) -> None:
@@ -77,7 +79,7 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class PolicySummary:
-    """How a call of `run` ended."""
+    """The outcome of a call of `run`."""
 
     workdir: str
     step: int
@@ -224,7 +226,8 @@ def iteration(
     rollouts: Rollouts,
     progress: Progress,
 ) -> Metrics:
-    """Answers to the prompts, their scores, and an update for each minibatch; the metrics."""
+    """Samples answers to the prompts, scores them, and updates on each minibatch; returns the
+    metrics."""
     config = learner.config
     with progress.phase("generate"):
         rows, stopped, drawn = rollouts.draw(number, prompts, learner.trainer.scorer("policy"))
@@ -266,7 +269,8 @@ def examine(
     rollouts: Rollouts,
     progress: Progress,
 ) -> Metrics:
-    """Scores of held-out answers, by the policy's rewards and by a model that it never met."""
+    """Scores of held-out answers, by the policy's rewards and by a reward model unknown to the
+    policy."""
     with progress.phase("eval"):
         rows, stopped = rollouts.draw_heldout(prompts, learner.trainer.scorer("policy"))
         answers = rollouts.answers(rows, stopped)

@@ -12,7 +12,7 @@ LEAST_EXPLAINED = -1.0
 
 
 def why_stop(config: PolicyConfig, lines: Sequence[Mapping[str, int | float]]) -> str | None:
-    """Why a run ends by what the metrics of its iterations say; None if it goes on.
+    """The reason to stop a run, from the metrics of its iterations; None if it goes on.
 
     lines: the metrics of all iterations so far, in order.
     """
@@ -36,10 +36,10 @@ def why_stop(config: PolicyConfig, lines: Sequence[Mapping[str, int | float]]) -
 
 
 def check_sampled(config: PolicyConfig, iteration: int, metrics: Mapping[str, int | float]) -> None:
-    """Raise TrainingError for answers that nothing can be learned from, before anything is.
+    """Raise TrainingError, before any update, for answers that cannot be learned from.
 
-    Their scores are not finite, or the sampler drew them from another distribution than the one
-    that is trained.
+    Their scores are not finite, or the sampler's distribution differs from that of the model being
+    trained.
     """
     _check_finite(iteration, metrics)
     if metrics["drift/mean"] > config.max_drift:
@@ -67,7 +67,7 @@ def check_updated(config: PolicyConfig, lines: Sequence[Mapping[str, int | float
 
 
 def check_value(config: PpoConfig, lines: Sequence[Mapping[str, int | float]]) -> None:
-    """Raise TrainingError if the value has explained nothing for long."""
+    """Raise TrainingError if the value model has explained nothing for long."""
     iteration = int(lines[-1]["step"])
     recent = [m["value/explained_variance"] for m in lines[-config.value_patience :]]
     if config.value_patience == len(recent) and max(recent) < LEAST_EXPLAINED:

@@ -20,14 +20,14 @@ from llama_jax.train.objective import Batch, Forward
 
 
 class TokenScores(NamedTuple):
-    """What a model thinks of each target, float32 [B,T]."""
+    """Scores of each target under a model, float32 [B,T]."""
 
     logp: Float[Array, "B T"]
     """Nats."""
     entropy: Float[Array, "B T"]
     """Of the distribution that the target is drawn from, nats."""
     best: Float[Array, "B T"]
-    """Log-probability of the likeliest token, nats: that of the target where it is the one."""
+    """Log-probability of the most likely token, nats; equals `logp` where that is the target."""
 
 
 def batch_logprobs(
@@ -64,5 +64,5 @@ def answer_logprobs(
 
 
 def next_tokens(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Token t+1 at index t; the last index holds nothing that counts."""
+    """Token t+1 at index t; the last index is meaningless."""
     return jnp.roll(tokens, -1, axis=1)

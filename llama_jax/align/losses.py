@@ -176,7 +176,8 @@ def _value_parts(values, old_values, returns, mask, clip):
 def value_terms(
     values: Tokens, old_values: Tokens, returns: Tokens, mask: Mask, *, clip: float | None
 ) -> Tokens:
-    """Half the larger squared error of a token's value, as it is and within `clip` of the old.
+    """Half the larger squared error of a token's value and of that value clipped to within `clip`
+    of the old one.
 
     clip None: the plain squared error. 0 outside the mask.
     """

@@ -16,7 +16,7 @@ Mask = Bool[Array, "*shape"] | Float[Array, "*shape"]
 
 
 def floats(axes: str | None, /, **arrays: Any) -> tuple[Array, ...]:
-    """The named arrays, all of one shape, in float32 or what is wider.
+    """Returns the named arrays, checked to have one shape, in float32 or wider.
 
     axes: the letters of that shape, as "B T"; None for any.
 
@@ -40,7 +40,7 @@ def floats(axes: str | None, /, **arrays: Any) -> tuple[Array, ...]:
 
 
 def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[Array, "*shape"]:
-    """The mask as booleans.
+    """Returns the mask as booleans.
 
     Raises:
       TypeError: it holds integers, which are more often tokens or segments than a mask.
@@ -66,7 +66,7 @@ def under(mask: Any, axes: str | None, /, **arrays: Any) -> tuple[Array, ...]:
 
 
 def masked_sum(x: Float[Array, "*shape"], mask: Mask) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of x over the mask, and the number of its entries: what micro-batches add up."""
+    """Sum of x over the mask, and the number of its entries: both add up over micro-batches."""
     counted, x = under(mask, None, x=x)
     return jnp.sum(x), jnp.sum(counted, dtype=x.dtype)
 

@@ -20,7 +20,7 @@ from llama_jax.train.run import check_run, claim_run, host_facts, run_path
 
 
 class Opening[C: RolloutConfig](NamedTuple):
-    """What a stage has before it reads anything."""
+    """The experiment, folder, model source and mesh of a stage, before it reads any data."""
 
     config: C
     """The experiment, with the source's settings where it takes those."""
@@ -31,9 +31,9 @@ class Opening[C: RolloutConfig](NamedTuple):
 
 @contextlib.contextmanager
 def opened_run[C: RolloutConfig](config: C, rows: int) -> Iterator[Opening[C]]:
-    """A context in which the hosts agree, the mesh is set and the run folder is ours.
+    """Context in which the hosts have agreed, the mesh is set and the run folder is locked.
 
-    As in pretraining, nothing is read before it fits.
+    As in pretraining, settings are checked before any data is read.
 
     rows: of an update.
 

@@ -13,11 +13,11 @@ from jaxtyping import Int
 from llama_jax.data.packing import best_fit
 
 SHARES = 8
-"""A block of rows shrinks by eighths, so that there are at most so many compiled shapes."""
+"""A block of rows shrinks in steps of an eighth, which bounds the number of compiled shapes."""
 
 
 class Packing(NamedTuple):
-    """Where the tokens of R rows lie in P rows, both of T tokens."""
+    """The mapping of the tokens of R rows into P rows, all of T tokens."""
 
     at: Int[np.ndarray, "R T"]
     """Index into the tokens of all P rows, -1 for padding."""
@@ -27,9 +27,9 @@ class Packing(NamedTuple):
     """P."""
 
     def pack(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays [R,T] as [P,T], 0 where nothing is; `segment_ids` tell the texts of a row apart.
+        """Arrays [R,T] as [P,T], 0 at padding; `segment_ids` separate the texts of a row.
 
-        What stands at padding is lost.
+        Values at padding positions are lost.
         """
         inside = self.at >= 0
         segments = np.broadcast_to(self.segments[:, None], self.at.shape)
@@ -46,9 +46,10 @@ class Packing(NamedTuple):
 
 
 def packing(segment_ids: Int[np.ndarray, "R T"], multiple: int = 1) -> Packing:
-    """The texts that rows begin with, by best fit in the fewest eighths of R rows that hold them.
+    """Packs the texts at the beginning of each of R rows by best fit, into as few eighths of R as
+    hold them.
 
-    P is a multiple of `multiple`, which R must be.
+    P is a multiple of `multiple`, which R must be, too.
     """
     R, T = segment_ids.shape
     if R % multiple:

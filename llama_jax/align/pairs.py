@@ -19,18 +19,17 @@ from llama_jax.train.objective import Batch, Mean
 
 
 class Pairs(NamedTuple):
-    """What is known of the pairs of a batch."""
+    """The labels of the pairs of a batch."""
 
     there: Bool[Array, " P"]
-    """False for places without a pair, and for rows that only fill the last batch of an
-    evaluation."""
+    """False for empty places, and for rows that only fill up the last batch of an evaluation."""
     rating: Int[Array, " P"]
     margin: Float[Array, " P"]
     safe: Int[Array, "P 2"]
 
     @property
     def labelled(self) -> Bool[Array, "P 2"]:
-        """Answers of which somebody said whether they are safe."""
+        """Answers that have a safety label."""
         return (self.safe >= 0) & self.there[:, None]
 
 
@@ -51,7 +50,7 @@ def per_row(batch: Batch) -> int:
 
 
 def by_pair(found: Any) -> Any:
-    """What was found for each answer, an array [2B,K] of jax or NumPy, as [P,2]."""
+    """Per-answer values, an array [2B,K] of jax or NumPy, as [P,2]."""
     K = found.shape[1]
     return found.reshape(-1, 2, K).swapaxes(1, 2).reshape(-1, 2)
 
@@ -71,13 +70,15 @@ def abstract_pairs(
 
 
 def answer_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of tokens, of jax or NumPy, as [2B,T]: first the chosen answers of two rows."""
+    """The arrays of tokens, of jax or NumPy, as [2B,T]: rows alternate between chosen and rejected
+    answers."""
     names = ("tokens", "segment_ids", "positions", "loss_mask")
     return {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in names}
 
 
 def accuracy_by_rating(better: Bool[Array, " P"], pairs: Pairs) -> dict[str, Mean]:
-    """`accuracy_significantly`, ...: how often the chosen answer was found to be the better one."""
+    """`accuracy_significantly`, ...: the share of pairs in which the chosen answer scored
+    higher."""
     return {
         f"accuracy_{name}": Mean.over(better, pairs.there & (pairs.rating == rating))
         for rating, name in enumerate(RATINGS)

@@ -73,12 +73,12 @@ class Policy(_OverAnswers):
     temperature: float
 
     def floats(self) -> tuple[str, ...]:
-        """Log-probabilities when the answers were drawn, and advantages."""
+        """Log-probabilities at sampling time, and advantages."""
         return ("old_logp", "advantages")
 
     def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
-        """loss, clipped (share of tokens), ratio and its variance about 1, approx_kl to the policy
-        that drew, entropy."""
+        """loss, clipped (share of tokens), ratio and its variance about 1, approx_kl to the
+        sampling policy, entropy."""
         return self._means(self._read(forward, batch), batch)
 
     def _read(self, forward: Forward, batch: Batch) -> TokenScores:
@@ -101,16 +101,16 @@ class Policy(_OverAnswers):
 
 @dataclass(frozen=True)
 class GroupedPolicy(Policy):
-    """The clipped surrogate, with the KL divergence from the reference beside it."""
+    """The clipped surrogate plus the KL divergence from the reference."""
 
     beta: float
 
     def floats(self) -> tuple[str, ...]:
-        """Those of a policy, and the reference's log-probabilities."""
+        """Those of `Policy`, and the reference's log-probabilities."""
         return (*super().floats(), "ref_logp")
 
     def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
-        """Those of a policy; loss is theirs and beta times kl, nats a token."""
+        """Those of `Policy`; beta times kl, in nats per token, is added to the loss."""
         found = self._read(forward, batch)
         means, answer = self._means(found, batch), batch["answer"]
         terms = kl_terms(found.logp, batch["old_logp"], batch["ref_logp"], answer)
@@ -125,7 +125,7 @@ class Value(_OverAnswers):
     clip: float | None
 
     def floats(self) -> tuple[str, ...]:
-        """Values when the answers were drawn, and returns."""
+        """Values at sampling time, and returns."""
         return ("old_values", "returns")
 
     def terms(self, forward: Forward, batch: Batch) -> dict[str, Mean]:

@@ -40,7 +40,7 @@ def ppo(config: PpoConfig) -> PolicySummary:
 def objectives(
     config: PpoConfig, value: ModelConfig
 ) -> tuple[dict[str, Objective], dict[str, optax.GradientTransformation]]:
-    """What `policy` and `value` learn, and their optimizers over all updates of the run."""
+    """The objectives of `policy` and `value`, and their optimizers over all updates of the run."""
     found: dict[str, Objective] = {
         "policy": Policy(config.model, config.clip, config.temperature),
         "value": Value(value, config.value_clip),
@@ -51,7 +51,7 @@ def objectives(
 
 
 class Ppo:
-    """A `Learner`: two or three models that judge, the reference, policy and value."""
+    """A `Learner`: policy and value model, the reference, and two or three reward models."""
 
     def __init__(self, config: PpoConfig, tokenizer: Tokenizer, source: Opened, mesh: Mesh):
         block, adapts = config.minibatch // config.accumulate, bool(config.lora.rank)
@@ -86,8 +86,8 @@ class Ppo:
         self.trainer.extra["scale"] = scale
 
     def begin(self) -> None:
-        """The reference's parameters, and those of the helpfulness model; of either its adapters
-        where they are trained."""
+        """Reads the parameters of the reference and of the helpfulness model, or only their
+        adapters where adapters are trained."""
         models = {
             "policy": self.reference.params,
             "value": self.rewards.helpfulness.scorer.params,
@@ -100,7 +100,7 @@ class Ppo:
     def experience(
         self, number: int, rows: Mapping[str, np.ndarray], scores: Scores, stopped: np.ndarray
     ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """`make_experience`, at the scale of the scores so far."""
+        """See `make_experience`; whitened by the scale of all scores so far."""
         self.scale = next_scale(self.config, self.scale, scores.combined)
         if number == 0:
             self._rescale_value()
@@ -124,12 +124,13 @@ class Ppo:
         self.trainer.states["value"] = dataclasses.replace(state, params=state.params | head)
 
     def update(self, number: int, rows: Mapping[str, np.ndarray]) -> Metrics:
-        """One of the value, and one of the policy when the value is warm."""
+        """Updates the value model once, and the policy once unless the value model is still warming
+        up."""
         metrics = self.trainer.update("value", rows)
         if number >= self.config.value_warmup:
             metrics |= self.trainer.update("policy", rows)
         return metrics
 
     def check(self, lines: Sequence[Mapping[str, int | float]]) -> None:
-        """Raise TrainingError if the value explains nothing."""
+        """Raise TrainingError if the value model explains nothing."""
         check_value(self.config, lines)

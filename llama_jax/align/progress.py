@@ -32,7 +32,7 @@ def counted[T](items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 class Progress:
-    """Metrics files, bar and watchdog of a run that counts iterations; a context."""
+    """Metrics files, progress bar and watchdog of a run that counts iterations; a context."""
 
     def __init__(
         self, config: TrainConfig, workdir: epath.Path, clock: Clock, start: int, unit: str
@@ -93,5 +93,5 @@ class Progress:
             )
 
     def sync(self) -> None:
-        """Make what was written durable, before a checkpoint that counts on it."""
+        """Flush everything written so far to disk, before a checkpoint that relies on it."""
         self._writer.sync()

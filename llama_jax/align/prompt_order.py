@@ -13,8 +13,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 def prompt_order(shares: Sequence[float], seed: int, start: int, wanted: int) -> list[int]:
     """Numbers of the prompts at the places start..start+wanted of the order.
 
-    `shares` says how often each prompt is drawn, relative to the others. Prompts of one share, such
-    as all those of a data set, come in a fresh permutation in each epoch; different shares are
+    `shares` gives how often each prompt is drawn, relative to the others. Prompts of one share,
+    such as all those of a data set, come in a fresh permutation in each epoch; different shares are
     mixed so evenly that even short stretches have each in its proportion.
     """
     values, group = np.unique(np.asarray(shares, np.float64), return_inverse=True)

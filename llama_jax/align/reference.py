@@ -36,13 +36,14 @@ logger = logging.getLogger(__name__)
 COLUMN = "reference"
 """Name of the array float32 [B,K,2] of a batch."""
 VERSION = 2
-"""Raise it whenever the numbers are computed in another way."""
+"""Increase it whenever the computation of the numbers changes."""
 NO_PART = {"remat", "attention"}
-"""Settings of the model that change no number but by rounding."""
+"""Model settings that change the numbers only by rounding."""
 
 
 def reference_identity(config: DpoConfig) -> str:
-    """Digest of what decides how likely the reference finds an answer: weights, function, types."""
+    """Digest of everything that determines the reference's log-probabilities: weights, function,
+    dtypes."""
     function: dict[str, Any] = asdict(plain(config.model))
     function = {k: v for k, v in function.items() if k not in NO_PART}
     if config.model.quant is not None:
@@ -53,10 +54,10 @@ def reference_identity(config: DpoConfig) -> str:
 def with_reference(
     config: DpoConfig, data: Mapping[str, Mixture], identity: str
 ) -> dict[str, Mixture]:
-    """The same pairs with the log-probabilities of both answers by the reference.
+    """The same pairs with the reference's log-probabilities of both answers.
 
     Those that the cache lacks are computed with the parameters of `init_from`, which are read once
-    and left again. With a mesh in context they are split over it.
+    and then released. With a mesh in context they are split over it.
     """
     parts = [part for mixture in data.values() for part in mixture.parts]
     folder = as_path(cache_folder(config.data.cache_dir, "data.cache_dir"))
@@ -79,8 +80,8 @@ def with_reference(
 def reference_logprobs(
     scorer: Scorer, part: Prepared, per_row: int
 ) -> Float[np.ndarray, "R {per_row} 2"]:
-    """Log-probability of the chosen and the rejected answers of every record of a part, float32; 0
-    where a record has no further pair."""
+    """Log-probabilities of the chosen and the rejected answers of every record of a part, float32;
+    0 in the places of a record that hold no pair."""
     found = []
     loader = Loader(Mixture((part,), (1.0,)), batch_size=scorer.block // 2, seed=0, shuffle=False)
     with closing(loader), loader.iterate() as batches:

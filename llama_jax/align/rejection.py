@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RejectionSummary:
-    """How a call of `rejection` ended."""
+    """The outcome of a call of `rejection`."""
 
     workdir: str
     rounds: list[dict[str, float]]
-    """Of each complete round: temperature, prompts, winners, mean score of all and of the
+    """For each complete round: temperature, prompts, winners, mean score of all answers and of the
     winners."""
     wanted: int
     """Rounds that the experiment asks for."""

@@ -47,7 +47,7 @@ FIGURE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 100)
 
 
 class Round:
-    """One round: its folder and what it does there."""
+    """One round: its folder and its steps."""
 
     def __init__(
         self,
@@ -63,14 +63,15 @@ class Round:
         self.folder = workdir / f"round_{number}"
 
     def facts(self) -> dict[str, float] | None:
-        """What the round is told by, if it is complete."""
+        """The facts that summarise the round; None unless it is complete."""
         file = self.folder / "round.json"
         return json.loads(file.read_text()) if exists_on_main(file) else None
 
     def draw_and_choose(
         self, model: Model, prompts: Mapping[str, Sequence[EncodedPrompt]]
     ) -> dict[str, float]:
-        """Fill the bank, score it, write the winners; what the round is told by."""
+        """Fill the bank, score it, write the winners; returns the facts that summarise the
+        round."""
         config, policy = self.config, params_digest(model.params)
         with fail_together():
             for name in (SAMPLES, PARTIAL):
@@ -221,7 +222,8 @@ class Round:
         write_on_main(self.folder / WINNERS, "".join(lines).encode())
 
     def fine_tune(self, current: str) -> bool:
-        """SFT of the model that drew the answers, on the winners; whether it made all its steps."""
+        """Fine-tune the model that sampled the answers on the winners; returns whether all steps
+        were made."""
         own: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in fields(SftConfig)}
         data = replace(self.config.data, dataset=str(self.folder / WINNERS), format=None)
         changes: dict[str, Any] = {

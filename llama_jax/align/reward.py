@@ -38,7 +38,7 @@ def reward(config: RewardConfig) -> Summary:
 
 
 def stage(config: RewardConfig) -> Stage:
-    """Preference pairs; accuracy by rating."""
+    """Describes the stage: preference pairs; accuracy by rating."""
     return Stage(
         name="reward",
         objective=Pairwise(
@@ -71,7 +71,7 @@ class Pairwise:
     """K: pairs that may share two rows."""
 
     def trains(self, name: str) -> bool:
-        """Everything."""
+        """All parameters are trained."""
         return True
 
     def abstract_batch(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,7 +79,7 @@ class Pairwise:
         return abstract_pairs(batch_size, seq_len, self.per_row)
 
     def weights(self, batch: Batch) -> tuple[Array, Array]:
-        """Pairs, and answers with a safety label."""
+        """Numbers of pairs and of answers with a safety label."""
         pairs = pairs_of(batch)
         found = (jnp.sum(a, dtype=jnp.float32) for a in (pairs.there, pairs.labelled))
         there, labelled = (jnp.maximum(number, 1) for number in found)

@@ -33,25 +33,25 @@ from llama_jax.runtime.places import expand
 
 Function = Callable[[Sequence[EncodedPrompt], Sequence[Answered]], Sequence[float]]
 JUDGE = "judge"
-"""Name of the rules of the tales."""
+"""Name of the rule judge of the tales."""
 LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function, and the name that the experiment calls it by."""
+    """A function, and its name in the experiment."""
 
     name: str
     function: Function
 
     def digest(self) -> str:
-        """The name alone: a function may be repaired while a run waits."""
+        """The name alone, so that a function can be repaired while a run is stopped."""
         return self.name
 
     def score(
         self, prompts: Sequence[EncodedPrompt], rows: Rows, answers: Sequence[Answered]
     ) -> Scores:
-        """What the function returns, float32, on every host what host 0 got.
+        """The function's results, float32: computed on host 0 and sent to every host.
 
         Raises InputError if it raises, or returns anything but a finite number for each answer.
         """
@@ -146,7 +146,7 @@ def _working_directory() -> Iterator[None]:
 
 
 def rule_judge(prompts: Sequence[EncodedPrompt], answers: Sequence[Answered]) -> list[float]:
-    """Helpfulness from 0 to 1 by the rules of the tales, which know no other prompts."""
+    """Helpfulness from 0 to 1 by the rule judge of the tales, which knows no other prompts."""
     return [
         judge(p.messages, a.text, a.ended).helpfulness
         for p, a in zip(prompts, answers, strict=True)

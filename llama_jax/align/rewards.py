@@ -21,14 +21,14 @@ class Scores:
     """Scores of answers, float32 [R]: logits of reward models, or what a function returns."""
 
     combined: Float[np.ndarray, " R"]
-    """R_c of the two models' rule, or the function's."""
+    """R_c by the rule for two models, or the function's value."""
     helpfulness: Float[np.ndarray, " R"] | None = None
     safety: Float[np.ndarray, " R"] | None = None
     by_safety: Bool[np.ndarray, " R"] | None = None
     """Where R_c is the safety score."""
 
     def of(self, row: int) -> dict[str, float]:
-        """The scores of one answer, rounded for people."""
+        """The scores of one answer, rounded for display."""
         named = {
             "score": self.combined,
             "helpfulness": self.helpfulness,
@@ -42,13 +42,13 @@ class Rewards(Protocol):
     """Scores answers to prompts."""
 
     def digest(self) -> str:
-        """Which models or function a score comes from."""
+        """Identifies the models or the function that scores come from."""
         ...
 
     def score(
         self, prompts: Sequence[EncodedPrompt], rows: Rows, answers: Sequence[Answered]
     ) -> Scores:
-        """Of the answer of each row: tokens as they were drawn, or its text."""
+        """Scores of each row's answer: of its sampled tokens, or of its text."""
         ...
 
 
@@ -60,7 +60,7 @@ class Judges:
     safety: RewardModel | None
 
     def digest(self) -> str:
-        """Which models a combined score comes from."""
+        """Identifies the models that a combined score comes from."""
         return "+".join(m.digest[:16] for m in (self.helpfulness, self.safety) if m is not None)
 
     def score(
@@ -83,7 +83,7 @@ def open_judges(
 
 
 def score_answers(judges: Judges, rows: Rows, is_safety: Bool[np.ndarray, " R"]) -> Scores:
-    """What the reward models say of the answers that rows end with."""
+    """Scores of the reward models for the answers that rows end with."""
     helpfulness = judges.helpfulness.scores(rows)
     if judges.safety is None:
         return Scores(helpfulness, helpfulness)
@@ -93,7 +93,7 @@ def score_answers(judges: Judges, rows: Rows, is_safety: Bool[np.ndarray, " R"])
 
 
 def score_metrics(scores: Scores) -> dict[str, float]:
-    """The raw scores, of both models where there are two, and which of them counted."""
+    """The raw scores, of both models where there are two, and how often each of them counted."""
     metrics = {"score/mean": float(scores.combined.mean())}
     if scores.helpfulness is not None:
         metrics |= _spread("score/helpfulness", scores.helpfulness)

@@ -28,9 +28,9 @@ _TRAINED, _HELDOUT = 0, 1
 
 
 class Rollouts:
-    """Draws the answers to the prompts of an iteration, or reads those that are on disk.
+    """Samples the answers to the prompts of an iteration, or reads those that are on disk.
 
-    A row is a prompt with an answer; those of one prompt follow each other.
+    A row is a prompt with an answer; rows of one prompt are consecutive.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Rollouts:
     def draw(
         self, number: int, prompts: Sequence[EncodedPrompt], policy: Scorer
     ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:
-        """Rows of prompts with answers, whether each answer ended, and what drawing took.
+        """Rows of prompts with answers, whether each answer ended, and performance metrics.
 
-        What it took depends on the machine: its names begin with perf/.
+        The metrics depend on the machine: their names begin with perf/.
         """
         file = self._file(number)
         if exists_on_main(file):
@@ -71,7 +71,8 @@ class Rollouts:
     def draw_heldout(
         self, prompts: Sequence[EncodedPrompt], policy: Scorer
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The same for held-out prompts: one answer each, its seed the same at every evaluation."""
+        """The same for held-out prompts: one answer each, with the same seed at every
+        evaluation."""
         seeds = [(self.config.seed, _HELDOUT, 0, prompt_seed(p)) for p in prompts]
         return self._rows(prompts, self._sample(prompts, policy, seeds, Work(), 1))
 
@@ -120,10 +121,11 @@ class Rollouts:
         answers: Sequence[Answered],
         scores: Scores,
     ) -> None:
-        """Answers with their scores for people to read, RUN/FOLDER/iteration-NNNNNN.jsonl, and a
-        prompt for each of them.
+        """Writes answers with their scores for people to read: RUN/FOLDER/iteration-NNNNNN.jsonl,
+        with a prompt for each of them.
 
-        `completions` holds those that were trained on, `samples` those to held-out prompts.
+        FOLDER is `completions` for answers that were trained on, `samples` for those to held-out
+        prompts.
         """
         lines = []
         for r, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -137,7 +139,7 @@ class Rollouts:
         write_on_main(path, "".join(lines).encode())
 
     def forget(self, done: int) -> None:
-        """Remove the answers of iterations that a checkpoint is past."""
+        """Remove the answers of iterations that the newest checkpoint has passed."""
         if jax.process_index() == 0:
             for file in (self.workdir / "rollouts").glob("*.npz"):
                 if int(file.stem) < done:

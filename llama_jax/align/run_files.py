@@ -12,22 +12,22 @@ from llama_jax.train.uploads import Mirror
 
 
 def write_on_main(path: epath.Path, content: bytes) -> None:
-    """Host 0 writes, whole or not at all, missing folders included; all return when it is done."""
+    """Host 0 writes atomically and makes missing folders; all hosts return when it is done."""
     with fail_together():
         if is_main():
             write_atomic(path, content)
 
 
 def exists_on_main(path: epath.Path) -> bool:
-    """Whether host 0 sees the file: all hosts do the same about it."""
+    """Whether host 0 sees the file, so that all hosts act alike."""
     return broadcast_from_main(path.exists())
 
 
 @contextmanager
 def appending(path: epath.Path) -> Iterator[Callable[[str], None]]:
-    """A function that appends a text to a file, on host 0; what it wrote survives a kill.
+    """A function that appends text to a file, on host 0; what it wrote survives a kill.
 
-    In a bucket, which cannot append, all but the last minute does.
+    In a bucket, which cannot append, up to the last minute of text can be lost.
     """
     if not is_main():
         yield lambda text: None

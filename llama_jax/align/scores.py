@@ -19,10 +19,10 @@ MARGINS: dict[str, tuple[float, float, float, float]] = {
 """By rating, 0 negligibly better to 3 significantly better (Llama 2, table 27)."""
 
 SAFETY_THRESHOLD = math.log(0.15 / 0.85)
-"""logit(0.15) = -1.734601: an answer that scores below it is judged by its safety alone."""
+"""logit(0.15) = -1.734601: below it, the safety score alone judges an answer."""
 
 SMALLEST_SPREAD = 1e-6
-"""Scores with a smaller standard deviation than this are all the same."""
+"""Scores with a smaller standard deviation than this count as all equal."""
 
 
 def combined_score(
@@ -51,7 +51,7 @@ class ScoreScale(NamedTuple):
 
 
 def score_scale(scores: Float[Array, " B"]) -> ScoreScale:
-    """The scale of one batch."""
+    """Mean and spread of one batch of scores."""
     (scores,) = floats("B", scores=scores)
     # Seen from one of them, scores that are all the same have exactly no spread: the rounding of
     # their mean would be divided by itself.
@@ -62,7 +62,7 @@ def score_scale(scores: Float[Array, " B"]) -> ScoreScale:
 
 
 def merge_scales(a: ScoreScale, b: ScoreScale) -> ScoreScale:
-    """The scale of the scores of both together (Chan et al. 1979): a running scale."""
+    """The scale of both sets of scores together (Chan et al. 1979): a running scale."""
     count = a.count + b.count
     step = b.mean - a.mean
     between = jnp.square(step) * a.count * b.count / count

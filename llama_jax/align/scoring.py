@@ -40,29 +40,29 @@ from llama_jax.train.next_token import batch_targets
 from llama_jax.train.objective import Forward
 
 Rows = Mapping[str, np.ndarray]
-"""tokens, positions, segment_ids int32 [R,T], and whatever else is kept by row."""
+"""tokens, positions, segment_ids int32 [R,T], and any other arrays with one entry per row."""
 
 
 READ = ("tokens", "positions", "segment_ids")
-"""Arrays of rows that models are given."""
+"""The arrays of rows that are model inputs."""
 
 
 class Scorer(NamedTuple):
-    """A model with one head, and how many rows it reads at once."""
+    """A model with one head, and the number of rows that it reads at once."""
 
     config: ModelConfig
     params: Any
     block: int
-    """Rows of a compiled block; rounded up to a multiple of what the mesh splits rows over."""
+    """Rows of a compiled block; rounded up to a multiple of the mesh's batch axes."""
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A reward model that was trained here, ready to score."""
+    """A reward model trained by this project, ready to score."""
 
     path: str
     digest: str
-    """Of its weights: scores of different models are never compared."""
+    """Digest of its weights: scores of different models are never compared."""
     scorer: Scorer
 
     def scores(self, rows: Rows) -> Float[np.ndarray, " R"]:
@@ -73,7 +73,7 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class Base:
-    """Frozen weights that several models are adapters of, held once."""
+    """Frozen weights that several adapter models share, held in memory once."""
 
     source: Opened
     config: ModelConfig
@@ -81,12 +81,13 @@ class Base:
 
     @cached_property
     def identity(self) -> str:
-        """`weights_identity` of where they come from."""
+        """`weights_identity` of their source."""
         return weights_identity(self.source)
 
     def adapters(self, path: str) -> tuple[ModelConfig, Any] | None:
-        """The model of a run that trained adapters of these weights, its base not copied; None for
-        any other model, and for adapters that were trained on these weights in fewer bits."""
+        """The model of a run that trained adapters of these weights, without copying the base. None
+        for any other model, and for adapters that were trained on a quantised form of these
+        weights."""
         run = epath.Path(expand(path))
         experiment = read_config(run)[1] if (run / "config.json").exists() else None
         if experiment is None or not experiment.lora.rank or experiment.lora.base != "dense":
@@ -103,9 +104,9 @@ def open_reward_model(
 ) -> RewardModel:
     """Read a reward model for rows of `seq_len` tokens, `block` of them at once.
 
-    With a mesh in context its weights are split over it. Of `base`, where it is adapters of that,
-    nothing is copied. Raises InputError if it is no reward model, has a shorter context, or reads
-    another tokenizer's ids.
+    With a mesh in context its weights are split over it. If it is adapters of `base`, the base is
+    not copied. Raises InputError if it is no reward model, has a shorter context, or uses another
+    tokenizer.
     """
     opened = open_model(path)
     require(
@@ -153,7 +154,7 @@ def token_logprobs_of(
 ) -> tuple[Float[np.ndarray, "R T"], Float[np.ndarray, "R T"]]:
     """Log-probability of token t+1 at index t, and the entropy there, by a language model.
 
-    What stands at a row's last token and after it means nothing.
+    Values at a row's last token and after it are meaningless.
     """
     return read_rows(functools.partial(_logprobs, temperature=temperature), scorer, rows)
 
@@ -166,13 +167,14 @@ def answer_logprobs_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, " R"]:
 
 
 def values_of(scorer: Scorer, rows: Rows) -> Float[np.ndarray, "R T"]:
-    """The value of each position: what is expected from the choice of the next token on; 0 at
+    """The value at each position: the expected reward from the choice of the next token on; 0 at
     padding."""
     return read_rows(_values, scorer, rows)
 
 
 def read_rows(function: Any, scorer: Scorer, rows: Rows) -> Any:
-    """function(params, block of rows, config=...) over all rows, a block at a time, on the host.
+    """Runs function(params, block of rows, config=...) over all rows, block by block; results on
+    the host.
 
     It maps rows to arrays of their shape, [R,T]. The last block is filled up with empty rows, so
     that there are few compiled shapes.
@@ -194,7 +196,7 @@ def _filled(a: np.ndarray, rows: int) -> np.ndarray:
 
 
 def place_rows(rows: Rows) -> Mapping[str, Any]:
-    """Rows that every host holds whole, split over the mesh in context, if there is one."""
+    """Rows that every host holds completely, split over the mesh in context, if there is one."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return rows

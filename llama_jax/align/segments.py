@@ -15,14 +15,14 @@ from llama_jax.data.packing import positions_of
 
 
 def of_segments(segment_ids: Int[Array, "*R T"], count: int) -> Bool[Array, "*R T {count}"]:
-    """Which tokens belong to each of the segments 1 to K = count."""
+    """Mask of the tokens that belong to each of the segments 1 to K = count."""
     return jax.nn.one_hot(segment_ids - 1, count, dtype=bool)
 
 
 def spans(
     segment_ids: Int[Array, "*R T"], count: int
 ) -> tuple[Int[Array, "*R {count}"], Int[Array, "*R {count}"]]:
-    """Where each segment begins, and its number of tokens."""
+    """Start and number of tokens of each segment."""
     lengths = jnp.sum(of_segments(segment_ids, count), axis=-2, dtype=jnp.int32)
     return jnp.cumsum(lengths, axis=-1) - lengths, lengths
 
@@ -35,7 +35,8 @@ def segment_sums(
 
 
 def apart(rows: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Arrays [R,T] as [R*K,T]: each segment at the beginning of a row of its own, then zeros."""
+    """Arrays [R,T] as [R*K,T]: each segment moved to the beginning of a row of its own,
+    zero-padded."""
     segment_ids = rows["segment_ids"]
     T = segment_ids.shape[1]
     lengths = np.sum(segment_ids[..., None] == np.arange(1, count + 1), axis=1)

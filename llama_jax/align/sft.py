@@ -26,7 +26,7 @@ from llama_jax.train.objective import Batch, Forward, Mean
 from llama_jax.train.stage import Ask, Stage, require_fits
 
 ANSWER_TOKENS = 128
-"""Longest sample."""
+"""Maximum number of tokens of a sample."""
 
 
 def sft(config: SftConfig, *, ask: Ask | None = None) -> Summary:
@@ -35,7 +35,8 @@ def sft(config: SftConfig, *, ask: Ask | None = None) -> Summary:
 
 
 def stage(config: SftConfig) -> Stage:
-    """Dialogues, their answers' tokens, answers to the experiment's sample prompts."""
+    """Describes the stage: dialogues with loss on their answers; sampled answers to the sample
+    prompts."""
     return Stage(
         name="sft",
         objective=Answers(config.model, config.z_loss),
@@ -48,11 +49,11 @@ def stage(config: SftConfig) -> Stage:
 
 @dataclass(frozen=True)
 class Answers(NextToken):
-    """`NextToken`, examined more closely: how often the answer's next token is the likeliest one,
-    how sure the model is, and whether it knows where answers end."""
+    """`NextToken` with more metrics: top-1 accuracy on answers, the model's entropy, and whether it
+    knows where answers end."""
 
     def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
-        """Loss, accuracy and entropy over answers; eos_accuracy over their ends."""
+        """Loss, accuracy and entropy over answer tokens; eos_accuracy at their ends."""
         targets, mask = batch_targets(batch)
         found = batch_logprobs(forward, batch, targets, cfg=self.model)
         ends = mask & ~jnp.roll(mask, -1, axis=1)
@@ -66,14 +67,14 @@ class Answers(NextToken):
 
 
 def answer_prompts(config: TrainConfig, params: dict, tokenizer: Tokenizer) -> list[str]:
-    """The experiment's sample prompts, each a user's message, and greedy answers to them."""
+    """The experiment's sample prompts, each as a user message, with greedy answers to them."""
     conversations = [[{"role": "user", "content": text}] for text in config.sample_prompts]
     answers = greedy_answers(config, params, tokenizer, conversations)
     return [f"> {p}\n\n{a}" for p, a in zip(config.sample_prompts, answers, strict=True)]
 
 
 def check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Raise InputError for a sample prompt that is no user's message or longer than the context."""
+    """Raise InputError for a sample prompt that is no valid user message or exceeds the context."""
     for prompt in config.sample_prompts:
         try:
             ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
@@ -88,7 +89,7 @@ def greedy_answers(
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],
 ) -> list[str]:
-    """The likeliest answer to each conversation, of up to ANSWER_TOKENS tokens."""
+    """The greedy answer to each conversation, of up to ANSWER_TOKENS tokens."""
     if not conversations:
         return []
     greedy = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0)

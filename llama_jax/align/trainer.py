@@ -32,14 +32,14 @@ from llama_jax.train.step import jit_adapter_step, jit_train_step
 
 
 def read_source(config: PolicyConfig, source: Opened, mesh: Mesh) -> Base:
-    """The model that a policy starts from, in the policy's types and places."""
+    """Reads the model that a policy starts from, in the policy's dtypes and sharding."""
     model = plain(config.model)
     places = abstract_with(abstract_params(model), param_shardings(model, mesh))
     return Base(source, model, source_params(source, places, model))
 
 
 class Trainer:
-    """States by name, `policy` among them, each with an objective and an optimizer of its own."""
+    """Training states by name, `policy` among them, each with its own objective and optimizer."""
 
     def __init__(
         self,
@@ -72,9 +72,10 @@ class Trainer:
             self.reference = self.reference._replace(params=on_base(base.params, own, config.model))
 
     def tree(self) -> dict[str, Any]:
-        """What a checkpoint holds: the policy's parameters where any model has its own.
+        """The contents of a checkpoint: the policy's state at the root, as in any run, the others
+        by name.
 
-        Before there are states, the shapes and shardings for a checkpoint to be read into.
+        Before there are states, the shapes and shardings that a checkpoint is read into.
         """
         policy = self.states["policy"]
         return {
@@ -87,7 +88,7 @@ class Trainer:
         }
 
     def take(self, tree: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         policy = {name: tree[name] for name in ("step", "params", "opt_state", "skipped")}
         self.states = {
             name: TrainState(**policy) if name == "policy" else tree[name] for name in self.states
@@ -95,7 +96,7 @@ class Trainer:
         self.extra = {name: tree[name] for name in self.extra}
 
     def begin(self, **params: Any) -> None:
-        """The first states, from parameters of models that exist where some are given."""
+        """Make the first states, from the parameters of existing models where some are given."""
         for name in self.states:
             state = self._fresh(name)
 
@@ -118,7 +119,7 @@ class Trainer:
         return place(jax.random.key(self.config.seed))
 
     def scorer(self, name: str) -> Scorer:
-        """A state as a model to read, in blocks of what a step reads at once."""
+        """A state's model for evaluation, in blocks of the rows of one step."""
         model, params = self.objectives[name].model, self.states[name].params
         if model.lora is not None:
             params = on_base(self.base.params, params, model)

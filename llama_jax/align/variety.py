@@ -11,7 +11,8 @@ BLEU_TEXTS = 32
 
 
 def variety(name: str, texts: Sequence[str]) -> dict[str, float]:
-    """The measures of this file as metrics under `name`; BLEU, which is slow, of a few texts."""
+    """All measures of this file as metrics under `name`; BLEU, which is slow, on a few texts
+    only."""
     return {
         f"{name}/distinct_2": distinct_2(texts),
         f"{name}/repetition": repetition(texts),
@@ -20,13 +21,14 @@ def variety(name: str, texts: Sequence[str]) -> dict[str, float]:
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-    """Different word pairs over all word pairs of the texts (Li et al. 2016); 1 without pairs."""
+    """Distinct word pairs divided by all word pairs of the texts (Li et al. 2016); 1 without
+    pairs."""
     pairs = [pair for text in texts for pair in itertools.pairwise(text.split())]
     return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
 def repetition(texts: Sequence[str], order: int = MAX_ORDER) -> float:
-    """Share of texts that say some `order` words in a row twice."""
+    """Share of texts that repeat a sequence of `order` words."""
     repeats = [max(_sequences(text.split(), order).values(), default=0) > 1 for text in texts]
     return sum(repeats) / max(len(texts), 1)
 
