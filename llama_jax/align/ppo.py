@@ -78,7 +78,7 @@ class Ppo:
 
     @property
     def scale(self) -> ScoreScale:
-        """Of the scores: a checkpoint holds it."""
+        """The running scale of the scores, which checkpoints hold."""
         return self.trainer.extra["scale"]
 
     @scale.setter

@@ -35,11 +35,11 @@ from llama_jax.runtime.places import expand
 
 logger = logging.getLogger(__name__)
 MAX_STEP = 2**31
-"""Steps lie below, as the configuration demands: a folder with a larger number is none of ours."""
+"""Upper bound of steps, enforced by the configuration: folders with larger numbers are not ours."""
 
 
 class Restored(NamedTuple):
-    """What `Checkpointer.restore` found."""
+    """The result of `Checkpointer.restore`."""
 
     step: int
     tree: Any
@@ -66,8 +66,9 @@ class Report:
 class Checkpointer:
     """Checkpoints of one run, in `directory` (RUN/checkpoints). Every host makes all calls.
 
-    The newest `keep` saves stay, each at a multiple of `keep_every`, and the one that was restored.
-    A save goes only when a later one is durable. What only restores writes and deletes nothing.
+    Kept are the newest `keep` saves, those at multiples of `keep_every`, and the one that was
+    restored. A save is deleted only when a later one is durable. An instance that only restores
+    writes and deletes nothing.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, keep_every: int = 0):
@@ -85,8 +86,8 @@ class Checkpointer:
         """Start to save; returns once the arrays are copied to the host (they may be donated).
 
         Waits for the save before it. A durable save of the same step is replaced. `extra` holds
-        small JSON values. Raises CheckpointError if the save before failed, or the start of this
-        one; InputError if the tree holds what cannot be saved.
+        small JSON values. Raises CheckpointError if the previous save failed, or this one could not
+        start; InputError if the tree holds something that cannot be saved.
         """
         self.wait()
         final = self._path(step)
@@ -130,10 +131,10 @@ class Checkpointer:
     def restore(self, abstract: Any, step: int | None = None) -> Restored:
         """The newest step whose digests agree (or exactly `step`), laid out as `abstract`.
 
-        abstract: tree of jax.ShapeDtypeStruct; with a sharding gives a jax array, without a NumPy
-        array. A step that cannot be used is named in a warning, and the next older one is tried.
-        Raises InputError if the tree differs from the saved one (it lists where) or nothing was
-        saved; CheckpointError if no step verifies (each of them and why).
+        abstract: tree of jax.ShapeDtypeStruct; one with a sharding gives a jax array, one without a
+        NumPy array. A step that cannot be used is named in a warning, and the next older one is
+        tried. Raises InputError if the tree differs from the saved one (it lists where) or nothing
+        was saved; CheckpointError if no step verifies (each of them and why).
         """
         restored, damaged = _newest(self._directory, abstract, "", step)
         self._restored = restored.step
@@ -232,7 +233,7 @@ def newest_sound(path: epath.PathLike) -> epath.Path:
 def verify(path: epath.PathLike) -> list[Report]:
     """Check every digest of a run folder (all its steps), one checkpoint, or a model folder.
 
-    Holds one array in memory at a time. Raises InputError if `path` is none of these.
+    It holds one array in memory at a time. Raises InputError if `path` is none of these.
     """
     path = _absolute(path)
     require(path.exists(), f"{path} does not exist")

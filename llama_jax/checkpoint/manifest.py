@@ -42,13 +42,13 @@ from llama_jax.runtime.files import is_file_name, parse_json, read_bytes, shown
 FILENAME = "manifest.json"
 FORMAT = 1
 FOLDERS = ("state", "params")
-"""Where the arrays lie: those of a checkpoint, those of a model folder."""
+"""Folders of arrays: of a checkpoint, of a model folder."""
 MAX_AXES = 32
 DTYPES = (
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32",
     "float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32",
 )  # fmt: skip
-"""Types that can be saved: whole bytes, at most four, so that jax has them without 64-bit mode."""
+"""Dtypes that can be saved: whole bytes, at most four, so that jax has them without 64-bit mode."""
 
 _A, _B, _C = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77), np.uint32(0x27D4EB2F)
 _M1, _M2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
@@ -85,7 +85,7 @@ class Manifest:
             "orbax-checkpoint": version("orbax-checkpoint"),
         }
     )
-    """What wrote the folder."""
+    """Versions of the software that wrote the folder."""
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
@@ -124,7 +124,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: epath.Path, step: int | None = None) -> "Manifest":
-        """The manifest in `folder`, when the files beside it agree with it.
+        """The manifest in `folder`, checked against the files beside it.
 
         Raises ValueError if anything is missing, damaged or of another step.
         """
@@ -220,7 +220,7 @@ def digest(array: Any, start: int = 0, within: tuple[int, ...] | None = None) ->
     A jax array is digested on its devices (every host must call), a NumPy array at once. For a part
     of a larger array, `start` is the linear index of its first element there: the digests of all
     parts add up to that of the whole. `within` is the shape of the whole without the leading axes
-    that the part has not; by default the part is of whole rows, and NumPy arrays must be.
+    that the part lacks; by default the part consists of whole rows, and NumPy arrays must do so.
     """
     if not isinstance(array, jax.Array):
         assert within is None or within[1:] == array.shape[1:]

@@ -53,11 +53,11 @@ _meetings = itertools.count()
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written, or none could be read. One line that names the path."""
+    """A checkpoint could not be written, or none could be read: one line that names the path."""
 
 
 class Writer:
-    """Orbax, told to write one folder at a time in the background."""
+    """Writes one folder at a time with orbax, in the background."""
 
     def __init__(self):
         _hush_abandoned()
@@ -82,7 +82,7 @@ class Writer:
     ) -> Callable[[], None]:
         """Copy the arrays to the host and start to write; the result waits and commits.
 
-        temporary: the name that the folder has until then, where folders can be renamed.
+        temporary: the folder's name until then, where folders can be renamed.
         """
         leaves = mf.flatten(tree)
         manifest.to_json()  # values that JSON has not are refused before anything is written
@@ -120,7 +120,7 @@ class Writer:
         return commit
 
     def meet(self) -> None:
-        """Wait for the other hosts, so that none goes on before host 0 has committed."""
+        """Wait for the other hosts, so that none continues before host 0 has committed."""
         # Not a device collective: those must come from the main thread, in one order.
         self._barrier()(key=f"llama_jax_checkpoint_{next(_meetings)}", timeout_ms=600_000)
 
@@ -147,7 +147,7 @@ def make_durable(path: epath.Path) -> None:
 
 
 def rename_durably(folder: epath.Path, final: epath.Path) -> None:
-    """Make a folder appear as `final` once all of it is on the disk; replace what was there."""
+    """Make a folder appear as `final` once all of it is on the disk, replacing an existing one."""
     make_durable(folder)
     old = final.with_name(final.name + ".old.tmp")
     filled = final.is_dir() and any(final.iterdir())  # an empty folder gives way, as a file does
@@ -160,7 +160,7 @@ def rename_durably(folder: epath.Path, final: epath.Path) -> None:
 
 
 def sync(path: str) -> None:
-    """Return when a file, or what a folder lists, is on the disk."""
+    """Return when a file, or the listing of a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -169,7 +169,7 @@ def sync(path: str) -> None:
 
 
 def discard(folder: epath.Path) -> None:
-    """Delete a checkpoint so that half of it never looks like one."""
+    """Delete a checkpoint such that a partly deleted one is never taken for a checkpoint."""
     try:
         if can_rename(folder):
             folder = folder.rename(folder.with_name(folder.name + ".old.tmp"))
@@ -222,7 +222,7 @@ def read(
 ) -> dict[str, Any]:
     """Arrays from an orbax folder: jax arrays where a sharding is given, else NumPy arrays.
 
-    there: is told of some arrays while others are still read, by several threads.
+    there: called with some arrays while others are still read, by several threads.
     """
     leaves = _read_plain(folder, wanted, there)
     stored = {name: a for name, a in wanted.items() if a.size and name not in leaves}
@@ -321,7 +321,7 @@ def _zeros(a: Any) -> Any:
 
 
 def can_rename(path: epath.Path) -> bool:
-    """Whether this is a file system, which renames folders at once, and not an object store."""
+    """Whether this is a file system, which renames folders atomically, and not an object store."""
     return "://" not in os.fspath(path)
 
 
@@ -343,7 +343,7 @@ def _on_all_hosts(ok: bool) -> bool:
 
 @contextmanager
 def failures(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong, in orbax or below, into one line."""
+    """Context that turns any failure, in orbax or below, into one line."""
     try:
         yield
     except (InputError, CheckpointError):
@@ -353,7 +353,7 @@ def failures(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The reason, without the specifications that tensorstore wraps around it."""
+    """The reason, without the specifications that tensorstore puts around it."""
     text = " ".join(str(error).split()) or type(error).__name__
     if code := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(code[1]))

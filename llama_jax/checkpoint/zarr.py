@@ -46,10 +46,11 @@ class PlainArray:
     chunks: tuple[int, ...]
     """Shape of every chunk; the last ones along an axis may reach beyond the array."""
     locate: Callable[[str], _Span | bytes | None]
-    """Finds a chunk, or its place, by the name of the array and its own; None if it is missing."""
+    """Returns a chunk, or its location, by the array's and the chunk's name; None if it is
+    missing."""
 
     def view(self, index: Any) -> np.ndarray:
-        """A part: of a memory map where one chunk has all of it, else a copy.
+        """A part of the array: of a memory map if one chunk holds all of it, else a copy.
 
         index: slices of step 1, one for each axis.
 
@@ -62,7 +63,7 @@ class PlainArray:
         return self._chunk(self._found(place))[inside]
 
     def read(self, index: Any) -> np.ndarray:
-        """A part in memory that jax takes over on CPUs without a copy; as `view` otherwise."""
+        """A part in memory that jax can take over on CPUs without a copy; otherwise as `view`."""
         cuts = self._cuts(index)
         part = _aligned([cut.stop - cut.start for cut in cuts], self.dtype)
         for place, inside, outside in self._pieces(index):
@@ -118,7 +119,7 @@ class PlainArray:
 
 
 class PlainArrays:
-    """The arrays of one orbax folder that can be read so."""
+    """The arrays of one orbax folder that can be read without copying."""
 
     def __init__(self, folder: Path):
         """Raises ValueError for a pipe or a device in the folder."""
@@ -205,7 +206,7 @@ def _database(folder: Path) -> dict[str, bytes | _Span]:
 def description(
     zarray: Mapping[str, Any], shape: Sequence[int], dtype: Any, chunks: Sequence[int]
 ) -> dict[str, Any]:
-    """`.zarray` of an array in plain chunks, from that of one as orbax writes it."""
+    """`.zarray` of an array in plain chunks, derived from the one that orbax writes."""
     known = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
     return {
         **zarray,
@@ -221,7 +222,7 @@ def description(
 
 
 def chunk_name(place: Sequence[int]) -> str:
-    """Name of the chunk at a place of the grid of chunks."""
+    """Name of the chunk at an index of the grid of chunks."""
     return ".".join(map(str, place))
 
 

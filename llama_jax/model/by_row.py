@@ -19,27 +19,27 @@ from llama_jax.model.weights import A, B
 
 
 class Adapter(NamedTuple):
-    """One that was trained."""
+    """A trained adapter."""
 
     lora: LoraConfig
     layers: Mapping[str, Any]
-    """`q_a` [L,*inputs,r], `q_b` [L,r,*outputs], and so on for its targets."""
+    """`q_a` [L,*inputs,r], `q_b` [L,r,*outputs], and so on for each target matrix."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ByRow:
-    """W [*inputs,*outputs], and n adapters: A [n,*inputs,r], B [n,r,*outputs], scaled."""
+    """W [*inputs,*outputs] with n adapters: A [n,*inputs,r], B [n,r,*outputs], scaled."""
 
     base: Any
     a: Any
     b: Any
     taken: Any = None
-    """int32 [B]: which one each row takes. See `taking`."""
+    """int32 [B]: the adapter of each row. See `taking`."""
 
     def added(self, x: Float[Array, "B T *inputs"]) -> Float[Array, "B T *outputs"]:
-        """What the adapters add to x W. For one position a row in one order of summation, whatever
-        the number of rows (see `ops.linear`)."""
+        """The adapters' addition to x W. For one position per row, summed in an order that does not
+        depend on the number of rows (see `ops.linear`)."""
         a, b = self.a[self.taken], self.b[self.taken]
         rows, T, rank = x.shape[0], x.shape[1], a.shape[-1]
         low = _product(x.reshape(rows, T, -1), a.reshape(rows, -1, rank))
@@ -56,8 +56,8 @@ def _product(x: Float[Array, "B T I"], w: Float[Array, "B I O"]) -> Float[Array,
 
 
 def with_adapters(w: Mapping[str, Any], adapters: Sequence[Adapter], dtype: str) -> dict[str, Any]:
-    """Prepared parameters (`cache.prepare`) whose matrices have these adapters beside them, kept in
-    `dtype`: number 1 is the first."""
+    """Prepared parameters (`cache.prepare`) with these adapters beside their matrices, stored in
+    `dtype`; adapter 1 is the first."""
     layers = []
     for number, layer in enumerate(w["layers"]):
         own = dict(layer)
@@ -82,7 +82,8 @@ def _stacks(name: str, layer: int, adapters: Sequence[Adapter], dtype: str) -> t
 
 
 def taking(w: dict[str, Any], taken: Int[Array, " B"]) -> dict[str, Any]:
-    """The same where row b takes adapter taken[b]; parameters without adapters as they are."""
+    """The same parameters with adapter taken[b] for row b; parameters without adapters are
+    unchanged."""
 
     def take(matrix: Any) -> Any:
         return replace(matrix, taken=taken) if isinstance(matrix, ByRow) else matrix

@@ -34,7 +34,7 @@ from llama_jax.parallel.rules import named_sharding, spec_in_context
 
 
 def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
-    """One (keys, values) pair for each layer, zeros in the compute type, see `order_of_cache`.
+    """One (keys, values) pair for each layer, zeros in the compute dtype, see `order_of_cache`.
 
     With a mesh in context, each device makes the rows and heads that it will read.
     """
@@ -51,7 +51,7 @@ def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
 
 
 def empty_pages(config: ModelConfig, P: int, page: int, kv: str) -> list[tuple[Pool, Pool]]:
-    """Keys and values of each layer in P pages, in the compute type or with kv="int8" in int8."""
+    """Keys and values of each layer in P pages, in the compute dtype, or in int8 with kv="int8"."""
     if kv != "int8":
         return [*empty_cache(config, P, page)]
     # Their shapes alone: in the compute type the pages may be more than there is memory.
@@ -76,9 +76,9 @@ def copy_rows(
     rows: Int[Array, " B"],
     replaced: Bool[Array, " B"],
 ) -> list[tuple[Array, Array]]:
-    """The cache with row rows[b] of another in its row b, wherever replaced[b].
+    """The cache with row rows[b] of `source` in its row b, wherever replaced[b].
 
-    The source may have another number of rows, and fewer positions: what stands behind them stays.
+    The source may have another number of rows, and fewer positions: later positions stay unchanged.
     """
 
     def copy(ours: Array, theirs: Array) -> Array:
@@ -91,7 +91,7 @@ def copy_rows(
 
 
 def cache_bytes(config: ModelConfig, kv: str = "model") -> int:
-    """Bytes of keys and values that the cache of one token takes, all layers together."""
+    """Bytes that keys and values of one token take, all layers together."""
     width = jnp.dtype(inference_config(config).dtype).itemsize
     head = config.head_dim + SCALE_BYTES if kv == "int8" else config.head_dim * width
     return 2 * config.num_layers * config.num_kv_heads * head
@@ -137,10 +137,10 @@ def decode(
     *,
     config: ModelConfig,
 ) -> tuple[Float[Array, "B T D"], list[Any]]:
-    """Normed residual stream of T further tokens a row, and the cache, or pages, that hold them.
+    """Normed residual stream of T further tokens per row, and the cache, or pages, that hold them.
 
-    Row b's tokens stand at positions start[b] onwards; earlier positions must be in the cache.
-    `w` is what `unstack` returns.
+    Row b's tokens have positions start[b] onwards; earlier positions must be in the cache. `w` is
+    what `unstack` returns.
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     x = rows(w["embed"], tokens, config.dtype)
@@ -152,15 +152,15 @@ def decode(
 
 
 def logits_of(w: dict[str, Any], x: Float[Array, "B 1 D"]) -> Float[Array, "B V"]:
-    """The head: float32 logits of one position a row."""
+    """The head: float32 logits of one position per row."""
     head = w["head"]
     head = head.astype(jnp.float32) if isinstance(head, jax.Array) else head
     return project(x.astype(jnp.float32), head)[:, 0]
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:
-    """The configuration to generate with: float32 on CPUs, whose bfloat16 products of one row run
-    several times slower than float32 ones; the configured type elsewhere."""
+    """The configuration for generation: float32 on CPUs, where bfloat16 products of one row run
+    several times slower than float32 ones; the configured dtype elsewhere."""
     return replace(config, dtype="float32") if jax.default_backend() == "cpu" else config
 
 
@@ -187,16 +187,16 @@ _merged = jax.jit(merged, static_argnames="cfg")
 
 
 def is_prepared(params: dict[str, Any]) -> bool:
-    """Whether the parameters are what `prepare` returns, not a training's stacked tree."""
+    """Whether the parameters come from `prepare`, and are not the stacked tree of training."""
     return isinstance(params["layers"], list)
 
 
 def gather(w: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Prepared parameters, whole on every device but for what `tensor` splits.
+    """Prepared parameters, whole on every device except for what `tensor` splits.
 
-    Left split over `fsdp`, each step of a decoder gathers them anew; this moves the same bytes
-    once. The mesh in context decides, which may have the devices of training in other axes. Without
-    one, or where nothing is split otherwise, the arrays themselves come back.
+    If they stayed split over `fsdp`, each decoding step would gather them again; this moves the
+    same bytes once. The mesh in context decides; it may have the devices of training in other axes.
+    Without one, or where nothing is split otherwise, the arrays themselves are returned.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:

@@ -25,20 +25,20 @@ from llama_jax.ops.mlp import gated
 from llama_jax.ops.norm import rms_norm
 
 DAMPING = 0.01
-"""Of the mean of the diagonal of H, added to it."""
+"""Added to the diagonal of H, as a share of its mean."""
 BLOCK = 128
-"""Rows whose changes are added to the later ones together."""
+"""Rows whose corrections are applied to the later ones together."""
 SHRINK = np.linspace(0.6, 1.0, 17)
-"""Scales to try for a group, as shares of the one that its largest number asks for."""
+"""Scales to try for a group, as shares of the scale that its largest number requires."""
 
 
 class Rows(NamedTuple):
-    """Some text on its way through the layers."""
+    """Calibration text on its way through the layers."""
 
     x: Float[Array, "B T D"]
     positions: Int[Array, "B T"]
     segment_ids: Int[Array, "B T"]
-    """0 for what is no text."""
+    """0 for padding."""
 
 
 def calibrated(
@@ -48,9 +48,9 @@ def calibrated(
     group: int,
     beat: Callable[[int, int], None] = lambda done, layers: None,
 ) -> list[dict[str, Int4]]:
-    """The matrices of every layer in int4, by name, chosen for a text that enters the first one.
+    """The matrices of every layer in int4, by name, calibrated on a text that enters the first one.
 
-    layers: dense, stacked as parameters are. `beat` hears how many layers are done.
+    layers: dense, stacked as parameters are. `beat` gets the number of layers done.
     """
     found = []
     for number in range(cfg.num_layers):
@@ -100,7 +100,7 @@ def _products(x: Float[Array, "B T *inputs"], segment_ids: Int[Array, "B T"]) ->
 
 
 def rounded(w: Array, products: Float[np.ndarray, "n n"], inputs: int, group: int) -> Int4:
-    """A matrix [*inputs,*outputs] in int4, chosen for X^T X of its flattened inputs."""
+    """A matrix [*inputs,*outputs] in int4, calibrated by X^T X of its flattened inputs."""
     shape = w.shape
     flat = np.asarray(w, np.float64).reshape(len(products), -1)
     codes, scale = choose(flat, products, group)
@@ -112,7 +112,7 @@ def rounded(w: Array, products: Float[np.ndarray, "n n"], inputs: int, group: in
 def choose(
     w: Float[np.ndarray, "n m"], products: Float[np.ndarray, "n n"], group: int
 ) -> tuple[UInt8[np.ndarray, "N m"], Float[np.ndarray, "groups m"]]:
-    """Codes 0..15 of N = n inputs, filled up to whole groups, and their scales, float16."""
+    """Codes 0..15 of N = n inputs, padded to whole groups, and their scales, float16."""
     n, m = w.shape
     damping = DAMPING * np.trace(products) / n or 1.0  # where nothing was seen
     h = products + damping * np.eye(n)
@@ -136,13 +136,13 @@ def choose(
 
 
 def nearest(w: Float[np.ndarray, "*x"], scale: Float[np.ndarray, "*x"]) -> UInt8[np.ndarray, "*x"]:
-    """Codes 0..15 of numbers."""
+    """Nearest codes 0..15 of numbers."""
     ratio = np.divide(w, scale, out=np.zeros_like(w), where=scale != 0)
     return np.clip(np.rint(ratio) + 8, 0, 15).astype(np.uint8)
 
 
 def best_scale(w: Float[np.ndarray, "g m"]) -> Float[np.ndarray, " m"]:
-    """Of a group, float16: that among SHRINK which leaves the least squared error."""
+    """The scale of a group, float16: that among SHRINK with the least squared error."""
     at = np.abs(w).argmax(axis=0)[None]
     largest = np.take_along_axis(w, at, axis=0)[0] / -8
     best, least = np.zeros(w.shape[1], np.float16), np.full(w.shape[1], np.inf)

@@ -19,7 +19,7 @@ HEAD = ("score", "score_bias")
 
 
 def score_head(cfg: ModelConfig, *, zeros: bool = False) -> dict[str, Weight]:
-    """Rows of the scalar head that a model of this width has, whatever head its settings name.
+    """Rows of the scalar head of a model of this width, whatever head its settings name.
 
     zeros: initial values for a value head that starts from nothing.
     """

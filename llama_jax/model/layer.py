@@ -36,12 +36,12 @@ BY_POSITION = ("batch", "norm_seq", "act_embed")
 WHOLE = ("batch", "seq", "act_embed")
 
 Cache = tuple[Float[Array, "B x y z"], Float[Array, "B x2 y2 z2"]]
-"""Keys and values, their axes as `order_of_cache` says."""
+"""Keys and values, with axes as `order_of_cache` says."""
 
 
 class Pages(NamedTuple):
-    """A cache in pages, see `ops.paged_attention`: P rows of a page's positions, and which are
-    whose."""
+    """A paged cache, see `ops.paged_attention`: P pages of keys and values, and the page table of
+    the rows."""
 
     keys: Pool
     values: Pool
@@ -89,7 +89,7 @@ def decoder_layer(
 
 
 def attention(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: bool):
-    """Normed, projected, rotated, attended: the outputs of the heads [B,T,N,H], and the cache."""
+    """Norm, projections, rotation and attention: the heads' outputs [B,T,N,H], and the cache."""
     rotary = rope_frequencies(
         cfg.head_dim,
         theta=cfg.rope_theta,
@@ -111,23 +111,23 @@ def attention(w, x, kv, positions, segment_ids, *, cfg: ModelConfig, zigzag: boo
 
 
 def attention_output(w, out):
-    """The heads' outputs [B,T,N,H] as they are added to the stream."""
+    """The heads' outputs [B,T,N,H], projected for the residual stream."""
     return relayout(project(out, w["o"], inputs=2), BY_POSITION, WHOLE)
 
 
 def mlp(w, x, *, cfg: ModelConfig):
-    """Normed, projected twice: gate and up [B,T,F] of SwiGLU, (silu(gate) * up) down."""
+    """Norm and the first two projections of SwiGLU (silu(gate) * up) down: gate and up [B,T,F]."""
     h = relayout(rms_norm(x, w["mlp_norm"], eps=cfg.norm_eps), WHOLE, BY_POSITION)
     return gate_up(h, w["gate"], w["up"])
 
 
 def mlp_output(w, g, u):
-    """SwiGLU's second half (Shazeer 2020) as it is added to the stream."""
+    """SwiGLU's second half (Shazeer 2020), for the residual stream."""
     return relayout(gated_down(g, u, w["down"]), BY_POSITION, WHOLE)
 
 
 def attend_within(q, k, v, segment_ids, *, cfg: ModelConfig, zigzag: bool):
-    """Causal attention of the documents of a row, each within itself."""
+    """Causal attention within each document of a row."""
     return dot_product_attention(
         q,
         k,
@@ -152,19 +152,19 @@ def attend_to_cache(q, k, v, kv: Cache | Pages, start: Int[Array, " B"], *, cfg:
 
 
 def implementation(cfg: ModelConfig) -> str | None:
-    """What `ops.attention` calls the configured attention."""
+    """The name that `ops.attention` has for the configured attention."""
     return None if cfg.attention == "auto" else cfg.attention
 
 
 def cache_spec(cfg: ModelConfig, B: int) -> PartitionSpec | None:
-    """How B rows of new queries, and a cache like them, are split over the mesh in context."""
+    """The sharding of B rows of new queries, and of a cache like them, over the mesh in context."""
     axes, shape = ("batch", None, "heads", "head_dim"), (B, 1, cfg.num_heads, cfg.head_dim)
     return spec_in_context(axes, shape)
 
 
 def order_of_cache(cfg: ModelConfig, B: int) -> Order:
     """The axes of the keys of a cache of B rows, the same for the program that makes it and all
-    that use it; those of the values follow (`cached_attention.VALUES`)."""
+    that use it; the axes of the values follow from it (`cached_attention.VALUES`)."""
     N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     sizes = {"B": B, "N": N, "K": K, "H": H}
     with settings_refused(cfg):
@@ -174,7 +174,8 @@ def order_of_cache(cfg: ModelConfig, B: int) -> Order:
 
 @contextlib.contextmanager
 def settings_refused(cfg: ModelConfig) -> Iterator[None]:
-    """What a named attention cannot do, as the fault of the setting that named it."""
+    """Context that reports what a named attention cannot do as a fault of the setting that names
+    it."""
     try:
         yield
     except Unsupported as error:
@@ -184,8 +185,7 @@ def settings_refused(cfg: ModelConfig) -> Iterator[None]:
 def write_cache(kv: Cache, k: Array, v: Array, start: Int[Array, " B"], order: Order) -> Cache:
     """Row b's new keys and values [T,K,H] at positions start[b] onwards of its cache.
 
-    The cache has the order of axes in which attention reads it, so that no step transposes all of
-    it.
+    The cache has the axis order in which attention reads it, so that no step transposes all of it.
     """
     place = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
 

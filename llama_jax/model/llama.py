@@ -35,7 +35,7 @@ REMAT_POLICIES = {
 
 
 def declare(module: nn.Module, table: dict[str, Weight], cfg: ModelConfig) -> dict[str, Array]:
-    """The one door weights come through, in the type that they are kept in."""
+    """The one place where weights are declared, in the dtype that they are stored in."""
     return {
         name: module.param(name, w.init, w.shape, jnp.dtype(w.dtype or cfg.param_dtype))
         for name, w in table.items()
@@ -43,7 +43,8 @@ def declare(module: nn.Module, table: dict[str, Weight], cfg: ModelConfig) -> di
 
 
 class DecoderLayer(nn.Module):
-    """`decoder_layer` with declared weights, the body of a scan; a cache goes by cache.py."""
+    """`decoder_layer` with declared weights, the body of a scan; decoding with a cache uses
+    cache.py."""
 
     cfg: ModelConfig
     zigzag: bool = False

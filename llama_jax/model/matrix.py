@@ -27,13 +27,14 @@ NF4 = (
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 )  # fmt: skip
-"""Quantiles of a normal distribution, each side with the 0 (Dettmers et al. 2023, appendix E)."""
+"""Quantiles of a normal distribution, both halves including 0 (Dettmers et al. 2023, appendix
+E)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Int8:
-    """int8 [*inputs,*outputs], and a scale [*outputs] for all that one output adds up."""
+    """int8 [*inputs,*outputs], and a scale [*outputs] for each output."""
 
     values: Any
     scale: Any
@@ -44,7 +45,7 @@ class Int8:
         return self.values.astype(jnp.float32) * self.scale[(None,) * inputs]
 
     def times(self, x: Array, inputs: int) -> Array:
-        """x W: the integers are exact in any compute type, and the scale comes last."""
+        """x W: the integers are exact in any compute dtype, and the scale is applied last."""
         y = linear.project(x, self.values, inputs)
         return (y * self.scale[None, None]).astype(x.dtype)
 
@@ -75,11 +76,11 @@ class Int4:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Nf4:
-    """4-bit NormalFloat in blocks of g along the flattened inputs, its scales in a byte each.
+    """4-bit NormalFloat in blocks of g along the flattened inputs, with scales of one byte each.
 
-    values: uint8 [groups,g/2,*outputs], as in `Int4`; codes are places in NF4.
-    scale: uint8 [groups,*outputs]; a block's largest magnitude is low + step * scale.
-    low, step: float32 [*outputs].
+    values: uint8 [groups,g/2,*outputs], as in `Int4`; codes are indices into NF4. scale: uint8
+    [groups,*outputs]; a block's largest magnitude is low + step * scale. low, step: float32
+    [*outputs].
     """
 
     values: Any
@@ -109,7 +110,7 @@ class Int8Rows:
 
     @property
     def T(self) -> Int8:
-        """The head that is tied to it."""
+        """The head tied to it."""
         return Int8(self.values.T, self.scale)
 
     def dense(self) -> Float[Array, "V D"]:
@@ -192,20 +193,20 @@ _times.defvjp(_times_forward, _times_backward)
 
 
 def codes(values: Array) -> Array:
-    """uint8 [groups,g/2,*outputs] of two each -> [groups,g,*outputs] below 16."""
+    """uint8 [groups,g/2,*outputs], two codes in each -> [groups,g,*outputs], codes below 16."""
     return jnp.concatenate([values & 15, values >> 4], axis=1)
 
 
 def ungrouped(numbers: Array, inputs: tuple[int, ...]) -> Array:
-    """[groups,g,*outputs] -> [*inputs,*outputs], without what fills the last group up."""
+    """[groups,g,*outputs] -> [*inputs,*outputs], without the padding of the last group."""
     flat = numbers.reshape(-1, *numbers.shape[2:])[: math.prod(inputs)]
     return flat.reshape(*inputs, *flat.shape[1:])
 
 
 def matrices(flat: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
-    """A layer's arrays by name, or some of them, each matrix one value together with its adapter.
+    """A layer's arrays by name, or some of them, each matrix joined with its adapter to one value.
 
-    The same of their axes: each then stands where its array does.
+    Of logical axes it makes the same structure, with axes in the place of arrays.
     """
     parts = (A, B, SCALE, LOW, STEP)
     found = {name: w for name, w in flat.items() if not name.endswith(parts)}
@@ -231,7 +232,7 @@ def _packed(flat: Mapping[str, Any], name: str, kind: str, inputs: tuple[int, ..
 
 
 def outer_matrices(flat: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
-    """The same of what stands outside the layers."""
+    """The same for the tensors outside the layers."""
     if cfg.quant is None or not cfg.quant.embeddings:
         return dict(flat)
     kinds = {"embed": Int8Rows, "head": Int8}
@@ -243,9 +244,9 @@ def outer_matrices(flat: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
 
 
 def merged(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
-    """Parameters whose adapters have gone into their matrices: W + scale A B, added in float32 and
-    rounded to W's type, or to that of parameters where W is in fewer bits. Parameters without
-    adapters come back as they are."""
+    """Parameters whose adapters are merged into their matrices: W + scale A B, added in float32 and
+    rounded to W's dtype, or to that of parameters where W is quantised. Parameters without adapters
+    are returned unchanged."""
     if cfg.lora is None:
         return dict(params)
     layers = matrices(params["layers"], cfg)

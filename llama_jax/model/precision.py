@@ -18,7 +18,7 @@ from llama_jax.model.weights import Table, Weight, map_table
 def compute_weights(
     weights: dict[str, Array], table: Mapping[str, Weight], slots: Mapping[str, Any], dtype: str
 ) -> dict[str, Array]:
-    """Declared weights as they are computed with: matrices in the compute type, the rest as it is.
+    """Declared weights for computation: matrices in the compute dtype, the rest unchanged.
 
     Where there is a slot for a weight (see `gradient_slots`), the slot receives its gradient.
     """
@@ -27,11 +27,11 @@ def compute_weights(
 
 
 def gradient_slots(table: Table, cfg: ModelConfig) -> Any:
-    """What to differentiate a loss by in place of its parameters: zeros that nothing reads.
+    """Zeros, never read, by which a loss is differentiated in place of its parameters.
 
-    The gradient is theirs, number by number, in the type that is computed with, where the loop over
-    the layers would stack the gradients of float32 parameters in float32. A weight without a row
-    in `table` gets no gradient, and none is computed for it.
+    The gradient has the same values, but in the compute dtype, where the loop over the layers would
+    stack the gradients of float32 parameters in float32. A weight without a row in `table` gets no
+    gradient, and none is computed for it.
     """
     return map_table(
         lambda w: jnp.zeros(w.shape, cfg.dtype if w.is_matrix else w.dtype or cfg.param_dtype),
@@ -58,11 +58,11 @@ _in_slot.defvjp(_in_slot_forward, _in_slot_backward)
 
 @jax.custom_vjp
 def keep_master_weights(weights: dict[str, Array], x: Array) -> tuple[dict[str, Array], Array]:
-    """Both as they are, for a layer that casts its weights in a loop over layers.
+    """Returns both unchanged, for a layer that casts its weights in a loop over layers.
 
     A TPU's compiler would cast the whole stack before the loop, and keep that copy beside the
-    parameters: half their size. A barrier alone does not keep it from that: it narrows what is
-    only read as bfloat16 across barriers and loops. It does not narrow bits.
+    parameters: half their size. A barrier alone does not prevent it: the compiler narrows values
+    that are only read as bfloat16 across barriers and loops. It does not narrow bits.
     """
     types = {k: w.dtype for k, w in weights.items()}
     bits = {k: w.view(f"uint{8 * w.dtype.itemsize}") for k, w in weights.items()}

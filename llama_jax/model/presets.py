@@ -105,9 +105,9 @@ PRESETS: dict[str, ModelConfig] = {
 def extend_context(config: ModelConfig, max_seq_len: int, scaling: str = "yarn") -> ModelConfig:
     """The same model with a longer context, for continued training at that length.
 
-    The recipe from 4k to 32k is experiments/tpu/llama2_7b_32k.py: start from a trained model
-    and take a few hundred steps on long documents at a small learning rate (Chen et al. 2023,
-    section 3; Peng et al. 2023, section 4.1).
+    The recipe from 4k to 32k is experiments/tpu/llama2_7b_32k.py: start from a trained model and
+    train a few hundred steps on long documents at a small learning rate (Chen et al. 2023, section
+    3; Peng et al. 2023, section 4.1).
 
     Raises:
       InputError: the new length is not longer, or the model is extended already.

@@ -31,7 +31,7 @@ from llama_jax.ops import int8_cache
 
 
 def pack(w: Float[Array, "*weight"], q: Quantization, inputs: int) -> Packed:
-    """A dense matrix [*inputs,*outputs], of `inputs` axes of inputs, in fewer bits."""
+    """Quantises a dense matrix [*inputs,*outputs] with `inputs` input axes."""
     w = w.astype(jnp.float32)
     if q.weights == "int8":
         return to_int8(w, inputs)
@@ -39,13 +39,13 @@ def pack(w: Float[Array, "*weight"], q: Quantization, inputs: int) -> Packed:
 
 
 def to_int8(w: Float[Array, "*weight"], inputs: int) -> Int8:
-    """The largest magnitude of an output is 127 times its scale."""
+    """Scales each output so that its largest magnitude becomes 127."""
     return Int8(*int8_cache.to_int8(w, tuple(range(inputs))))
 
 
 def to_int4(w: Float[Array, "*weight"], inputs: int, group: int) -> Int4:
-    """As ggml's Q4_0 does it, its block the group: the number of the largest magnitude becomes
-    -8 scales, so that one of the 16 codes is its own, and halves are rounded up."""
+    """As ggml's Q4_0 does, with its block as the group: the number of the largest magnitude becomes
+    -8 scales, so that one of the 16 codes represents it exactly, and halves are rounded up."""
     shape, numbers = w.shape[:inputs], _grouped(w, inputs, group)
     largest = jnp.take_along_axis(numbers, jnp.argmax(jnp.abs(numbers), axis=1)[:, None], axis=1)
     scale = largest / -8
@@ -55,8 +55,8 @@ def to_int4(w: Float[Array, "*weight"], inputs: int, group: int) -> Int4:
 
 
 def to_nf4(w: Float[Array, "*weight"], inputs: int, group: int) -> Nf4:
-    """The nearest numbers of NF4 times the block's largest magnitude, which itself is one of 256
-    between the least and the largest of its output (double quantisation)."""
+    """Rounds to NF4 times the block's largest magnitude, which is itself rounded to one of 256
+    values between the least and the largest of its output (double quantisation)."""
     shape, numbers = w.shape[:inputs], _grouped(w, inputs, group)
     largest = jnp.max(jnp.abs(numbers), axis=1)
     low = jnp.min(largest, axis=0)
@@ -83,13 +83,13 @@ def _grouped(w: Array, inputs: int, group: int) -> Float[Array, "groups g *outpu
 
 
 def two_a_byte(found: Array) -> UInt8[Array, "groups half *outputs"]:
-    """Codes [groups,g,*outputs] below 16, as `matrix.codes` reads them."""
+    """Packs codes [groups,g,*outputs] below 16 in the form that `matrix.codes` reads."""
     low, high = jnp.split(found.astype(jnp.uint8), 2, axis=1)
     return low | high << 4
 
 
 def parts(name: str, w: Packed | Int8Rows) -> dict[str, Array]:
-    """The arrays of a value by the names that the parameter tree has for them."""
+    """The arrays of a value, by their names in the parameter tree."""
     ends = ("", SCALE, LOW, STEP)
     return {name + end: a for end, a in zip(ends, jax.tree.leaves(w), strict=False)}
 
@@ -147,9 +147,10 @@ def dequantized(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
 def relative_errors(
     params: Mapping[str, Any], packed: Mapping[str, Any], cfg: ModelConfig
 ) -> dict[str, list[float]]:
-    """By matrix and layer: the root mean square of what rounding changed over that of the numbers.
+    """Relative rounding error by matrix and layer: the root mean square of the change over that of
+    the numbers.
 
-    The embedding and the head have one entry, where they were rounded.
+    The embedding and the head have one entry each, if they were quantised.
     """
     again = dequantized(packed, cfg)
     found = {n: _error(params["layers"][n], again["layers"][n]) for n in MATRICES}

@@ -18,13 +18,14 @@ class Weight(NamedTuple):
     axes: tuple[str, ...]
     init: Callable[..., jax.Array]
     dtype: str | None = None
-    """In which it is kept; None for the model's param_dtype."""
+    """The dtype that it is stored in; None for the model's param_dtype."""
     packed: bool = False
-    """Part of a matrix in fewer bits, and read as it is; see model/matrix.py."""
+    """Part of a quantised matrix, used as stored; see model/matrix.py."""
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is multiplied in the compute type and decays; norms and scores are neither."""
+        """Whether it is multiplied in the compute dtype and has weight decay; norms and scores are
+        neither."""
         return not self.packed and not {"norm", "score"} & set(self.axes)
 
 
@@ -51,14 +52,15 @@ SCALE, LOW, STEP = "_scale", "_low", "_step"
 
 
 def adapter_inputs(name: str) -> int:
-    """Axes of a matrix that are contracted with its input; the others are its output's."""
+    """Number of axes of a matrix that are contracted with its input; the others are output axes."""
     return 2 if name == "o" else 1
 
 
 def adapter_weights(c: ModelConfig, table: Mapping[str, Weight]) -> dict[str, Weight]:
     """The factors A [*inputs,r] and B [r,*outputs] of each matrix that has an adapter, float32.
 
-    A begins as in PEFT, with variance 1/3 over its inputs, and B with zeros: nothing is changed.
+    As in PEFT, A starts with variance 1/3 over its inputs and B with zeros, so that nothing changes
+    at first.
     """
     found = {}
     if c.lora is not None:
@@ -71,9 +73,9 @@ def adapter_weights(c: ModelConfig, table: Mapping[str, Weight]) -> dict[str, We
 
 
 def stays_fixed(c: ModelConfig, name: str) -> bool:
-    """Whether a parameter ("layers/q", ...) belongs to a base whose adapters are trained.
+    """Whether a parameter ("layers/q", ...) is frozen because it belongs to the base of adapters.
 
-    The head of a reward model does not: the base has none.
+    The head of a reward model is not: the base has none.
     """
     return c.lora is not None and not name.endswith((A, B)) and not name.startswith("score")
 
@@ -91,9 +93,9 @@ def chosen(tree: Mapping[str, Any], keep: Callable[[str], bool], path: str = "")
 
 
 def packed_weights(q: Quantization, name: str, w: Weight) -> dict[str, Weight]:
-    """The arrays that a matrix of the layers is kept in, in the order of its class's fields.
+    """The arrays that store a quantised matrix of the layers, in the order of its class's fields.
 
-    Groups are along the inputs, flattened; the last one is filled up.
+    Groups are along the flattened inputs; the last one is padded.
     """
     inputs, outputs = w.shape[: (n := adapter_inputs(name))], w.shape[n:]
 
@@ -112,7 +114,7 @@ def packed_weights(q: Quantization, name: str, w: Weight) -> dict[str, Weight]:
 
 
 def layer_weights(c: ModelConfig) -> dict[str, Weight]:
-    """One decoder layer as it is kept, adapters included."""
+    """One decoder layer as stored, adapters included."""
     table = dense_weights(c)
     adapters = adapter_weights(c, table)
     if c.quant is not None:
@@ -122,7 +124,7 @@ def layer_weights(c: ModelConfig) -> dict[str, Weight]:
 
 
 def dense_weights(c: ModelConfig) -> dict[str, Weight]:
-    """One decoder layer as it is multiplied, its matrices dense and without adapters."""
+    """One decoder layer as computed with: its matrices dense and without adapters."""
     D, N, K, H, F = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim, c.d_ff
     # What is added to the residual stream shrinks with depth, so that its variance does not grow.
     residual = 1 / (2 * c.num_layers)
@@ -140,9 +142,9 @@ def dense_weights(c: ModelConfig) -> dict[str, Weight]:
 
 
 def outer_weights(c: ModelConfig) -> dict[str, Weight]:
-    """What stands outside the layers: embedding, last norm, and the head unless it is tied.
+    """The tensors outside the layers: embedding, last norm, and the head unless it is tied.
 
-    A score head is w [D,1] and a bias [1], float32; w begins with a standard deviation of
+    A score head is w [D,1] and a bias [1], float32; w starts with a standard deviation of
     1/sqrt(D+1) (Stiennon et al. 2020).
     """
     D, V = c.d_model, c.vocab_size
@@ -197,7 +199,7 @@ def logical_axes(c: ModelConfig) -> dict:
 
 
 def parameter_count(c: ModelConfig) -> int:
-    """Parameters of the model, embedding, head and adapters included, however they are kept."""
+    """Parameters of the model, including embedding, head and adapters, however they are stored."""
     dense = dense_weights(c)
     layer = sum(math.prod(w.shape) for w in (dense | adapter_weights(c, dense)).values())
     outer = (w for name, w in outer_weights(c).items() if not name.endswith(SCALE))
@@ -205,7 +207,7 @@ def parameter_count(c: ModelConfig) -> int:
 
 
 def kept_bytes(c: ModelConfig) -> int:
-    """Bytes of the parameters in the types that they are kept in."""
+    """Bytes of the parameters in the dtypes that they are stored in."""
     return sum(math.prod(w.shape) * w.dtype.itemsize for w in jax.tree.leaves(abstract_params(c)))
 
 
@@ -215,7 +217,7 @@ def grow_vocabulary(
     """Append one row for each new piece: the mean of the rows of the old pieces that spelled it.
 
     `spelled` comes from `data.tokenizer.grow`; W = V + len(spelled). For a head [D,V] pass its
-    transpose. Raises ValueError for a piece that nothing spelled.
+    transpose. Raises ValueError for a piece that no old pieces spell.
     """
     if not all(spelled):
         raise ValueError(f"new piece {[bool(s) for s in spelled].index(False)} has no old pieces")

@@ -135,7 +135,7 @@ def _choose(implementation, q, k, causal, masks, spec, axis):
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Log a warning the first time that it is given."""
+    """Log a warning, but each message only once."""
     logger.warning(message)
 
 

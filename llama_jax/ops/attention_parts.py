@@ -15,11 +15,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 Masks = Mapping[str, Int[Array, "..."]]
-"""segment_ids [B,T], kv_segment_ids [B,S] and q_offset, scalar or [B]: those that are arrays."""
+"""segment_ids [B,T], kv_segment_ids [B,S] and q_offset, scalar or [B]: those of them that are
+arrays."""
 
 
 class Parts(NamedTuple):
-    """One way to compute attention, forwards and backwards."""
+    """One way to compute attention, forward and backward."""
 
     forward: Callable[..., tuple[Array, Array]]
     """(q, k, v, **masks) -> out [B,T,N,H] and the natural log-sum-exp of the logits [B,N,T]."""
@@ -54,13 +55,13 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def delta(out: Float[Array, "B T N H"], d_out: Float[Array, "B T N H"]) -> Float[Array, "B N T"]:
-    """What the softmax subtracts from the gradients of its weights: sum_H d_out out, float32."""
+    """The term that the softmax gradient subtracts: sum_H d_out out, float32."""
     product = d_out.astype(jnp.float32) * out.astype(jnp.float32)
     return jnp.sum(product, axis=-1).transpose(0, 2, 1)
 
 
 def sharded(parts: Parts, spec: PartitionSpec) -> Parts:
-    """Parts that compute each device's share of q, k, v that the mesh in scope splits by `spec`.
+    """Parts that compute each device's share of q, k and v, split by `spec` over the mesh in scope.
 
     Nothing is exchanged unless the parts themselves do so.
     """
@@ -95,7 +96,8 @@ def sharded(parts: Parts, spec: PartitionSpec) -> Parts:
 
 
 def in_float32(parts: Parts) -> Parts:
-    """The same computed in float32, whatever the arrays are; results are rounded to q's dtype."""
+    """The same parts computed in float32, whatever the input dtypes; results are rounded to q's
+    dtype."""
 
     def wide(*arrays: Array) -> list[Array]:
         return [a.astype(jnp.float32) for a in arrays]

@@ -27,7 +27,7 @@ MIN_BLOCK, MAX_BLOCK = 64, 512
 
 
 class Tiling(NamedTuple):
-    """What the trace of a call knows of its mask, and how it is cut."""
+    """The static facts of a call's mask, and the tile sizes."""
 
     causal: bool
     q_offset: int | None
@@ -35,7 +35,7 @@ class Tiling(NamedTuple):
     scale: float
     queries: int
     keys: int
-    """Queries and keys of a tile."""
+    """Numbers of queries and keys of a tile."""
 
 
 def attend(

@@ -38,7 +38,7 @@ def cache_order(
 ) -> Order:
     """Axes of a cache's keys: "BSKH" where the Pallas kernels will read them, else "BKHS".
 
-    Arguments as in `dot_product_attention`; None picks and says once where it falls back.
+    Arguments as in `dot_product_attention`; None picks and warns once where it falls back.
 
     Raises:
       Unsupported: "pallas" is named and cannot be used, with the values.
@@ -65,12 +65,12 @@ def cached_attention(
     order: Order,
     spec: PartitionSpec | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of T new tokens a row, which stand at start[b] onwards of its cache.
+    """Causal attention of T new tokens per row, at start[b] onwards of the row's cache.
 
     Not differentiable.
 
     Args:
-      k, v: the cache in the axes that `order` and `VALUES[order]` say; start[b] + T <= S.
+      k, v: the cache, with axes as in `order` and `VALUES[order]`; start[b] + T <= S.
       spec: how q is split over the mesh in scope, positions whole; the cache likewise.
     """
     T, N = q.shape[1:3]

@@ -10,20 +10,21 @@ from llama_jax.kernels.block_sizes import DTYPES, HEAD_WIDTHS, VMEM, generation
 
 
 class Unsupported(ValueError):
-    """The named implementation cannot do what is asked, with the values."""
+    """The named implementation cannot do what is asked; the message holds the values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Capability:
-    """One implementation on one kind of device."""
+    """The abilities of one implementation on one kind of device."""
 
     dtypes: tuple[str, ...]
     head_widths: tuple[int, ...] = ()
-    """Of H; empty for any."""
+    """Supported H; empty for any."""
     offsets: bool = True
-    """Queries may start anywhere, also where it is known at run time only."""
+    """Queries may start at any position, even one known only at run time."""
     segments: bool = True
-    """Documents; for the kernels the keys of one must lie together, as packing leaves them."""
+    """Documents are supported; for the kernels, the keys of one must be contiguous, as in packed
+    rows."""
     gradients: bool = True
 
 
@@ -47,9 +48,9 @@ CAPABILITIES: dict[str, dict[str, Capability]] = {
 
 
 def device() -> str:
-    """What the program is for: a key of CAPABILITIES, or the name of another TPU.
+    """The platform that the program is for: a key of CAPABILITIES, or the name of another TPU.
 
-    That of the mesh in scope, which may be one of a topology that this machine lacks, else of the
+    It is that of the mesh in scope, which may be of a topology that this machine lacks, else of the
     default device. Pallas needs to know the TPU at this point too, so it cannot be left open.
     """
     mesh_device = jax.sharding.get_abstract_mesh().abstract_device
@@ -60,7 +61,8 @@ def device() -> str:
 
 
 def problem(name: str, device: str, dtype: str, H: int, *, offset: bool, segments: bool) -> str:
-    """Why implementation `name` cannot do this on `device`, with the values; empty if it can.
+    """The reason why implementation `name` cannot do this on `device`, with the values; empty if it
+    can.
 
     `offset`: the queries do not start at position 0. `segments`: there are documents.
     """
@@ -82,14 +84,16 @@ def problem(name: str, device: str, dtype: str, H: int, *, offset: bool, segment
 
 
 def devices(entry: str | tuple[str, ...] | None) -> int:
-    """Devices that one entry of a PartitionSpec splits an axis over, on the mesh in scope."""
+    """Number of devices that one entry of a PartitionSpec splits an axis over, on the mesh in
+    scope."""
     names = () if entry is None else (entry,) if isinstance(entry, str) else entry
     shape = jax.sharding.get_abstract_mesh().shape
     return math.prod(shape[name] for name in names)
 
 
 def split_problem(spec: PartitionSpec | None, *, B: int, N: int, K: int) -> str:
-    """Why rows and heads cannot be split as `spec` says for q [B,T,N,H]; empty if they can."""
+    """The reason why q [B,T,N,H] cannot be split by rows and heads as in `spec`; empty if it
+    can."""
     if spec is None:
         return ""
     for letter, size, entry in (("B", B, spec[0]), ("N", N, spec[2]), ("K", K, spec[2])):

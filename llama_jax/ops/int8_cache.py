@@ -12,27 +12,27 @@ from jaxtyping import Array, Float, Int8
 
 MOST = 127.0
 SCALE_BYTES = 4
-"""Of a vector's scale."""
+"""Bytes of a vector's scale."""
 
 
 class Int8Pages(NamedTuple):
-    """A pool of pages, see `ops.paged_attention`. Which axes x, y and z are is the pool's order."""
+    """A pool of pages, see `ops.paged_attention`. The pool's order determines the axes x, y and
+    z."""
 
     numbers: Int8[Array, "P x y z"]
     scale: Float[Array, "P K page"]
-    """What the numbers of a head at a position are multiplied by."""
+    """The factor of a head's numbers at a position."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the numbers."""
+        """The shape of the numbers."""
         return self.numbers.shape
 
 
 def to_int8(
     x: Float[Array, "..."], axes: tuple[int, ...] = (-1,)
 ) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
-    """Numbers in the shape of x, and the scale that those along `axes` share; zeros keep a scale
-    of 0."""
+    """Numbers in the shape of x, and the scale shared along `axes`; zeros get a scale of 0."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / MOST
     numbers = jnp.round(x / jnp.where(scale > 0, scale, 1.0))
@@ -40,6 +40,6 @@ def to_int8(
 
 
 def rounded(x: Float[Array, "*at H"]) -> Float[Array, "*at H"]:
-    """The vectors as a cache in int8 gives them back, in their own type."""
+    """The vectors after a round trip through an int8 cache, in their own dtype."""
     numbers, scale = to_int8(x)
     return (numbers.astype(jnp.float32) * scale[..., None]).astype(x.dtype)

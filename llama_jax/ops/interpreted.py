@@ -33,8 +33,8 @@ mlir.register_lowering(_mark, lambda ctx, x: [x], platform="cpu")
 
 
 def interpreted(x: Array) -> Array:
-    """x; a program that holds it is lowered for CPUs alone.
+    """Returns x, and restricts the program that contains it to CPUs.
 
-    Raises, then, Unsupported for another platform.
+    Lowering for another platform then raises Unsupported.
     """
     return _mark.bind(x)

@@ -19,9 +19,9 @@ ROWS = 32
 # two sums of BLOCK terms, each added up term by term as one row's product is (to 32 rows).
 BLOCK = 128
 FUSED = 16
-"""Terms that are added up in registers while int8 is read."""
+"""Terms that are summed in registers while int8 is read."""
 FUSED_ROWS = 4
-"""Rows at a time, whose sums of so many terms lie in memory."""
+"""Rows processed at a time, whose sums of FUSED terms lie in memory."""
 
 
 def project(

@@ -17,7 +17,7 @@ def swiglu(
 
     The backward pass keeps the two products with x and recomputes what lies between them and
     `down`. It writes each weight's gradient as the product of two activations in the weight's own
-    layout: automatic differentiation makes the transpose of it, for which XLA's CPU backend has
+    layout: automatic differentiation would produce its transpose, for which XLA's CPU backend has
     no fast bfloat16 product.
     """
     return gated_down(*gate_up(x, gate, up), down)

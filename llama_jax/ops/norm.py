@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], *, eps: float) -> Array:
     """x / sqrt(mean(x^2) + eps) * scale, computed in float32, returned in x's dtype [..., D].
 
-    The backward pass keeps x as it came and one float32 per row, no float32 copy of x.
+    The backward pass keeps x in its dtype and one float32 per row, no float32 copy of x.
     """
     return _rms_norm(x, scale, eps)
 

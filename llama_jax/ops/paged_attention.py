@@ -74,12 +74,12 @@ def paged_attention(
     *,
     order: Order,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of T new tokens a row, which stand at start[b] onwards of its pages.
+    """Causal attention of T new tokens per row, at start[b] onwards of the row's pages.
 
     Not differentiable. A row's result is the same, bit by bit, whatever the other rows hold.
 
     Args:
-      keys, values: the pool in the axes that `order` and `VALUES[order]` say, the new tokens in it.
+      keys, values: the pool with axes as in `order` and `VALUES[order]`, the new tokens included.
     """
     if order == "BKHS":
         return _by_page(q, keys, values, table, start)

@@ -24,7 +24,7 @@ EMPTY = -1e30
 
 
 def zigzag(x: Shaped[Array, "..."], n: int, axis: int = 1) -> Shaped[Array, "..."]:
-    """Reorder a whole sequence so that n equal shards of it are what `ring_parts` expects.
+    """Reorder a whole sequence so that its n equal shards have the order that `ring_parts` expects.
 
     Raises ValueError if 2n does not divide the axis.
     """

@@ -62,7 +62,7 @@ def apply_rope(
     frequencies: Float[np.ndarray, " half"],
     amplitude: float,
 ) -> Float[Array, "B T heads H"]:
-    """Rotate x by its positions. Angles and rotation in float32, result in x's dtype."""
+    """Rotates x by its positions. Angles and rotation are in float32, the result in x's dtype."""
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None]
     cos, sin = amplitude * jnp.cos(angles), amplitude * jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -17,13 +17,13 @@ def sampling_logits(
     top_p: Float[Array, " B"],
     vocab_limit: int | Int[Array, ""],
 ) -> Float[Array, "B V"]:
-    """Logits of the distribution that each row draws from, their largest at 0.
+    """Logits of the distribution that each row samples from, with a maximum of 0.
 
-    Tokens from `vocab_limit` on are rows that pad the table and spell nothing: -inf. The others are
-    divided by the temperature, the `top_k` largest kept (0 for all), then the fewest of those whose
-    probability reaches `top_p` (1 for all; Holtzman et al. 2020), and the rest is -inf. Of equal
-    logits those with the lower ids count as larger. A greedy row (temperature 0) keeps its logits
-    as at temperature 1. Work that no row asks for is not done.
+    Tokens from `vocab_limit` on are padding rows of the table and stand for no text: -inf. The
+    others are divided by the temperature; then the `top_k` largest are kept (0 for all), and of
+    those the fewest whose probability reaches `top_p` (1 for all; Holtzman et al. 2020); the rest
+    is -inf. Of equal logits those with the lower ids count as larger. A greedy row (temperature 0)
+    keeps its logits as at temperature 1. Work that no row asks for is skipped.
     """
     spelled = jnp.arange(logits.shape[-1])[None] < vocab_limit
     largest = jnp.max(jnp.where(spelled, logits, -jnp.inf), axis=-1, keepdims=True)
@@ -42,7 +42,7 @@ def sampling_logits(
 def draw(
     logits: Float[Array, "B V"], keys: Key[Array, " B"], *, temperature: Float[Array, " B"]
 ) -> Int[Array, " B"]:
-    """One token for each row of `sampling_logits`, int32, in proportion to its probability; at
+    """One token for each row of `sampling_logits`, int32, sampled by its probability; at
     temperature 0 the most probable one (the first of equals)."""
     greedy = _first_largest(logits)
 
@@ -55,7 +55,7 @@ def draw(
 
 
 def log_probability(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Of one token in each row of `sampling_logits`, in nats."""
+    """Log-probability of one token in each row of `sampling_logits`, in nats."""
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -32,11 +32,11 @@ def token_logprobs(
     """Log-probability of each target, entropy of its distribution, and the largest log-probability
     in it; nats, float32.
 
-    The last two are measurements: no gradient goes through them, and a jitted program that does
-    not read one does not compute it. Logits are float32 whatever the dtype of x and head (which
-    must agree); gradients come in the dtypes of x and head, dW accumulated in float32. `chunk`
-    positions are taken at a time (see `ops.loss.chunk_length`). A head that nothing differentiates,
-    as one under `stop_gradient`, makes the step cheaper.
+    The last two are measurements: no gradient flows through them, and a jitted program that does
+    not use one does not compute it. Logits are float32 whatever the dtype of x and head (which must
+    agree); gradients come in the dtypes of x and head, dW accumulated in float32. `chunk` positions
+    are processed at a time (see `ops.loss.chunk_length`). The step is cheaper if the head is not
+    differentiated, such as under `stop_gradient`.
 
     Raises:
       ValueError: T is not divisible by chunk, the dtypes of x and head differ, or the temperature

@@ -16,7 +16,7 @@ BATCH_AXES = ("batch", "seq")
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int], T: int) -> NamedSharding:
-    """How an array [B,...] of a batch is split: by rows, and by positions if it ends with T."""
+    """The sharding of an array [B,...] of a batch: by rows, and by positions if it ends with T."""
     last = "seq" if len(shape) > 1 and shape[-1] == T else None
     axes = ("batch", *(None,) * (len(shape) - 2), last)
     return named_sharding(axes[: len(shape)], mesh)
@@ -59,7 +59,7 @@ def shard_batch(
 
 
 def check_batch(batch_size: int, seq_len: int, accumulate: int, mesh: Mesh) -> None:
-    """Refuse a batch that the mesh cannot split, before anything is allocated.
+    """Reject a batch that the mesh cannot split, before anything is allocated.
 
     Raises:
       InputError: rows or positions are not divisible by the devices that share them.
@@ -80,14 +80,14 @@ def check_batch(batch_size: int, seq_len: int, accumulate: int, mesh: Mesh) -> N
 
 
 def abstract_with(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs of a tree, each with its sharding."""
+    """A tree of ShapeDtypeStructs, each with its sharding."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of arrays that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -19,15 +19,15 @@ from llama_jax.parallel.torus import gather
 
 
 def by_rows(function: Callable[..., Any], w: Any, axes: Any, *rows: Any) -> Any:
-    """function(w, *rows), computed by each device for the rows that it has.
+    """function(w, *rows), computed by each device for its own rows.
 
-    What comes in and goes out has a leading axis of rows, B; a sum over rows goes out as [1] and
-    comes back with one entry for each device. The backward pass has scattered the gradients of w
-    before it goes on to what comes before: nothing waits for them.
+    Inputs and outputs have a leading axis of rows, B; a sum over rows is returned as [1], which
+    becomes one entry per device. The backward pass scatters the gradients of w before it continues
+    to earlier operations, so nothing waits for them.
 
     Args:
-      w: a tree of arrays, laid out by the rules; the function gets them whole, but for axes that
-        are not those of rows.
+      w: a tree of arrays, laid out by the rules; the function gets them whole, except for axes that
+        are not row axes.
       axes: the logical axes of each array, a tuple in its place.
       rows: arrays, or None.
     """
@@ -76,10 +76,10 @@ def by_rows(function: Callable[..., Any], w: Any, axes: Any, *rows: Any) -> Any:
 
 
 def by_positions(function: Callable[..., Any], w: Mapping[str, Array], *rows: Array) -> Any:
-    """function(w, *rows) of arrays [B,T,...], computed by each device for the positions it has.
+    """function(w, *rows) of arrays [B,T,...], computed by each device for its own positions.
 
     Left to the compiler, a loop over chunks of positions gathers them first, and every device of
-    the sequence axis goes through all of them. What comes out has an entry for each device, [1,1].
+    the sequence axis processes all of them. Outputs have one entry per device, [1,1].
     """
     n = num_shards("seq")
     if n == 1 or rows[0].shape[1] % n:

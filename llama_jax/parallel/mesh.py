@@ -34,11 +34,12 @@ def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the devices (all of them by default), neighbours near each other in the network.
+    """A mesh over the devices (all of them by default), with neighbours close to each other in the
+    network.
 
-    The later an axis, the more it says, so the nearer its devices: `tensor` gets a ring of the
-    torus if it can, and `slice` the data-centre network. An axis that is no product of whole torus
-    axes gets a part of one.
+    Later axes communicate more, so their devices are nearer: `tensor` gets a ring of the torus if
+    it can, and `slice` the data-centre network. An axis that is no product of whole torus axes gets
+    a part of one.
 
     Raises:
       InputError: the axes do not multiply out, or the topology cannot be cut that way.
@@ -68,10 +69,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def in_rows(grid: np.ndarray) -> np.ndarray:
-    """The grid, or the devices row by row where `fsdp` needs them so.
+    """The grid, or the devices row by row where `fsdp` needs that order.
 
-    Through the chips of the smallest slices jax draws a path, good for what goes from neighbour to
-    neighbour. A scatter over all of a v5e or v6e 4x4 or a v5p 2x2x2 needs stages, and those rows.
+    On the smallest slices jax orders the chips along a path, which suits neighbour-to-neighbour
+    traffic. A scatter over all of a v5e or v6e 4x4 or a v5p 2x2x2 needs stages, and these need
+    rows.
     """
     fsdp = AXES.index("fsdp")
     if extents(coordinates(grid, fsdp)):

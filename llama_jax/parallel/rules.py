@@ -47,7 +47,7 @@ def partition_spec(
 ) -> PartitionSpec:
     """The PartitionSpec of a tensor with these logical axes on this mesh.
 
-    Given the shape, groups that the devices do not divide stay whole.
+    Given the shape, groups that are not divisible by the devices stay whole.
 
     Raises:
       InputError: two axes of the tensor ask for one mesh axis, an axis has no rule, or (given the
@@ -88,7 +88,7 @@ def named_sharding(
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Ask the compiler to lay x out as the rules say; without a mesh in context, x itself."""
+    """Constrain x to the layout of the rules; without a mesh in context, returns x itself."""
     spec = spec_in_context(axes, x.shape)
     return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
@@ -97,8 +97,8 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 def relayout(x: jax.Array, axes: Axes, before: Axes) -> jax.Array:
     """`constrain` x, laid out as `before`, to axes, and its gradient back to `before`.
 
-    Left alone, the compiler lays a gradient out as its value, and meets a sharded product with it:
-    it would gather weights where the activations should be gathered.
+    Otherwise the compiler lays a gradient out like its value and multiplies it in that sharding: it
+    would gather weights where the activations should be gathered.
     """
     return constrain(x, axes)
 
@@ -117,8 +117,8 @@ relayout.defvjp(_relayout_forward, _relayout_backward)
 def spec_in_context(axes: Axes, shape: Sequence[int]) -> PartitionSpec | None:
     """`partition_spec` on the mesh in context; None without a mesh or with one of one device.
 
-    A dimension that the devices do not divide stays whole. Batches are checked before
-    (`arrays.check_batch`), so this is the single position or the few rows of a decoder.
+    A dimension that is not divisible by the devices stays whole. Batches are checked earlier
+    (`arrays.check_batch`), so this concerns the single position or the few rows of a decoder.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or all(_size(mesh, a) == 1 for a in mesh.axis_names):

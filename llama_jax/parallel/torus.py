@@ -30,26 +30,27 @@ _stages: ContextVar[Stages] = ContextVar("_stages", default={})  # noqa: B039
 
 
 def stages_of(mesh: Mesh) -> Stages:
-    """How mesh axes lie on the torus; those are left out that need no stages or lie on none."""
+    """The placement of mesh axes on the torus; axes that need no stages or lie on none are left
+    out."""
     found = {a: stages(coordinates(mesh.devices, k)) for k, a in enumerate(mesh.axis_names)}
     return {axis: sizes for axis, sizes in found.items() if sizes}
 
 
 def stages(line: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """`extents` of devices over which a scatter needs stages, else ()."""
+    """`extents` of devices if a scatter over them needs stages, else ()."""
     sizes = extents(line)
     few = len(sizes) == 2 and math.prod(sizes) <= SCATTERED_AT_ONCE
     return () if len(sizes) == 1 or few else sizes
 
 
 def coordinates(grid: np.ndarray, k: int) -> list[Sequence[int]]:
-    """Where the first devices along axis k of a grid of them are; () for those on no torus."""
+    """Coordinates of the first devices along axis k of a grid; () for devices on no torus."""
     line = np.moveaxis(grid, k, 0).reshape(grid.shape[k], -1)[:, 0]
     return [getattr(device, "coords", ()) for device in line]
 
 
 def extents(line: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Places along each coordinate that changes, slowest first; () unless they fill a grid, row by
+    """Sizes along each coordinate that changes, slowest first; () unless they fill a grid row by
     row."""
     places = np.array(line).reshape(len(line), -1)
     changes = {k: int(np.sum(np.diff(places[:, k]) != 0)) for k in range(places.shape[1])}
@@ -64,7 +65,7 @@ def extents(line: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def on_torus(stages: Stages) -> Iterator[None]:
-    """Trace what is inside for a mesh that lies on its torus so."""
+    """Trace the block for a mesh with this placement on its torus."""
     token = _stages.set(stages)
     try:
         yield
@@ -75,10 +76,10 @@ def on_torus(stages: Stages) -> Iterator[None]:
 def gather(part: Array, axis: str, dim: int, spec: PartitionSpec) -> Array:
     """Every device's part, joined along `dim`, inside a `jax.shard_map` over `axis`.
 
-    The gradient is summed over the devices and scattered, in the type that it has.
+    The gradient is summed over the devices and scattered, in its own dtype.
 
     Args:
-      spec: how the mesh axes that are left to the compiler split it, before and after.
+      spec: the sharding over mesh axes that are left to the compiler, before and after.
     """
     return _gather(part, axis, dim, spec, _stages.get().get(axis, ()))
 

@@ -46,12 +46,12 @@ class Evaluator:
         """Of the last evaluation of this call."""
 
     def due(self, step: int) -> bool:
-        """At multiples of eval_every and after the last step."""
+        """Whether to evaluate now: at multiples of eval_every and after the last step."""
         every = self.config.eval_every
         return bool(every) and (step % every == 0 or step == self.config.steps)
 
     def catch_up(self, step: int, state: TrainState) -> None:
-        """Make the evaluation that SIGTERM cut off right before the checkpoint was saved."""
+        """Run the evaluation that SIGTERM prevented, just before the checkpoint was saved."""
         if step and self.due(step):
             lines = read_metrics(self.workdir / METRICS_FILE)
             made = any(m["step"] == step and "eval/step" in m for m in lines)
@@ -97,7 +97,7 @@ class Evaluator:
 class Profiler:
     """Context that traces the steps first..last into RUN/profile, for xprof; (0, 0) for none.
 
-    `settle` waits for the step in flight, so that the trace has the whole of these and no other.
+    `settle` waits for the step in flight, so that the trace holds exactly these steps, completely.
     """
 
     def __init__(self, steps: tuple[int, int], workdir: epath.Path, settle: Callable[[], None]):

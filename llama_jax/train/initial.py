@@ -20,7 +20,7 @@ from llama_jax.train.state import with_updates
 
 logger = logging.getLogger(__name__)
 SHAPE = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
-"""Settings that decide which tensors there are."""
+"""Settings that determine which tensors exist, and their shapes."""
 
 
 def open_source[C: TrainConfig](
@@ -29,7 +29,7 @@ def open_source[C: TrainConfig](
     """The model that `init_from` names, and the experiment that fits it.
 
     With `init_from_config` the experiment takes the model's own shape and function. A run that
-    `resumes` needs the model no more.
+    `resumes` no longer needs the model.
 
     Raises InputError if it is no model, or its settings are not those of the experiment; the
     message lists them.

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `run` ended."""
+    """The outcome of a call of `run`."""
 
     workdir: str
     step: int
@@ -97,9 +97,9 @@ def run[C: TrainConfig](
 ) -> Summary:
     """Train or resume `config`; ends when all steps are made, or early (and cleanly) on SIGTERM.
 
-    `make_stage` says what is trained on what; it is given the experiment with the shape and
-    function of the model that it starts from, where it asks for them. `ask` puts `eval_tasks` to
-    the model at each evaluation, see `evals.in_training`.
+    `make_stage` describes data and objective; it gets the experiment with the shape and function of
+    the model that it starts from, where it asks for them. `ask` puts `eval_tasks` to the model at
+    each evaluation, see `evals.in_training`.
 
     Raises:
       InputError: the settings, the corpus, the tokenizer or the folder do not fit.
@@ -250,10 +250,10 @@ def find_tokenizer(
     source: Opened | None,
     new_tokenizer: Callable[[], Tokenizer] | None = None,
 ) -> Tokenizer:
-    """The run's own copy if it has one; the named one; that of the source; or a new one.
+    """The run's own copy if it has one; else the named one, that of the source, or a new one.
 
-    Raises InputError if there is none, if it does not fit the model, or if the one that is named
-    is not the one that the source's weights were trained with.
+    Raises InputError if there is none, if it does not fit the model, or if the named one is not the
+    one that the source's weights were trained with.
     """
     if (workdir / MODEL_FILE).exists():
         return Tokenizer.load(workdir)
@@ -302,7 +302,7 @@ def restore[State](
     run has none.
 
     Raises:
-      InputError: it was made from other data, or whatever else `identity` names by its digest.
+      InputError: it was made from other data, or differs in another digest of `identity`.
       CheckpointError: no checkpoint can be read.
     """
     if not broadcast_from_main(bool(checkpoints.steps())):

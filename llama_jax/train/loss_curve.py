@@ -15,7 +15,7 @@ Points = list[tuple[float, float]]
 
 
 def write_loss_curve(workdir: epath.Path) -> epath.Path | None:
-    """Draw RUN/metrics.jsonl into RUN/loss.svg; None if there are not two points to join."""
+    """Draw RUN/metrics.jsonl as RUN/loss.svg; returns None if there are fewer than two points."""
     metrics = read_metrics(workdir / METRICS_FILE)
     series: list[Points] = []
     for key, _, _ in SERIES:

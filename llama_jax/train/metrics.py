@@ -27,7 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 _MAX_LINE = 1 << 20  # bytes; ours have some hundred
 _MAX_DAMAGE = 64 << 20  # bytes without a line's end, behind which nothing is looked for
 UPLOAD_SECONDS = 60.0
-"""How old the metrics of a run in a bucket may be."""
+"""Maximum delay of the metrics of a run in a bucket."""
 
 
 def flops_per_token(c: ModelConfig, seq_len: int, *, causal: bool) -> float:
@@ -57,7 +57,7 @@ def throughput(c: ModelConfig, seq_len: int, tokens: int, seconds: float) -> dic
 
 
 class Clock:
-    """Where the wall time of a run goes; goodput is the share spent on training steps."""
+    """Wall time of a run by purpose; goodput is the share spent on training steps."""
 
     def __init__(self):
         self.start = time.perf_counter()
@@ -110,7 +110,7 @@ class MetricsWriter:
         self._mirror.upload(every=UPLOAD_SECONDS)
 
     def sync(self) -> None:
-        """Make what was written durable, before a checkpoint that counts on it."""
+        """Flush everything written so far to disk, before a checkpoint that relies on it."""
         if self._main:
             with naming(self._path):
                 self._file.flush()
@@ -142,8 +142,8 @@ def _summary_writer() -> type:
 
 
 def read_metrics(path: epath.Path) -> list[dict]:
-    """The lines of a metrics file, without those that are none: the last one may be cut by a kill,
-    others are damaged, which a warning says."""
+    """The valid lines of a metrics file. The last line may be cut by a kill; other damaged lines
+    are skipped with a warning."""
     lines = list(_lines(path))
     if bad := sum(line is None for _, line in lines[:-1]):
         logger.warning("%s: %d damaged lines were left out", path, bad)

@@ -25,7 +25,7 @@ BATCH_DTYPES = {
 
 @dataclass(frozen=True)
 class NextToken:
-    """Mean loss in nats over the targets of a batch, tokens that `loss_mask` counts.
+    """Mean loss in nats over the targets of a batch: the tokens that `loss_mask` marks.
 
     A batch holds tokens, segment_ids, positions int32 and loss_mask uint8, each [B,T].
     """
@@ -35,7 +35,7 @@ class NextToken:
     """Weight of the squared log-partition."""
 
     def trains(self, name: str) -> bool:
-        """Everything."""
+        """All parameters are trained."""
         return True
 
     def abstract_batch(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -50,11 +50,11 @@ class NextToken:
     def loss(
         self, forward: Forward, batch: Batch, weights: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """`summed_loss` over the number of targets, the penalty of z_loss included."""
+        """`summed_loss` divided by the number of targets, including the z_loss penalty."""
         return summed_loss(forward, batch, cfg=self.model, z_loss=self.z_loss)[0] / weights, {}
 
     def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
-        """The loss without a penalty."""
+        """The loss without the z_loss penalty."""
         return {"loss": Mean(*summed_loss(forward, batch, cfg=self.model, z_loss=0.0))}
 
 
@@ -63,8 +63,8 @@ def summed_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Next-token loss summed over the batch's targets in nats, and their number.
 
-    Where the mesh splits rows, their positions are dealt out so that every device has as much of
-    the causal attention to do; the sum is over all of them, in whatever order.
+    Where the mesh splits rows, positions are reordered so that every device has an equal share of
+    the causal attention; the sum is over all of them, so the order does not matter.
     """
     targets, mask = batch_targets(batch)
     arrays = (batch["tokens"], batch["positions"], batch["segment_ids"], targets, mask)
@@ -86,7 +86,8 @@ def summed_loss(
 
 
 def ring_size(cfg: ModelConfig, T: int) -> int:
-    """Devices that a row's keys travel around; 1 where rows are whole or XLA splits attention.
+    """Number of devices in the ring that a row's keys travel; 1 if rows are whole or XLA splits
+    attention.
 
     Raises:
       InputError: Pallas attention was asked for and T has no two equal parts for each device.

@@ -17,32 +17,33 @@ from jaxtyping import Array, Bool, Float
 from llama_jax.config import ModelConfig
 
 Batch = Mapping[str, Array]
-"""Arrays whose first axis is the rows B; `tokens` and what belongs to tokens end with T."""
+"""Arrays with rows B as their first axis; those with an entry per token end with T."""
 Forward = Callable[..., tuple[Array, Any]]
 """(tokens, positions, segment_ids, *, zigzag=False) -> normed residual stream [B,T,D] and head:
-`model.llama.hidden` of the weights that are trained."""
+`model.llama.hidden` with the trained weights."""
 
 
 class Mean(NamedTuple):
-    """An average over a whole batch, in parts that can be added: float32 scalars."""
+    """An average over a whole batch, as a sum and a count that add up over parts: float32
+    scalars."""
 
     total: Array
     count: Array
 
     @staticmethod
     def over(values: Array, where: Bool[Array, "*shape"]) -> "Mean":
-        """Of the values where the mask is true, whatever stands elsewhere."""
+        """Over the values where the mask is true; other values have no influence."""
         total = jnp.sum(jnp.where(where, values, 0), dtype=jnp.float32)
         return Mean(total, jnp.sum(where, dtype=jnp.float32))
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss over batches of one model. Frozen and hashable: compiled steps are kept by it."""
+    """A loss over batches of one model. Frozen and hashable: compiled steps are cached by it."""
 
     @property
     def model(self) -> ModelConfig:
-        """Whose parameters are trained."""
+        """The model whose parameters are trained."""
         ...
 
     def trains(self, name: str) -> bool:
@@ -55,18 +56,20 @@ class Objective(Protocol):
         ...
 
     def weights(self, batch: Batch) -> Any:
-        """What sums over a whole global batch are divided by, such as its number of targets."""
+        """The denominators of the averages over a whole global batch, such as its number of
+        targets."""
         ...
 
     def loss(
         self, forward: Forward, batch: Batch, weights: Any
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """The share of the mean loss that a part of a batch has, and further averages to report.
+        """The share of the mean loss that a part of a batch contributes, and further averages to
+        report.
 
-        weights: those of the whole batch, so that parts add up to it however it is cut.
+        weights: those of the whole batch, so that parts add up to it however it is split.
         """
         ...
 
     def examine(self, forward: Forward, batch: Batch) -> dict[str, Mean]:
-        """What an evaluation averages; "loss" is among it."""
+        """The averages of an evaluation, "loss" among them."""
         ...

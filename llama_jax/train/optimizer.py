@@ -30,7 +30,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, table: Table, steps: int
 ) -> optax.GradientTransformation:
-    """Clip by global norm, AdamW, scheduled: the transformation of one update.
+    """Clip by global norm, then AdamW with the schedule: the transformation of one update.
 
     table: the Weight rows of the parameters that are trained, see `state.trained_table`.
     """
@@ -46,7 +46,7 @@ def make_optimizer(
 
 
 def applied_updates(opt_state: Any) -> Any:
-    """Updates that a state of `make_optimizer` has seen, or that of its shapes: int32 scalar."""
+    """Number of updates in a state of `make_optimizer`, or in its shapes: int32 scalar."""
     return optax.tree.get(opt_state, "count", filtering=_is_adam)
 
 

@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on. One line; the command line exits with status 1."""
+    """Training cannot continue. The command line prints one line and exits with status 1."""
 
 
 class Reporter:
-    """Reports each step one step late, when its numbers have arrived and the next one runs.
+    """Reports each step one step late, when its metrics have arrived and the next one runs.
 
     Owns the metrics files, the progress bar and the watchdog; a context that closes them.
     """
@@ -79,13 +79,13 @@ class Reporter:
         self._writer.write(step, values)
 
     def sync(self) -> None:
-        """Report the step in flight and make all lines durable."""
+        """Report the step in flight and flush all lines to disk."""
         self.settle()
         self._writer.sync()
 
     @contextlib.contextmanager
     def aside(self, bucket: str) -> Iterator[None]:
-        """Time that belongs to no step: counted in `bucket`, left out of step times."""
+        """Time outside the steps: counted in `bucket`, left out of step times."""
         self.settle()
         begin = time.perf_counter()
         with self.clock(bucket):
@@ -95,7 +95,7 @@ class Reporter:
         self.beat()
 
     def take(self, step: int, metrics: StepMetrics, ids: np.ndarray) -> None:
-        """Note a step that was dispatched, and report the one before, which is done by now."""
+        """Record a step that was dispatched, and report the one before, which is done by now."""
         before, self._pending = self._pending, (step, metrics, ids)
         if before is not None:
             self._report(*before)

@@ -49,7 +49,8 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "gra
 
 
 def host_facts(config: TrainConfig) -> dict[str, object]:
-    """All that decides which program a host runs: settings, versions, our code, compiler flags."""
+    """Everything that determines which program a host runs: settings, versions, our code, compiler
+    flags."""
     facts: dict[str, object] = {k: v for k, v in _flat(config).items() if k not in OF_A_HOST}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -101,9 +102,9 @@ def check_run(config: TrainConfig) -> epath.Path:
 
 @contextlib.contextmanager
 def claim_run(path: epath.Path) -> Iterator[None]:
-    """Make the folder and keep other programs out while the context lasts; on host 0.
+    """Make the folder and lock it while the context lasts; on host 0.
 
-    What was made for it goes again if it stays empty: bad input leaves no folder behind.
+    A folder that was made here and stays empty is removed again: bad input leaves nothing behind.
 
     Raises:
       InputError: it cannot be made.
@@ -138,10 +139,9 @@ def write_run(
     source: Opened | None,
     template: str | None = None,
 ) -> None:
-    """Write config.json, tokenizer.model and, where there is something to say, usage.json; on
-    host 0.
+    """Write config.json, tokenizer.model and, if there are usage settings, usage.json; on host 0.
 
-    A model is used as its `source` was, but for the `template` of what it is trained on. Raises
+    A model is used like its `source`, except for the `template` that it is trained on. Raises
     InputError where the folder cannot be written.
     """
     if jax.process_index():

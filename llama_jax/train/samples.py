@@ -8,7 +8,7 @@ _BETWEEN = "\n\n---\n\n"
 
 
 def write_samples(workdir: epath.Path, step: int, texts: Sequence[str]) -> None:
-    """Keep the texts of one step."""
+    """Store the texts of one step."""
     folder = workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"step-{step:08d}.txt").write_text(_BETWEEN.join(texts) + "\n")

@@ -10,36 +10,38 @@ from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.train.objective import Objective
 
 Ask = Callable[[ModelConfig, dict, Tokenizer, Callable[[], None]], Mapping[str, float]]
-"""(model, parameters, tokenizer, beat) -> what benchmark tasks found; calls beat at times."""
+"""(model, parameters, tokenizer, beat) -> results of benchmark tasks; calls beat from time to
+time."""
 Sampler = Callable[[dict, Tokenizer], Sequence[str]]
-"""(parameters, tokenizer) -> texts to keep as samples of this moment."""
+"""(parameters, tokenizer) -> sample texts."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Data, objective and examination of one kind of training."""
+    """Data, objective and evaluation of one kind of training."""
 
     objective: Objective
     prepare: Callable[[Tokenizer], Mapping[str, Mixture]]
-    """Records by split: "train", and "validation" where there is text for it."""
+    """Records by split: "train", and "validation" if there is text for it."""
     identity: Callable[[], Mapping[str, str]] = dict
-    """Digests, known when data is prepared, of what else a run must not resume without."""
+    """Digests of whatever else a resumed run must agree in; known once data is prepared."""
     observe: Callable[[Batch, Tokenizer], Mapping[str, int]] = lambda batch, tokenizer: {}
-    """What an evaluation counts of a batch on the host."""
+    """Counts of a batch, taken on the host, for an evaluation."""
     results: Callable[[Mapping[str, float], Mapping[str, float], Mapping[str, int]], dict] = (
         lambda means, counts, observed: dict(means)
     )
     """The results of an evaluation from what `evaluate` returns, for metrics and summary."""
     sample: Sampler | None = None
-    """Texts to keep at each evaluation."""
+    """Sample texts, written at each evaluation."""
     check: Callable[[Tokenizer], None] = lambda tokenizer: None
-    """Refuses, before any data is read, what would fail at the first evaluation."""
+    """Rejects, before any data is read, settings that would fail at the first evaluation."""
     new_tokenizer: Callable[[], Tokenizer] | None = None
-    """Makes one where neither the experiment nor the source has any."""
+    """Makes a tokenizer if neither the experiment nor the source has one."""
     template: str | None = None
-    """Jinja of the conversations that it trains on: kept with the model, for other programs."""
+    """Jinja template of the conversations that it trains on: stored with the model, for other
+    programs."""
     name: str = "train"
-    """What the progress bar calls it."""
+    """Label of the progress bar."""
 
 
 def require_fits(prompt: str, tokens: int, config: TrainConfig) -> None:

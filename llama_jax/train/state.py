@@ -28,12 +28,12 @@ class TrainState:
     opt_state: optax.OptState
     """Of the parameters that are trained."""
     skipped: Any
-    """int32: non-finite updates skipped, in a row."""
+    """int32: consecutive non-finite updates skipped."""
 
 
 def select(tree: Any, objective: Objective) -> Any:
-    """The parameters, or what stands in their places, that are trained: those that the objective
-    trains, or the adapters among them."""
+    """The trained parameters, or any tree in their shape: those that the objective trains, or the
+    adapters among them."""
 
     def keep(name: str) -> bool:
         return objective.trains(name) and not stays_fixed(objective.model, name)
@@ -42,7 +42,7 @@ def select(tree: Any, objective: Objective) -> Any:
 
 
 def with_updates(params: dict, updated: dict) -> dict:
-    """All parameters, those of the selection `updated` in place of the old ones."""
+    """All parameters, with those of the selection `updated` replacing the old ones."""
     new = dict(params)
     for key, value in updated.items():
         new[key] = with_updates(params[key], value) if isinstance(value, dict) else value
@@ -52,8 +52,9 @@ def with_updates(params: dict, updated: dict) -> dict:
 def saved_part(
     state: TrainState, objective: Objective, *, weights_only: bool = False
 ) -> TrainState:
-    """What a checkpoint holds: all of the state, or without the base that adapters stand on, or
-    the parameters in bfloat16 and, in place of the optimizer's state, the updates that it made."""
+    """The contents of a checkpoint: the whole state; without the frozen base of adapters; or, for
+    weights alone, the parameters in bfloat16 and the number of updates in place of the optimizer
+    state."""
     if objective.model.lora is not None:
         return dataclasses.replace(state, params=select(state.params, objective))
     if not weights_only:
@@ -71,8 +72,8 @@ def saved_part(
 
 
 def with_saved(state: TrainState, saved: TrainState, *, weights_only: bool = False) -> TrainState:
-    """A whole state from what a checkpoint held; `state`, a fresh one, has the base, or the moments
-    and the types of the parameters."""
+    """A whole state from the contents of a checkpoint; `state`, a fresh one, supplies the base, or
+    the moments and the dtypes of the parameters."""
     if not weights_only:
         return dataclasses.replace(saved, params=with_updates(state.params, saved.params))
 
@@ -90,7 +91,7 @@ def with_saved(state: TrainState, saved: TrainState, *, weights_only: bool = Fal
 
 
 def trained_table(objective: Objective) -> dict[str, Any]:
-    """The Weight rows of what is trained."""
+    """The Weight rows of the trained parameters."""
     return select(model_weights(objective.model), objective)
 
 
@@ -107,9 +108,10 @@ def init_state(
 def abstract_state(
     objective: Objective, tx: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings: what init makes and checkpoints restore.
+    """The state as ShapeDtypeStructs with shardings, for initialisation and for restoring
+    checkpoints.
 
-    Moments are laid out as their parameters; the rest is small and replicated.
+    Moments are sharded like their parameters; the rest is small and replicated.
 
     Raises:
       InputError: a tensor is not divisible by the mesh; the message holds the values.
@@ -133,7 +135,7 @@ def abstract_state(
 
 
 def param_shardings(model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """How the rules split each parameter over the mesh; InputError where they cannot."""
+    """The sharding of each parameter on the mesh; InputError where the rules cannot split it."""
 
     def sharding(w: Weight):
         return named_sharding(w.axes, mesh, w.shape, "weight")

@@ -31,16 +31,16 @@ from llama_jax.train.state import (
 
 
 class StepMetrics(NamedTuple):
-    """What one update reports, all scalars."""
+    """The results of one update, all scalars."""
 
     loss: Array
     """float32: mean loss of the whole batch, penalties included."""
     grad_norm: Array
     """float32: global norm of the gradient, before clipping."""
     skipped: Array
-    """int32: non-finite updates in a row, this one included."""
+    """int32: consecutive non-finite updates, this one included."""
     updates: Array
-    """int32: updates applied before this one; the learning rate follows it."""
+    """int32: updates applied before this one, by which the learning rate is chosen."""
     means: dict[str, Array]
     """float32: the objective's further averages."""
 
@@ -74,10 +74,10 @@ def forward_of(objective: Objective, params: Any, slots: Any = None) -> Forward:
 def mean_loss_and_gradient(
     params: dict, batch: Batch, *, objective: Objective, accumulate: int
 ) -> tuple[tuple[Float[Array, ""], dict[str, Mean]], Any]:
-    """Mean loss over the whole batch and further averages, and the gradient of what is trained.
+    """Mean loss over the whole batch, further averages, and the gradient of the trained parameters.
 
-    The batch is taken in `accumulate` micro-batches; all of them are divided by the weights
-    of the whole, however it falls. The gradient has the parameters' types.
+    The batch is processed in `accumulate` micro-batches, each divided by the weights of the whole
+    batch, so the split does not matter. The gradient has the parameters' dtypes.
     """
     weights = objective.weights(batch)
     table = trained_table(objective)
@@ -126,7 +126,8 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One update from one global batch.
 
-    A non-finite gradient leaves parameters and optimizer as they were and is counted.
+    If the gradient is not finite, parameters and optimizer state stay as they are and `skipped`
+    counts.
     """
     (loss, means), grads = mean_loss_and_gradient(
         state.params, batch, objective=objective, accumulate=accumulate
@@ -157,7 +158,8 @@ def jit_train_step(
     tx: optax.GradientTransformation,
     abstract: TrainState,
 ):
-    """`train_step` of an experiment, jitted: the state keeps its layout and its memory."""
+    """`train_step` of an experiment, jitted; the state keeps its sharding and its memory is
+    donated."""
     stages = stages_of(abstract.step.sharding.mesh)
     update = partial(train_step, objective=objective, tx=tx, accumulate=config.accumulate)
 
@@ -174,9 +176,10 @@ def jit_adapter_step(
     tx: optax.GradientTransformation,
     abstract: TrainState,
 ):
-    """`jit_train_step` for several states that stand on one base: (state, base, batch).
+    """`jit_train_step` for several states of adapters on one base: (state, base, batch).
 
-    `abstract` and the state hold what is trained; the base, which is kept, all other parameters.
+    `abstract` and the state hold the trained parameters; the base, which is not donated, all
+    others.
     """
     stages = stages_of(abstract.step.sharding.mesh)
     update = partial(train_step, objective=objective, tx=tx, accumulate=config.accumulate)
@@ -193,7 +196,7 @@ def jit_adapter_step(
 def jit_eval_step(objective: Objective, accumulate: int = 1):
     """`objective.examine`, jitted: (params, batch) -> Means by name.
 
-    In as many micro-batches as the training step: what fits there fits here.
+    It uses as many micro-batches as the training step, so it fits in memory wherever that fits.
     """
 
     def step(params: dict, batch: Batch) -> dict[str, Mean]:

@@ -12,11 +12,11 @@ from llama_jax.checkpoint.storage import can_rename
 
 
 class Mirror:
-    """A folder to write in: `folder` itself on a file system; else one on this machine, whose
-    changed files `upload` puts into `folder`, whole. A context that ends with an upload.
+    """A folder to write in: on a file system `folder` itself, otherwise a local copy whose changed
+    files `upload` copies into `folder` as a whole. A context that ends with an upload.
 
-    What a kill leaves out of a bucket is what came after the last upload: lines after the last
-    checkpoint, which a resumed run writes again.
+    A kill loses what a bucket did not get since the last upload: lines after the last checkpoint,
+    which a resumed run writes again.
     """
 
     def __init__(self, folder: epath.Path):
@@ -45,7 +45,7 @@ class Mirror:
         self._last = time.monotonic()
 
     def close(self) -> None:
-        """Upload and remove what lies on this machine."""
+        """Upload, and remove the local copy."""
         self._stack.close()
 
     def __enter__(self) -> "Mirror":
