@@ -35,12 +35,12 @@ REPORT = "report.json"
 
 
 def open_source(path: str | os.PathLike[str], tokenizer: str | None = None) -> Source:
-    """Recognise, validate and map a model in any format; nothing of its tensors is read.
+    """Recognise, validate and map a model in any format; no tensor data is read.
 
     tokenizer: what `--tokenizer` names (`named_tokenizer`), which is read instead of the source's.
 
-    What was left out, changed or assumed is logged in one line. Raises InputError for what is no
-    model of a known format or not a sound one.
+    Notes on what was left out, changed or assumed are logged in one line. Raises InputError for a
+    path that holds no model of a known format, or a damaged one.
     """
     path = _local(path)
     named = named_tokenizer(tokenizer)
@@ -67,9 +67,9 @@ def _without_a_piece(pieces: int, rows: int) -> str:
 
 
 def named_tokenizer(path: str | None) -> Named:
-    """What `--tokenizer` names: a sentencepiece model, tokenizer.json, llama2.c's tokenizer.bin, a
-    folder with one of them, or the word `none`. Raises InputError for what is none of these.
-    """
+    """The tokenizer that `--tokenizer` names: a sentencepiece model, tokenizer.json, llama2.c's
+    tokenizer.bin, a folder with one of them, or the word `none`. Raises InputError for anything
+    else."""
     if path is None:
         return "own"
     if path == "none":
@@ -98,12 +98,12 @@ def convert(
     tokenizer: str | None = None,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Convert a model; returns the report, which also lies beside the result.
+    """Convert a model; returns the report, which is also written beside the result.
 
     Args:
       to: a name in `formats.FORMATS`, with `:VARIANT` where the format has some.
-      tokenizer: what is taken instead of the source's own, see `named_tokenizer`.
-      dtype: type to write; None keeps the source's where the format has it.
+      tokenizer: replaces the source's own, see `named_tokenizer`.
+      dtype: dtype to write; None keeps the source's where the format has it.
 
     Raises:
       InputError: the source is damaged or unsupported, the target cannot express it, or `dst`
@@ -285,7 +285,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def describe_verification(result: dict[str, Any]) -> str:
-    """What `verify` found, in one line."""
+    """The result of `verify` in one line."""
     state = f"damaged: {', '.join(result['damaged'])}" if result["damaged"] else "digests agree"
     return (
         f"{result['path']}: {result['tensors']} tensors, {state}; logits: {proof.in_words(result)}"

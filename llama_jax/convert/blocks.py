@@ -20,11 +20,11 @@ _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 
 
 class BlockFile:
-    """A new file, written from its first byte to its last. Raises OSError, at times one block late.
+    """A new file, written from its first byte to its last. Raises OSError, possibly one block late.
 
-    Two blocks take turns: one is filled while a thread writes the other. Their memory and their
-    places in the file are aligned as direct access needs it; the rest that fills no block goes
-    through the page cache.
+    Two blocks alternate: one is filled while a thread writes the other. Their memory and file
+    offsets are aligned as direct I/O needs; the rest, less than a block, goes through the page
+    cache.
     """
 
     def __init__(self, file: Path):
@@ -36,7 +36,7 @@ class BlockFile:
         self._thread = ThreadPoolExecutor(1)
 
     def write(self, data: Buffer | np.ndarray) -> None:
-        """Append bytes, or an array in C order, which may be changed afterwards."""
+        """Append bytes, or an array in C order; the caller may change it afterwards."""
         array = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
         left = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         while left.size:

@@ -40,21 +40,22 @@ from llama_jax.convert.usage import Named
 
 
 class Format(NamedTuple):
-    """One row: a format that weights come in, leave in, or both."""
+    """One row: a format that can be read, written, or both."""
 
     title: str
-    """As people call it."""
+    """Its name for people."""
     is_format: Callable[[Path], bool]
     read: Callable[[Path, Named], Source]
     write: Callable[[Source, Path, str, str], Sequence[str] | None]
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
-    """Types that tensors can be written in."""
+    """Dtypes that tensors can be written in."""
     variants: tuple[str, ...] = ("",)
-    """What may follow the name, as in `--to llama2c:2`; the first is the default."""
+    """Suffixes of the name, as in `--to llama2c:2`; the first is the default."""
     is_file: bool = False
-    """Whether the result is a file (others may lie beside it) and not a folder."""
+    """Whether the result is a file (with others beside it, perhaps) and not a folder."""
     card: Callable[[Source, Path, Mapping[str, Any]], None] | None = None
-    """Describes the result to people, in its folder: called with the report, when it is proven."""
+    """Writes a description for people into the result's folder: called with the report, after the
+    proof."""
 
 
 FORMATS: dict[str, Format] = {
@@ -82,9 +83,9 @@ FORMATS: dict[str, Format] = {
 
 
 def detect(path: Path) -> str:
-    """Name of the format of what lies at `path`; the first row that recognises it.
+    """Name of the format at `path`: the first row that recognises it.
 
-    Raises InputError if there is nothing, or nothing known.
+    Raises InputError if nothing exists there, or no known format.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")

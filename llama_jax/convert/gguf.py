@@ -33,7 +33,7 @@ NAMES = {
     "norm": "output_norm.weight",
     "head": "output.weight",
 }
-"""Of our tensors in llama.cpp; {} is the layer."""
+"""Names of our tensors in llama.cpp; {} is the layer."""
 
 FACTORS = "rope_freqs.weight"
 _WITHOUT_EFFECT = {

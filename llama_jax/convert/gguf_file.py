@@ -49,32 +49,33 @@ _MAX_PARTS, _MAX_KEYS, _MAX_TENSORS, _MAX_STRINGS = 1000, 10_000, 100_000, 1 << 
 
 
 class TensorInfo(NamedTuple):
-    """One tensor: numbers in C order of `shape`, as NumPy has it (GGUF's own is reversed)."""
+    """One tensor: numbers in C order of `shape`, in NumPy's order of axes (GGUF's own is
+    reversed)."""
 
     shape: tuple[int, ...]
     type: str
     start: int
-    """Byte of the file at which it begins."""
+    """Byte offset in the file."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     content: np.ndarray
-    """All of the file that it lies in, mapped."""
+    """The whole file that it lies in, memory-mapped."""
 
 
 class GgufFile(NamedTuple):
-    """What a model's file or files say: values by key, and where tensors lie."""
+    """The contents of a model's file or files: metadata by key, and the tensors' locations."""
 
     path: Path
-    """Of the first file."""
+    """The first file."""
     values: Mapping[str, Any]
     """Numbers, booleans, strings, lists of strings, or NumPy arrays. A string that is no UTF-8 has
     U+FFFD, one in a list has lone surrogates in the places of its bytes."""
     tensors: dict[str, TensorInfo]
     notes: list[str]
-    """What was taken although it is not as it should be."""
+    """Irregularities that were accepted."""
 
     def tensor(self, name: str) -> Lazy:
-        """A map of a tensor; what is quantised is multiplied out when it is indexed."""
+        """A memory map of a tensor; a quantised one is dequantised when it is indexed."""
         info = self.tensors[name]
         part = info.content[info.start : info.start + info.size]
         if (quant := QUANTS.get(info.type)) is not None:
@@ -83,10 +84,10 @@ class GgufFile(NamedTuple):
 
 
 def read_model(path: Path) -> GgufFile:
-    """Read the heads of a model's file, or of all its files, and map the rest.
+    """Read the headers of a model's file, or of all its files, and map the rest.
 
     Raises InputError if one is damaged or missing, if tensors overlap or run past the end, or if
-    one is of a type that is not read.
+    one has an unsupported type.
     """
     found = read_file(path)
     count, number = found.values.get("split.count", 1), found.values.get("split.no", 0)

@@ -18,7 +18,7 @@ _IQ4 = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
 Blocks = Shaped[np.ndarray, " n"]
-"""Structured: the fields of each block."""
+"""A structured array of the fields of each block."""
 Numbers = Float32[np.ndarray, "n size"]
 
 
@@ -28,7 +28,7 @@ class Quant(NamedTuple):
     size: int
     """Numbers in a block."""
     block: np.dtype
-    """Its bytes, as fields."""
+    """Its memory layout, as fields."""
     numbers: Callable[[Blocks], Numbers]
 
 
@@ -160,12 +160,13 @@ QUANTS: dict[str, Quant] = {
     "IQ4_NL": _quant(32, _iq4_nl, _D, _u8("qs", 16)),
     "IQ4_XS": _quant(256, _iq4_xs, _D, ("scales_h", "<u2"), _u8("scales_l", 4), _u8("qs", 128)),
 }  # fmt: skip
-"""By ggml's names. IQ1 to IQ3, which look their numbers up in tables of vectors, are not read."""
+"""By ggml's names. IQ1 to IQ3, which look their numbers up in tables of vectors, are not
+supported."""
 
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A float32 matrix [out, in] of blocks, multiplied out where it is indexed with slices."""
+    """A float32 matrix [out, in] of blocks, dequantised when it is indexed with slices."""
 
     blocks: Any
     """Structured [out, blocks in a row]."""
@@ -173,13 +174,13 @@ class Dequantized:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix."""
+        """Shape of the matrix."""
         rows, blocks = self.blocks.shape
         return rows, blocks * self.quant.size
 
     @property
     def dtype(self) -> Any:
-        """float32, in which ggml computes the numbers too."""
+        """float32, the dtype in which ggml computes the numbers too."""
         return np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> np.ndarray:

@@ -24,7 +24,8 @@ _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def read(values: Mapping[str, Any], rows: int, named: Named) -> Words:
-    """The words of a file with these values, whose model has so many rows.
+    """The tokenizer and usage settings of a file with these values, for a model of `rows` embedding
+    rows.
 
     A vocabulary that no sentencepiece model can hold is left out, with a note: the weights are
     sound without it.

@@ -47,12 +47,13 @@ class _Planned(NamedTuple):
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
-    """The model and its tokenizer as one file; the variant "q8_0" rounds the matrices to Q8_0, and
-    "q4_0" or "q4_k" those of the layers to that type, the embedding and the head to Q8_0.
+    """Write the model and its tokenizer as one file. The variant "q8_0" rounds the matrices to
+    Q8_0; "q4_0" and "q4_k" round those of the layers to that type, the embedding and the head to
+    Q8_0.
 
-    Otherwise matrices are written in the type that they have, float32, float16 or bfloat16. Returns
-    what to report. Raises InputError if the `gguf` package is not there, or if the tokenizer is
-    none that GGUF can express.
+    Otherwise matrices are written in their own dtype: float32, float16 or bfloat16. Returns notes
+    for the report. Raises InputError if the `gguf` package is not installed, or if GGUF cannot
+    express the tokenizer.
     """
     gguf = _package()
     plan = list(_plan(source, variant))

@@ -49,7 +49,7 @@ def is_format(path: AnyPath) -> bool:
 
 
 def read(path: Path, named: Named = "own") -> Source:
-    """A folder, once every tensor is there with the right shape and none is left over.
+    """Read a folder, once every tensor is there with the right shape and there are no others.
 
     Raises InputError that names the settings, tensors or files that do not fit.
     """
@@ -110,7 +110,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def check_names(path: Path, stored: Mapping[str, Lazy], config: ModelConfig, named: Any) -> None:
-    """Raise one InputError that lists what is missing, left over or of another shape.
+    """Raise one InputError that lists missing, extra and wrongly shaped tensors.
 
     `named(name, layer)` is the name in `stored` of our tensor.
     """
@@ -133,7 +133,7 @@ def check_names(path: Path, stored: Mapping[str, Lazy], config: ModelConfig, nam
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
-    """A folder that transformers loads: weights in shards, configuration, tokenizer files.
+    """Write a folder that transformers loads: weights in shards, configuration, tokenizer files.
 
     Returns notes for the report.
     """

@@ -38,7 +38,7 @@ _YARN_DEFAULTS: dict[str, tuple[Any, ...]] = _ROPE_DEFAULTS | {
 
 
 def from_hf(values: Mapping[str, Any], where: Path, dtype: str) -> tuple[ModelConfig, list[str]]:
-    """Our configuration of parsed JSON, with weights in `dtype`; and notes for the report.
+    """Our configuration from parsed JSON, with weights in `dtype`, and notes for the report.
 
     Raises InputError naming the setting, its value and what is supported.
     """
@@ -168,9 +168,10 @@ def _number(
 def to_hf(
     c: ModelConfig, bos: int = 1, eos: int | list[int] = 2
 ) -> tuple[dict[str, Any], list[str]]:
-    """config.json of our configuration, in both spellings, and notes for the report.
+    """config.json for our configuration, with rotary settings in both spellings, and notes for the
+    report.
 
-    Both, because transformers 4 does not know `rope_parameters` and 5 reads it first.
+    Both are written because transformers 4 does not know `rope_parameters` and 5 reads it first.
     """
     notes = []
     theta = c.rope_theta

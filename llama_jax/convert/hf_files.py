@@ -30,8 +30,8 @@ _SHOWN = 4
 def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Every tensor of a folder's model by name, and notes on what was not read.
 
-    Buffers that are computed from the configuration are left out, wherever they are met. Raises
-    InputError for files that are missing, damaged, or hold a tensor twice.
+    Buffers that are computed from the configuration are ignored. Raises InputError for files that
+    are missing, damaged, or hold a tensor twice.
     """
     files, named = _chosen(path)
     stored: dict[str, np.ndarray] = {}

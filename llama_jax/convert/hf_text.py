@@ -120,10 +120,11 @@ class _Folder:
 
 
 def read(path: Path, config: Mapping[str, Any], rows: int, named: Named) -> Words:
-    """The words of a folder, whose config.json holds `config` and whose model has so many rows.
+    """The tokenizer and usage settings of a folder, for `config` from its config.json and `rows`
+    rows.
 
-    Raises InputError if its own tokenizer is wanted and damaged: it was lost on the way, and is to
-    be had. One that is whole and of another kind is left out, with a note.
+    Raises InputError if its own tokenizer is wanted but damaged, since it was lost on the way and
+    can be fetched again. An intact one of another kind is left out, with a note.
     """
     folder = _Folder(path)
     if named == "own":

@@ -26,8 +26,8 @@ SPACE = "\u2581"
 def files(tokenizer: Tokenizer, max_seq_len: int, usage: Usage) -> dict[str, bytes]:
     """tokenizer.model, tokenizer.json and tokenizer_config.json by name.
 
-    Raises InputError for a sentencepiece model that is not BPE with byte fallback and no
-    normalisation, as Llama's are, or whose pieces the files would give other ids to.
+    Raises InputError for a sentencepiece model that is not BPE with byte fallback and without
+    normalisation, as Llama's are, or for whose pieces the files would give other ids.
     """
     _check(tokenizer)
     names = [piece.text for piece in tokenizer.vocabulary.pieces]

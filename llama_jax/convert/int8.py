@@ -15,12 +15,12 @@ _CHUNK = 1 << 16  # groups that are worked on at a time
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A float32 matrix [out, in], multiplied out when indexed with slices."""
+    """A float32 matrix [out, in], dequantised when it is indexed with slices."""
 
     values: Any
     """int8 [groups, group size]: the matrix in C order."""
     scales: Any
-    """[groups], of a floating type."""
+    """[groups], in a floating-point dtype."""
     shape: tuple[int, int]
 
     @property
@@ -43,9 +43,9 @@ class Dequantized:
 def quantize(
     rows: Float32[np.ndarray, "out in"], size: int
 ) -> tuple[Int8[np.ndarray, "groups size"], Float32[np.ndarray, " groups"]]:
-    """Groups of `size` neighbours in C order: nearest multiples of a 127th of their largest.
+    """Groups of `size` neighbours in C order, each rounded to multiples of a 127th of its largest.
 
-    What was multiplied out of such groups comes back as the same int8 and the same scales: in
+    Values that were dequantised from such groups come back as the same int8 and the same scales: in
     float32 (w / 127 * 127) / 127 == w / 127 for every w (a test tries every mantissa).
     """
     groups = rows.reshape(-1, size)

@@ -29,11 +29,11 @@ from llama_jax.runtime.files import head
 
 MAGIC = 0x616B3432
 HEADER_BYTES = 256
-"""Of versions 1 and 2."""
+"""In versions 1 and 2."""
 VERSIONS = ("0", "1", "2")
-"""What follows `--to llama2c:`; the first is the only one that `run` reads."""
+"""Variants of `--to llama2c:`; `run` reads only the first."""
 GROUP = 64
-"""Largest group of version 2 that is written, as export.py's."""
+"""Largest group of version 2 that is written, as in export.py."""
 NORM_EPS, ROPE_THETA = 1e-5, 10_000.0
 _COUNTS = struct.Struct("<7i")
 _BEFORE_COUNTS = struct.Struct("<Ii")
@@ -57,7 +57,8 @@ class _Place(NamedTuple):
 
 
 def is_format(path: Path) -> bool:
-    """A file that begins with the magic, or with seven numbers that can be a model's."""
+    """Whether a file begins with the magic number, or with seven numbers that can describe a
+    model."""
     begin = head(path, _COUNTS.size)
     if len(begin) < _COUNTS.size:
         return False
@@ -71,7 +72,7 @@ def is_format(path: Path) -> bool:
 def read(path: Path, named: Named = "own") -> Source:
     """The model in a .bin file, and its tokenizer if a tokenizer.bin lies beside it.
 
-    Raises InputError unless the size of the file is that which its header asks for.
+    Raises InputError unless the size of the file is the one that its header implies.
     """
     file_bytes = map_file(path)
     size = len(file_bytes)
@@ -129,11 +130,11 @@ def _tokenizer(path: Path, rows: int) -> tuple[bytes | None, list[str]]:
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
-    """The model as `name` and its tokenizer as tokenizer.bin; `variant` is the version.
+    """Write the model as `name` and its tokenizer as tokenizer.bin; `variant` is the version.
 
-    Returns what to report.
+    Returns notes for the report.
 
-    Raises InputError if the configuration or the tokenizer cannot be told to llama2.c.
+    Raises InputError if llama2.c cannot express the configuration or the tokenizer.
     """
     header = _Header(int(variant), source.config, _check(source.config, int(variant)))
     said = ["rotary rows of q and k permuted from half-split to interleaved"]

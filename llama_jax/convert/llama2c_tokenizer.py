@@ -29,10 +29,10 @@ _RECORD = struct.Struct("<fI")
 
 
 def read_tokenizer(path: Path) -> tuple[bytes, list[str]]:
-    """A serialised sentencepiece model with the pieces of a tokenizer.bin, and what to report.
+    """A serialised sentencepiece model with the pieces of a tokenizer.bin, and notes for the
+    report.
 
-    Records that `write_tokenizer` fills a file up with are no pieces. Raises InputError if the file
-    is damaged.
+    Filler records of `write_tokenizer` are no pieces. Raises InputError if the file is damaged.
     """
     records = list(_records(read_bytes(path, limit=MAX_BYTES), str(path)))
     while records and records[-1] == (_unused(len(records) - 1), 0.0):
@@ -51,7 +51,7 @@ def write_tokenizer(path: Path, model: bytes, vocab_size: int) -> list[str]:
     """Write the pieces of a sentencepiece model as a tokenizer.bin of `vocab_size` records.
 
     A model may have more rows than pieces: records that no text reaches fill the file up. Returns
-    what to report. Raises InputError if llama2.c cannot have the ids of this vocabulary.
+    notes for the report. Raises InputError if llama2.c cannot produce the ids of this vocabulary.
     """
     vocabulary = Tokenizer.from_bytes(model).vocabulary
     _require_expressible(vocabulary, vocab_size)
@@ -71,7 +71,7 @@ def _unused(token: int) -> str:
 
 
 def differences(vocabulary: Vocabulary) -> list[str]:
-    """Sentences for the report on what makes llama2.c's ids differ from sentencepiece's."""
+    """Sentences for the report on the cases in which llama2.c's ids differ from sentencepiece's."""
     normal = {p.text for p in vocabulary.pieces if p.kind == "normal"}
 
     def joined(text: str) -> bool:

@@ -12,10 +12,10 @@ from llama_jax.model.weights import abstract_params
 
 
 def load_params(source: Source, shardings: Any = None) -> dict[str, Any]:
-    """The parameter tree of a source, in the types that it is stored in.
+    """The parameter tree of a source, in its stored dtypes.
 
-    shardings: a tree as the parameters'; each device reads only its own part of every tensor. None
-    for the default device.
+    shardings: a tree like the parameters'; each device reads only its own part of every tensor.
+    None for the default device.
 
     Raises InputError if the source turns out to be damaged.
     """

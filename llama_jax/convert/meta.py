@@ -86,7 +86,7 @@ class _Joined:
 
 
 def read(path: Path, named: Named = "own") -> Source:
-    """A folder, once all parts hold all tensors in the right shapes.
+    """Read a folder, once all parts hold all tensors in the right shapes.
 
     Raises InputError that names the settings, tensors or files that do not fit.
     """
@@ -179,7 +179,7 @@ def _joined(path: Path, name: str, shards: list[dict[str, np.ndarray]], width: i
 
 
 def hidden_size(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """F as Meta's model.py computes it."""
+    """F by the formula of Meta's model.py."""
     size = int(2 * (4 * dim) / 3)
     if multiplier is not None:
         size = int(multiplier * size)
@@ -263,7 +263,8 @@ def _multiples(config: ModelConfig) -> dict[str, Any]:
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
-    """A folder that Meta's code loads in one process: one part. Returns what to report."""
+    """Write a folder that Meta's code loads in one process: one part. Returns notes for the
+    report."""
     c = source.config
     require(
         c.rope_scaling == "none",

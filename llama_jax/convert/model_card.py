@@ -10,12 +10,13 @@ from llama_jax.runtime.files import json_text
 
 
 def write(source: Source, folder: Path, report: Mapping[str, Any]) -> None:
-    """README.md with the metadata that the Hugging Face hub reads at its top."""
+    """Write README.md with the metadata that the Hugging Face hub reads at its top."""
     (folder / "README.md").write_text(text(source, report))
 
 
 def text(source: Source, report: Mapping[str, Any]) -> str:
-    """A model card. The licence is the publisher's to choose, unless the origin names one."""
+    """The text of a model card. The licence is the publisher's to choose, unless the origin names
+    one."""
     c, logits = source.config, report["logits"]
     origin = source.origin if isinstance(source.origin, dict) else {}
     training = origin.get("training")

@@ -220,7 +220,8 @@ class _Part:
 
 
 def write(source: Source, folder: Path, name: str, variant: str) -> None:
-    """A model folder: params/ in layers, config.json, the tokenizer, and the manifest last."""
+    """Write a model folder: params/ layer by layer, config.json, the tokenizer, and the manifest
+    last."""
     import orbax.checkpoint as ocp  # a third of a second that only writing needs to spend
 
     config = source.config

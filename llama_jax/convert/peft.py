@@ -35,7 +35,7 @@ it into the adapters, which then belong to what is left of it."""
 
 
 class PeftConfig(NamedTuple):
-    """What adapter_config.json says."""
+    """The settings of adapter_config.json."""
 
     rank: int
     alpha: float
@@ -49,7 +49,8 @@ def is_format(path: Path) -> bool:
 
 
 def read_config(path: Path) -> PeftConfig:
-    """Raises InputError for settings that are damaged or of another method than plain LoRA."""
+    """Read adapter_config.json. Raises InputError for damaged settings, or a method other than
+    plain LoRA."""
     file = path / ADAPTER_CONFIG
     values = read_json(file)
     kind: Any = values.get("peft_type")
@@ -82,7 +83,7 @@ def read(path: Path, model: ModelConfig) -> tuple[LoraConfig, dict[str, np.ndarr
     """The adapters of a folder for a model of this shape: settings, and `q_a`, `q_b`, ... float32
     [L,...] in our layout.
 
-    Raises InputError that lists tensors which are missing, left over or of another shape.
+    Raises InputError that lists missing, extra and wrongly shaped tensors.
     """
     config = read_config(path)
     require((path / ADAPTER).is_file(), f"{path / ADAPTER} is missing: save it as safetensors")
@@ -124,7 +125,7 @@ def write(
     model: ModelConfig,
     base: str,
 ) -> None:
-    """adapter_config.json and adapter_model.safetensors in a folder that exists; float32."""
+    """Write adapter_config.json and adapter_model.safetensors, float32, into an existing folder."""
     shapes = _shapes(model, lora)
     order = [(n, i, end) for i in range(model.num_layers) for n, end in shapes]
     header = {_name(n, i, end): (shapes[n, end], "F32") for n, i, end in order}

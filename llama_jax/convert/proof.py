@@ -25,13 +25,13 @@ from llama_jax.ops.norm import rms_norm
 
 NUM_TOKENS = 16
 MAX_TOKENS = 256
-"""Of a report that is read."""
+"""Maximum number of tokens of a report that is read."""
 DTYPES = ("float32", "bfloat16", "float16")
 TOP = 8  # logits kept for each position, so that `verify` can compare without the source
 
 
 class Digests(Mapping[str, str]):
-    """Digest of each tensor by name, from those of its parts as they come."""
+    """Digest of each tensor by name, added up from those of its parts as they arrive."""
 
     def __init__(self):
         self._lanes: dict[str, dict[int, Any]] = {}
@@ -40,7 +40,7 @@ class Digests(Mapping[str, str]):
     def add(
         self, name: str, layer: int | None, at: Sequence[int], part: jax.Array, shape: Sequence[int]
     ) -> None:
-        """Take in a part that begins at index `at` of a layer; the same again changes nothing."""
+        """Add a part that begins at index `at` of a layer; adding it again changes nothing."""
         first = np.ravel_multi_index(at, shape) if part.size else 0
         start = (layer or 0) * math.prod(shape) + int(first)
         self._lanes.setdefault(name, {})[start] = mf.digest(part, start, tuple(shape))
@@ -56,7 +56,7 @@ class Digests(Mapping[str, str]):
         return len(self._lanes)
 
     def not_finite(self) -> dict[str, int]:
-        """How many numbers of each tensor are NaN or infinite, of those that have some."""
+        """Number of NaN or infinite values of each tensor that has any."""
         counts = {name: sum(map(int, parts.values())) for name, parts in self._not_finite.items()}
         return {name: count for name, count in counts.items() if count}
 
@@ -69,10 +69,11 @@ def _count_not_finite(part: jax.Array) -> jax.Array:
 def recorded(
     source: Source, dtype: str | None, tick: Callable[[int], object]
 ) -> tuple[Source, Digests]:
-    """The source with its tensors dense, cast to `dtype`, digested and counted as they are read.
+    """The source with its tensors dense, cast to `dtype`, and digested and counted as they are
+    read.
 
-    Also the digests of what was read before any cast, if the source has some to compare with.
-    Raises InputError, when tensors are read, if a cast overflows.
+    It also records digests before any cast, if the source has some to compare with. Raises
+    InputError, when tensors are read, if a cast overflows.
     """
     config = replace(source.config, param_dtype=dtype or source.config.param_dtype)  # pyrefly: ignore[bad-argument-type]
     target = jnp.dtype(config.param_dtype)
@@ -111,7 +112,7 @@ class _Recorded:
 
 
 def check_stored(source: Source, found: Mapping[str, str]) -> None:
-    """Raise InputError if the source itself gave other digests for what was found in it."""
+    """Raise InputError if the digests stored in the source differ from those of what was read."""
     for name, digest in source.digests.items():
         if name in found and found[name] != digest:
             raise InputError(
@@ -134,7 +135,7 @@ def _cast(stored: jax.Array, dtype: Any, name: str, layer: int | None) -> jax.Ar
 
 
 def digests_of(source: Source, dtype: str, tick: Callable[[int], object]) -> Digests:
-    """Digest of every tensor of a source, cast to `dtype`, that is read for nothing else."""
+    """Digest of every tensor of a source, cast to `dtype`; the tensors are read only for this."""
     reading, _ = recorded(source, dtype, tick)
     for _ in reading.stream():
         pass
@@ -146,7 +147,7 @@ def digests_of(source: Source, dtype: str, tick: Callable[[int], object]) -> Dig
 
 
 def fixed_tokens(vocab_size: int) -> list[int]:
-    """The tokens that proofs are made on: BOS and random ones."""
+    """The tokens on which proofs compute logits: BOS and random ones."""
     drawn = np.random.default_rng(0).integers(0, vocab_size, NUM_TOKENS - 1)
     return [1 % vocab_size, *drawn.tolist()]
 
@@ -192,17 +193,17 @@ _attention = jax.jit(attention, static_argnames=("cfg", "zigzag"))
 
 
 class Agreement(NamedTuple):
-    """How far two sets of logits agree."""
+    """The agreement of two sets of logits."""
 
     largest_difference: float | None
-    """None where one of them is not finite: nothing is known of such numbers."""
+    """None if either is not finite: nothing is known of such numbers."""
     top1: float
-    """Share of positions with the same most likely token, among all; of logits that are not finite
-    none is the most likely."""
+    """Share of positions with the same most likely token; a position with non-finite logits counts
+    as different."""
 
 
 def excerpt(values: np.ndarray, tokens: list[int]) -> dict[str, Any]:
-    """What a report keeps of logits [T,V]: the largest few of each position, as JSON."""
+    """The part of logits [T,V] that a report keeps: the largest few of each position, as JSON."""
     top = np.argsort(-values, axis=-1, kind="stable")[:, :TOP]
     kept = np.take_along_axis(values, top, axis=-1).tolist()
     finite = [[v if math.isfinite(v) else None for v in row] for row in kept]
@@ -211,7 +212,7 @@ def excerpt(values: np.ndarray, tokens: list[int]) -> dict[str, Any]:
 
 
 def compare(kept: Mapping[str, Any], values: np.ndarray) -> Agreement:
-    """An excerpt against logits [T,V]. Excerpts of older versions have no `finite`."""
+    """Compares an excerpt with logits [T,V]. Excerpts of older versions have no `finite`."""
     top = np.asarray(kept["top"])
     before = np.array(kept["values"], np.float64)  # NaN for None
     finite = np.isfinite(values).all(axis=-1) & np.isfinite(before).all(axis=-1)
@@ -223,7 +224,7 @@ def compare(kept: Mapping[str, Any], values: np.ndarray) -> Agreement:
 
 
 def in_words(logits: Mapping[str, Any]) -> str:
-    """What logits say of two models, in words; no agreement is claimed of those not finite."""
+    """The agreement of two models' logits, in words; none is claimed where they are not finite."""
     if logits["largest_difference"] is None:
         return "not finite, so the models cannot be compared"
     return (
@@ -233,10 +234,10 @@ def in_words(logits: Mapping[str, Any]) -> str:
 
 
 def parameter_count(source: Source) -> int:
-    """Parameters of the model, tied ones once."""
+    """Parameters of the model, tied ones counted once."""
     return weights.parameter_count(source.config)
 
 
 def size_in_bytes(source: Source, dtype: str) -> int:
-    """Bytes of all tensors in a type."""
+    """Bytes of all tensors in a dtype."""
     return parameter_count(source) * jnp.dtype(dtype).itemsize

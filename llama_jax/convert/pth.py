@@ -317,9 +317,10 @@ def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:
 def write(
     file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, parts: Iterable[np.ndarray]
 ) -> None:
-    """A file that `torch.load(weights_only=True)` reads, of tensors in the order of `shapes`.
+    """Write a file that `torch.load(weights_only=True)` reads, with tensors in the order of
+    `shapes`.
 
-    Each comes whole, or in parts along its first axis one after the other, in C order.
+    Each comes whole, or in consecutive parts along its first axis, in C order.
     """
     coming = iter(parts)
     with file.open("wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:

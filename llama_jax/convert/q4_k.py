@@ -15,9 +15,9 @@ from llama_jax.convert.gguf_quants import QUANTS
 
 SIZE, PART = 256, 32
 GUESSES = np.float32(0.1) * np.arange(21, dtype=np.float32) - 1
-"""Added to 15, the largest code, before it is divided by the range."""
+"""Offsets added to 15, the largest code, before it is divided by the range."""
 LEAST = 1e-30
-"""A range that is no larger is none: its scale is 0 in float16."""
+"""A smaller range counts as none: its scale would be 0 in float16."""
 _AT_ONCE = 1 << 14
 """Parts worked on together: their candidates take 21 times as much memory."""
 

@@ -26,21 +26,21 @@ from llama_jax.convert.source import map_file
 from llama_jax.runtime.files import open_file, parse_json, shown
 
 MAX_HEADER = 16 << 20
-"""Bytes; the header of a 70B model in one file takes 0.1 MB."""
+"""In bytes; the header of a 70B model in one file takes 0.1 MB."""
 MAX_TENSORS = 100_000
 DTYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""Types of weights; others are refused by name when they are asked for."""
+"""Dtypes of weights; others are rejected by name when they are requested."""
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
           "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies in a file."""
+    """The location of one tensor in a file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -49,10 +49,10 @@ class Entry:
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], int]:
-    """Every tensor of a file by name, and where the data begins.
+    """Every tensor of a file by name, and the offset of the data.
 
-    Raises InputError unless the header is sound: its length within the file and MAX_HEADER, names
-    once, shapes of the right sizes, and data that fills the rest of the file without a hole.
+    Raises InputError unless the header is sound: its length within the file and MAX_HEADER, unique
+    names, shapes of the right sizes, and data that fills the rest of the file without a hole.
     """
     with open_file(file) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -122,7 +122,7 @@ def map_tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 class Writer:
-    """One file whose tensors are known beforehand and come in that order."""
+    """One file whose tensors are known beforehand and arrive in that order."""
 
     def __init__(self, file: Path, tensors: Mapping[str, tuple[tuple[int, ...], str]]):
         """`tensors`: shape and name in DTYPES of each, in the order in which they will come."""
@@ -139,7 +139,7 @@ class Writer:
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, parts: Iterable[np.ndarray]) -> None:
-        """The next tensor, cut along its first axis, in C order."""
+        """Append the next tensor, split along its first axis, in C order."""
         assert name == next(self._expected)
         for part in parts:
             self._stream.write(part)

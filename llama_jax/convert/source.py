@@ -37,16 +37,17 @@ _PART_BYTES = 64 << 20
 
 @runtime_checkable
 class Lazy(Protocol):
-    """An array that is read when indexed with slices of step 1; NumPy arrays and maps are."""
+    """An array that is read when it is indexed with slices of step 1; NumPy arrays and maps
+    qualify."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As NumPy's."""
+        """As in NumPy."""
         ...
 
     @property
     def dtype(self) -> Any:
-        """As NumPy's; bfloat16 is that of ml_dtypes."""
+        """As in NumPy; bfloat16 is that of ml_dtypes."""
         ...
 
     def __getitem__(self, index: Any, /) -> Any:
@@ -56,26 +57,26 @@ class Lazy(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A model that lies on a disk in some format."""
+    """A model on disk in some format."""
 
     format: str
     """Name in `formats.FORMATS`."""
     path: Path
     config: ModelConfig
-    """`param_dtype` is the type that its matrices are kept in (float32 for quantised ones)."""
+    """`param_dtype` is the dtype in which its matrices are stored (float32 for quantised ones)."""
     tokenizer: bytes | None
     """A serialised sentencepiece model, if the format or its folder holds one."""
     tensor: Callable[[str, int | None], Lazy]
     """Our tensor `name` of a layer; layer None for embed, norm and head."""
     changes: tuple[str, ...] = ()
-    """What reading changes and loses nothing by: permuted, dequantised, tied. For the report."""
+    """Lossless changes that reading makes: permuted, dequantised, tied. For the report."""
     origin: Any = None
-    """Where the weights come from, as the format tells it: JSON values."""
+    """Where the weights come from, according to the format: JSON values."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """Digest (manifest.py) of each of our tensors, all layers: where a format stores them, and of
-    what has been read where a conversion records it."""
+    """Digest (manifest.py) of each of our tensors, all layers: stored by the format, or recorded by
+    a conversion as it reads."""
     usage: Usage = field(default_factory=Usage)
-    """What the files say besides weights and tokenizer."""
+    """Usage settings in the files."""
     notes: tuple[str, ...] = ()
     """What was left out, changed or assumed: sentences for the report and the log."""
 
@@ -91,9 +92,8 @@ class Source:
     ) -> Iterator[tuple[str, int | None, np.ndarray]]:
         """Every tensor in the order given, or that of `tensors`, in C order.
 
-        Large ones come in parts along the first axis, one after the other. `interleaved` gives them
-        as rows of other programs (`to_rows`). While the caller writes one, threads read the next
-        two.
+        Large ones come in consecutive parts along the first axis. `interleaved` gives them as rows
+        of other programs (`to_rows`). While the caller writes one, threads read the next two.
         """
 
         def read(part: tuple[str, int | None, tuple[slice, ...]]) -> np.ndarray:
@@ -120,7 +120,7 @@ class Source:
 
 
 def map_file(path: Path) -> np.ndarray:
-    """uint8: the bytes of a file of this machine, each read when it is used.
+    """uint8: a memory map of a local file.
 
     Raises InputError as `files.open_file` does: a map of a pipe or a device has no end.
     """
@@ -155,11 +155,11 @@ def _parts(name: str, tensor: Lazy, *, rows: bool) -> Iterator[tuple[slice, ...]
 
 
 def on_host(array: np.ndarray) -> jax.Array:
-    """The array in C order as jax has it on the CPU, whatever the default device.
+    """The array in C order in jax's layout on the CPU, whatever the default device.
 
     XLA copies transposed matrices two to four times faster than NumPy does, and takes aligned ones
-    in C order as they are. The pages of a memory map that were copied go back to the system, so
-    that a map is never in memory whole.
+    in C order without copying. Pages of a memory map that were copied are returned to the system,
+    so a map is never in memory as a whole.
     """
     copied = jax.device_put(array, jax.local_devices(backend="cpu")[0])
     jax.block_until_ready(copied)
@@ -174,7 +174,7 @@ def on_host(array: np.ndarray) -> jax.Array:
 
 
 def dense(array: np.ndarray) -> np.ndarray:
-    """A copy in C order: what to write to a file."""
+    """A copy in C order, ready to be written to a file."""
     return np.asarray(on_host(array))
 
 
@@ -185,7 +185,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def rows_shape(name: str, config: ModelConfig) -> tuple[int, ...]:
-    """Shape of one of our tensors as the other programs keep it: [out, in], or [D] for norms."""
+    """Shape of one of our tensors in the other programs: [out, in], or [D] for norms."""
     shape = _shapes(config)[name]
     if len(shape) == 1 or name == "embed":
         return shape
@@ -195,7 +195,8 @@ def rows_shape(name: str, config: ModelConfig) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class FromRows:
-    """One of our tensors, cut from a matrix [out, in] when indexed: device slices read no more."""
+    """One of our tensors, cut from a matrix [out, in] when indexed: slices read only what they
+    need."""
 
     name: str
     rows: Lazy
@@ -204,7 +205,7 @@ class FromRows:
 
     @property
     def dtype(self) -> Any:
-        """That of the rows."""
+        """The dtype of the rows."""
         return self.rows.dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -238,7 +239,7 @@ class FromRows:
 
 
 def from_rows(name: str, rows: Lazy, config: ModelConfig, *, interleaved: bool) -> FromRows:
-    """Our tensor `name` out of rows [out, in] (or [D]) of another program.
+    """Our tensor `name` from rows [out, in] (or [D]) of another program.
 
     Raises InputError if the rows have another shape than `rows_shape`.
     """

@@ -26,11 +26,11 @@ _SUFFIX = "llama-jax.tmp"
 
 @contextmanager
 def staged(target: Path, *, is_file: bool) -> Iterator[Path]:
-    """A new folder beside the target. At the end its content becomes the target, or, if that is a
-    file, the target and what lies beside it; if anything fails, it is removed.
+    """Context with a new folder beside the target. On success its content becomes the target, or,
+    if that is a file, the target and the files beside it; on failure it is removed.
 
-    Raises InputError if the folder of the target does not exist, or if another model's file has
-    the name of one that goes beside the result.
+    Raises InputError if the folder of the target does not exist, or if a file that would go beside
+    the result exists already and belongs to a different model.
     """
     require(target.parent.is_dir(), f"{target.parent} does not exist: make that folder first")
     _remove_left_over(target)

@@ -12,7 +12,7 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".zst", ".xz", ".7z")
 
 
 def reason(path: Path) -> str:
-    """One line on what the path is and what to do; empty if that is not known either."""
+    """One line on what the path is and what to do; empty if unknown."""
     return _folder(path) if path.is_dir() else _file(path)
 
 

@@ -31,21 +31,22 @@ _TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What is not the default of a pretrained Llama 2."""
+    """Settings that differ from the defaults of a pretrained Llama 2."""
 
     end_ids: tuple[int, ...] = ()
     """Tokens that end a text, besides the tokenizer's EOS."""
     add_bos: bool = True
     """Whether a prompt begins with BOS."""
     chat_template: str | None = None
-    """Jinja, as Hugging Face and llama.cpp have it."""
+    """Jinja template, as in Hugging Face and llama.cpp."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Tokens by their role, such as `pad_token`, where the tokenizer alone does not tell them."""
+    """Tokens by their role, such as `pad_token`, that the tokenizer alone does not define."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """Sampling settings by Hugging Face's names, such as `temperature`."""
 
     def left_out(self, kept: Collection[str], title: str) -> list[str]:
-        """A sentence naming what a format that has a place for the fields `kept` does not hold."""
+        """A sentence naming the settings that are lost in a format that keeps only the fields
+        `kept`."""
         mine, usual = asdict(self), asdict(Usage())
         lost = []
         for name in (name for name in mine if name not in kept and mine[name] != usual[name]):
@@ -60,18 +61,18 @@ class Usage:
 
     @staticmethod
     def read(folder: epath.PathLike) -> "Usage":
-        """What a folder of ours says. Raises InputError as `from_json` does."""
+        """Read usage.json of a folder of ours. Raises InputError as `from_json` does."""
         file = epath.Path(folder) / FILENAME
         return Usage.from_json(read_bytes(file), os.fspath(file)) if file.exists() else Usage()
 
     def write(self, folder: epath.PathLike) -> None:
-        """Keep it in a folder of ours, if there is anything to keep."""
+        """Write usage.json to a folder of ours, unless all settings are defaults."""
         if self != Usage():
             write_atomic(epath.Path(folder) / FILENAME, self.to_json().encode())
 
     @staticmethod
     def from_json(text: bytes, where: str) -> "Usage":
-        """Parse usage.json. Raises InputError, naming the value that no such file has."""
+        """Parse usage.json. Raises InputError naming the invalid value."""
         values = parse_json(text, where)
         require(isinstance(values, dict), f"{where} must hold a JSON object, not {shown(values)}")
         version = values.pop("format_version", None)
@@ -96,7 +97,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Words:
-    """What a model's files say of text: a tokenizer, its use, and what was made of both."""
+    """The text part of a model's files: a tokenizer, its usage, and notes on both."""
 
     tokenizer: bytes | None
     """A serialised sentencepiece model."""
@@ -106,7 +107,7 @@ class Words:
 
     @property
     def own_ends(self) -> "Words":
-        """Without the ends of text that the tokenizer tells itself."""
+        """The same without the end tokens that the tokenizer defines itself."""
         if self.tokenizer is None:
             return self
         eos = Tokenizer.from_bytes(self.tokenizer).eos_id
@@ -115,12 +116,12 @@ class Words:
 
 
 Named = bytes | None | Literal["own"]
-"""The tokenizer that a reader shall take: the source's own, one that was named instead (which is
-not to be read then), or none."""
+"""The tokenizer that a reader shall use: the source's own, another one that was named (the own one
+is not read then), or none."""
 
 
 def end_ids(values: Any, rows: int, where: str) -> tuple[list[int], list[str]]:
-    """The token ids that a setting such as eos_token_id names, and notes on those that are none."""
+    """The token ids that a setting such as eos_token_id names, and notes on invalid ones."""
     given = values if isinstance(values, list) else [] if values is None else [values]
     good = [n for n in given[:_MAX_ENDS] if type(n) is int and 0 <= n < rows]
     bad = [n for n in given[: _MAX_ENDS + 1] if n not in good]
@@ -129,5 +130,5 @@ def end_ids(values: Any, rows: int, where: str) -> tuple[list[int], list[str]]:
 
 
 def unusable(error: InputError) -> str:
-    """The note on a tokenizer that is left out, from the reason."""
+    """The note on a tokenizer that is left out, with the reason."""
     return f"The tokenizer is left out: {error}. `{INSTEAD}` takes another."

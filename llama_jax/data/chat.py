@@ -21,7 +21,7 @@ from llama_jax.data.records import Message, check_messages
 from llama_jax.data.tokenizer import Tokenizer
 
 VERSION = 1
-"""Raise it whenever a conversation gets other ids: it is part of prepared data's fingerprint."""
+"""Increase it whenever a conversation gets other ids: it is part of prepared data's fingerprint."""
 TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 JINJA = (
     "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else None %}"
@@ -36,7 +36,8 @@ JINJA = (
     "{% else %}{{ ' ' + text.strip() + ' ' + eos_token }}{% endif %}"
     "{% endfor %}"
 )
-"""The template for programs that read it with a model's files, as transformers and llama.cpp do."""
+"""The template for other programs that read it with a model's files, such as transformers,
+llama.cpp."""
 
 _PAIR = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=\[INST\]|\Z)", re.DOTALL)
 _SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>(?:\n\n|\s*)(.*)", re.DOTALL)
@@ -47,9 +48,9 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     trained: list[bool]
-    """Which ids are answers that get loss, EOS included."""
+    """Whether each id belongs to an answer with loss, EOS included."""
     dropped_turns: int = 0
-    """Oldest pairs of turns that did not fit."""
+    """Number of oldest pairs of turns that did not fit."""
 
 
 class _Turn(NamedTuple):
@@ -63,11 +64,11 @@ def encode_dialogue(
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation and, for each of them, whether it is trained on.
 
-    Trained are the tokens of the assistant's messages, the space and EOS after them included,
-    but for messages with `train` false. A user message at the end waits for its answer.
+    Trained are the tokens of the assistant's messages, including the space and EOS after them,
+    except messages with `train` false. A user message at the end waits for its answer.
 
-    Raises InputError that names `where` and the message: roles unknown or out of turn, an empty
-    answer, a tag of the template or a lone surrogate in a text.
+    Raises InputError that names `where` and the message: unknown roles or roles out of turn, an
+    empty answer, a tag of the template or a lone surrogate in a text.
     """
     encoded = encode_within(tokenizer, messages, None, where=where)
     assert encoded is not None
@@ -95,7 +96,7 @@ def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def render(messages: Sequence[Message], *, where: str = "dialogue") -> list[tuple[str, bool]]:
-    """What encode_dialogue encodes, as texts, and whether each is trained on.
+    """The texts that encode_dialogue encodes, and whether each is trained on.
 
     `<s>` and `</s>` stand for BOS and EOS: this is for people, not for a tokenizer. Raises as
     encode_dialogue does.
@@ -117,9 +118,9 @@ def encode_within(
     *,
     where: str = "dialogue",
 ) -> Encoded | None:
-    """A conversation without as many of its oldest turns as it takes to fit `limit` tokens.
+    """A conversation without its oldest turns, as many as it takes to fit `limit` tokens.
 
-    The system text moves on to the first turn that is left. None if the last turn alone, with the
+    The system text moves to the first turn that is left. None if the last turn alone, with the
     system text, does not fit. Raises InputError as encode_dialogue does.
     """
     system, turns = _split(check_texts(messages, where))
@@ -142,7 +143,7 @@ def encode_within(
 
 
 def check_texts(messages: Any, where: str) -> tuple[Message, ...]:
-    """The messages, if they are a conversation whose texts the template can carry.
+    """Returns the messages if they are a conversation whose texts the template can carry.
 
     Raises InputError as encode_dialogue does.
     """
@@ -156,9 +157,9 @@ def check_texts(messages: Any, where: str) -> tuple[Message, ...]:
 
 
 def check_text(text: str, where: str, *, answer: bool = False) -> None:
-    """Raise InputError for a text that a tokenizer cannot take or that would pass for other turns.
+    """Raise InputError for a text that cannot be encoded, or that contains tags of the template.
 
-    Tags are refused in answers too: a model that learns them speaks for the user.
+    Tags are rejected in answers too: a model that learns them speaks for the user.
     """
     require("\0" not in text, f"{where} holds a NUL character: not a text")
     if not text.isascii():
@@ -177,11 +178,12 @@ def check_text(text: str, where: str, *, answer: bool = False) -> None:
 
 
 def parse_llama2_text(text: str, *, where: str = "text") -> list[Message]:
-    """The messages of a text that was rendered with the Llama 2 template, `<s>` and `</s>` in it.
+    """The messages of a text that was rendered with the Llama 2 template, including `<s>` and
+    `</s>`.
 
-    Such a text must not be encoded as it stands: its `<s>` and `</s>` would be letters. The last
-    user turn may wait for its answer. Raises InputError that names `where` if a tag is out of
-    place; whether an answer is empty is left to who uses the messages.
+    Such a text must not be encoded directly: its `<s>` and `</s>` would be ordinary characters. The
+    last user turn may wait for its answer. Raises InputError that names `where` if a tag is out of
+    place; empty answers are left to the caller.
     """
     pairs = list(_PAIR.finditer(text))
     outside = text[: pairs[0].start() if pairs else None].strip().removeprefix("<s>").strip()

@@ -22,7 +22,7 @@ from llama_jax.data.records import RATINGS, Preference, check_messages
 from llama_jax.data.tokenizer import Tokenizer
 
 UNKNOWN = -1
-"""What stands for a rating or a safety label that nobody gave."""
+"""Stands for a missing rating or safety label."""
 _SHORTENED, _TOKENS, _PAIRS = "shortened", "tokens", "pairs"
 _TOO_LONG = f"{DROPPED}: the last turn alone is too long"
 _UNTRAINED = f"{DROPPED}: no answer is trained on"
@@ -64,7 +64,7 @@ class _Recipe:
 
 
 class PackedDialogues(_Recipe):
-    """Whole dialogues, several in a row of T tokens where they fit; answers are the targets."""
+    """Whole dialogues, packed into rows of T tokens; answers are the targets."""
 
     kind = "dialogue"
 
@@ -93,7 +93,7 @@ class PackedDialogues(_Recipe):
                 yield encoded.ids, encoded.trained
 
     def report(self, counts: Mapping[str, int], num_records: int) -> str:
-        """How many were read, how full the rows are, what was shortened and dropped."""
+        """Numbers of dialogues read, of rows, and of what was shortened and dropped."""
         full = 100 * counts.get(_TOKENS, 0) / max(1, num_records * self.seq_len)
         made = f"{_many(num_records, 'row')} of {self.seq_len} tokens, {full:.1f} % full"
         return summary(self.kind, made, counts)
@@ -118,8 +118,8 @@ class _Pair(NamedTuple):
 class PreferencePairs(_Recipe):
     """A conversation with its chosen and its rejected answer, each in a row of its own.
 
-    With `per_row` above 1 up to so many pairs share two rows: segment k of the first row is the
-    chosen answer of the pair whose rejected one is segment k of the second.
+    With `per_row` above 1, up to that many pairs share two rows: segment k of the first row is the
+    chosen answer, and segment k of the second the rejected answer, of one pair.
     """
 
     per_row: int = 1
@@ -132,10 +132,10 @@ class PreferencePairs(_Recipe):
 
     @property
     def layout(self) -> Layout:
-        """Arrays [2,T], chosen first, loss_mask on the answers; and what people said of the pairs.
+        """Arrays [2,T], chosen first, loss_mask on the answers; and the annotations of the pairs.
 
         rating int32 [K] is 0 to 3, margin float32 [K] NaN if none is given, safe int8 [K,2] 0 or 1
-        for each answer; UNKNOWN where nobody said, or where there is no pair. K = per_row.
+        for each answer; UNKNOWN for missing annotations and places without a pair. K = per_row.
         """
         K = self.per_row
         more = {"rating": ((K,), np.int32), "margin": ((K,), np.float32), "safe": ((K, 2), np.int8)}
@@ -182,7 +182,7 @@ class PreferencePairs(_Recipe):
         }
 
     def report(self, counts: Mapping[str, int], num_records: int) -> str:
-        """How many were read, shortened and dropped."""
+        """Numbers of pairs read, shortened and dropped."""
         made = _many(counts.get(_PAIRS, 0), "pair")
         if self.per_row > 1:
             made += f" in {_many(num_records, 'row')} of {self.seq_len} tokens for each answer"
@@ -201,7 +201,7 @@ def _marked(prompt: Sequence[int], answer: Sequence[int]) -> Masked:
 
 
 def check_preference(preference: Preference, where: str) -> None:
-    """Raise InputError, naming `where`, if no reward model can learn from a preference."""
+    """Raise InputError, naming `where`, if a reward model cannot learn from a preference."""
     check_messages(preference.messages, "user", where)
     answers = {"chosen": preference.chosen.strip(), "rejected": preference.rejected.strip()}
     for name, text in answers.items():
@@ -228,7 +228,7 @@ def check_preference(preference: Preference, where: str) -> None:
 def summary(kind: str, made: str, counts: Mapping[str, int]) -> str:
     """`1,200 dialogues read, 301 rows ...; 12 shortened ...; 5 dropped: ...; 3 noted: ...`.
 
-    Nothing where nothing was read.
+    Empty if nothing was read.
     """
     if not counts.get(READ):
         return ""

@@ -40,9 +40,9 @@ def prepare_dialogues(
 ) -> dict[str, Mixture]:
     """Packed rows of T tokens of `config.dataset`: `{"train": Mixture, "validation": Mixture}`.
 
-    See PackedDialogues for the rows, `resolve_records` for what can be named, `prepare` for the
-    rest. `config.format` names the format of the files; their first rows tell it otherwise. A log
-    line says what was read, shortened and dropped. Raises InputError, with file and row, for bad
+    See PackedDialogues for the rows, `resolve_records` for possible names, `prepare` for the rest.
+    `config.format` names the format of the files; by default their first rows decide. A log line
+    reports what was read, shortened and dropped. Raises InputError, with file and row, for bad
     data.
     """
     found = resolve_records(config.dataset, "dialogue", config.format)
@@ -86,9 +86,9 @@ class EncodedPrompt:
     """Whether its answer is judged by the safety reward model."""
     source: str
     share: float
-    """How often it is to be drawn; the shares of a split sum to 1."""
+    """Its share of all draws; the shares of a split sum to 1."""
     answer: str | None = None
-    """The one that the record came with."""
+    """The reference answer of the record, if any."""
 
 
 def prepare_prompts(
@@ -96,9 +96,8 @@ def prepare_prompts(
 ) -> dict[str, tuple[EncodedPrompt, ...]]:
     """Prompts of `config.dataset` of at most `max_tokens` tokens, by split, in order.
 
-    What is longer, and a prompt that was there before, is dropped; a log line counts it. All
-    prompts of a data set share its weight alike. Raises InputError for bad data and where no
-    prompt is left to train on.
+    Longer prompts and duplicates are dropped; a log line counts them. All prompts of a data set
+    share its weight equally. Raises InputError for bad data and if no prompt is left to train on.
     """
     prompts: dict[str, dict[str, EncodedPrompt]] = {split: {} for split in SPLITS}
     for source, weight in resolve_records(config.dataset, "prompt", config.format):
@@ -147,12 +146,12 @@ def _read_prompts(
 
 
 def prompt_seed(prompt: EncodedPrompt) -> int:
-    """A number of 32 bits that belongs to the prompt: the seeds of its answers are made of it."""
+    """A 32-bit number derived from the prompt, from which the seeds of its answers are made."""
     return int(prompt.id[:8], 16)
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    """The same for the same roles and texts."""
+    """Digest of the messages: equal for equal roles and texts."""
     texts = [(message["role"], message["content"].strip()) for message in messages]
     return digest("prompt", json.dumps(texts))[:16]
 

@@ -25,7 +25,7 @@ _SHOWN = 3
 
 
 class Found(NamedTuple):
-    """The data files of a folder, sorted by path, and the others by what keeps them out."""
+    """The data files of a folder, sorted by path, and the excluded files by reason."""
 
     files: list[AnyPath]
     left: Mapping[str, Sequence[str]]
@@ -35,8 +35,8 @@ class Found(NamedTuple):
 def search(path: AnyPath, suffixes: tuple[str, ...]) -> Found:
     """The file itself, or those below a folder that end in one of the suffixes.
 
-    Links are followed, and lead to no file twice. Hidden ones, backups and licences are left out;
-    a file that is named itself never is.
+    Links are followed, but each file is taken once. Hidden files, backups and licences are left
+    out, except for a file that is named itself.
 
     Raises InputError if the path does not exist, cannot be listed or holds no such file.
     """
@@ -60,7 +60,7 @@ def describe(left: Mapping[str, Sequence[str]]) -> str:
 
 
 def say(folder: AnyPath, files: int, left: Mapping[str, Sequence[str]]) -> None:
-    """Log what was left out of a folder, once in a process."""
+    """Log what was left out of a folder, once per process."""
     if left:
         counted = f"{files} file{'s' if files != 1 else ''}"
         _say_once(f"data {folder}: {counted} read; left out: {describe(left)}")

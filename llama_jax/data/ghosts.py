@@ -13,18 +13,18 @@ from llama_jax.runtime.files import as_path, shown
 
 @dataclass(frozen=True)
 class Ghost:
-    """An instruction that is to hold for all answers to the questions."""
+    """An instruction that must hold for the answers to all questions."""
 
     instruction: str
     questions: tuple[str, ...]
     keeps: Callable[[str], bool]
-    """Whether an answer keeps the instruction; always true where nothing can tell."""
+    """Whether an answer keeps the instruction; always true where that cannot be checked."""
 
 
 def ghost_conversations(
     config: DataConfig, count: int, turns: int, *, split: str = "train"
 ) -> list[Ghost]:
-    """`count` conversations of so many turns: of `tales`, or of a file of JSON lines.
+    """`count` conversations with this many turns: of `tales`, or of a file of JSON lines.
 
     A line holds `instruction`, text, and `turns`, a list of at least two user messages. Raises
     InputError, with file and row, for anything else.

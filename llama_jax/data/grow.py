@@ -24,12 +24,12 @@ _MAX_WORD = 64  # characters of unspaced text taken together
 def grow(
     tokenizer: Tokenizer, texts: Iterable[str], num_new: int
 ) -> tuple[Tokenizer, list[list[int]]]:
-    """Append `num_new` pieces learnt from texts in another language.
+    """Append `num_new` pieces learned from texts in another language.
 
     Returns the grown tokenizer and, for each new piece, the old ids that spelled it, so that its
-    embedding can begin as the mean of theirs (`llama_jax.model.weights`).
+    embedding can start as the mean of theirs (`llama_jax.model.weights`).
 
-    Raises InputError if the texts support fewer new pieces, or if they hold lone surrogates.
+    Raises InputError if the texts support fewer new pieces, or contain lone surrogates.
     """
     require(num_new > 0, f"number of new pieces {num_new} must be positive")
     model = model_message().FromString(tokenizer.model_bytes)

@@ -25,10 +25,10 @@ class Loader:
     """Batches of one mixture, or the rows of them that one host reads.
 
     With `shuffle` (training): endless, a fresh permutation in each epoch, parts drawn by weight.
-    Without (validation): every record of every part once, in order; `len(loader)` batches, the
-    last one filled with rows whose segment_ids are 0.
+    Without (validation): every record of every part once, in order; `len(loader)` batches, the last
+    one padded with rows whose segment_ids are 0.
 
-    `rows` are numbers of rows of the global batch, ascending; None for all of them.
+    `rows` are row numbers of the global batch, ascending; None for all of them.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Loader:
         return -(-self._num_records // self.batch_size)
 
     def batch_ids(self, step: int) -> Int[np.ndarray, "B"]:
-        """int64 [B]: record ids of the whole global batch of a step; -1 for a filling row.
+        """int64 [B]: record ids of the whole global batch of a step; -1 for a padding row.
 
-        Known on every host without reading; ids count through the parts in order. Raises
+        Every host knows them without reading; ids count through the parts in order. Raises
         IndexError beyond the end where there is one.
         """
         if step < 0 or (self._order is None and step >= len(self)):
@@ -65,7 +65,7 @@ class Loader:
         return np.array([self._order[int(i)] for i in index], np.int64)
 
     def batch(self, step: int) -> Batch:
-        """This host's rows [b, ...] of the global batch of a step; zeros in a filling row.
+        """This host's rows [b, ...] of the global batch of a step; zeros in a padding row.
 
         Raises RuntimeError naming the file and record whose data is damaged.
         """
@@ -137,7 +137,7 @@ def _order(mixture: Mixture, seed: int) -> Any:
 
 
 def read_columns(path: str | None) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file that `Prepared.columns` names, by name; none of None."""
+    """The arrays by name of the .npz file that `Prepared.columns` names; empty without one."""
     if path is None:
         return {}
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 VERSION = 1
-"""Raise it whenever records change: it is part of the fingerprint of prepared data."""
+"""Increase it whenever records change: it is part of the fingerprint of prepared data."""
 
 Record = dict[str, np.ndarray]
 """tokens, segment_ids, positions int32 and loss_mask uint8, each [T] or, in batches, [B,T]."""
 Document = Sequence[int] | tuple[Sequence[int], Sequence[int]]
 """Ids from BOS to EOS, or (ids, mask) where the mask says which ids count as targets."""
 WINDOW_TOKENS = 1 << 24
-"""Whole documents are packed in groups of so many tokens."""
+"""Whole documents are packed in groups of this many tokens."""
 Masked = tuple[np.ndarray, np.ndarray]
 """(ids int32, mask uint8) of a document."""
 
@@ -49,10 +49,10 @@ def pack(documents: Iterable[Document], seq_len: int) -> Iterator[Record]:
 
 
 def pack_whole(documents: Iterable[Document], seq_len: int) -> Iterator[Record]:
-    """Records of `seq_len` tokens, each padded after the documents that it holds.
+    """Records of `seq_len` tokens, each with whole documents followed by padding.
 
     Some millions of tokens are packed at a time, so memory does not grow with the corpus. Raises
-    ValueError if a document is empty or longer than `seq_len`, or a mask's length is not its own.
+    ValueError if a document is empty or longer than `seq_len`, or a mask has the wrong length.
     """
     for window in windows(map(_ids_and_mask, documents), lambda document: len(document[0])):
         for row in best_fit([len(ids) for ids, _ in window], seq_len):
@@ -70,9 +70,9 @@ def row_of(documents: Iterable[Masked], seq_len: int) -> Record:
 def best_fit(lengths: Sequence[int], seq_len: int, *, most: int | None = None) -> list[list[int]]:
     """Bins of `seq_len` as lists of indices into `lengths`: best-fit decreasing.
 
-    The longest is placed first, equal ones in order, each into the bin that it leaves the least
-    room in, of those with fewer than `most` things. Bins are kept by their room and rooms as bits
-    of a number, so that this bin is found without a search: the time is that of sorting.
+    The longest item is placed first, equal ones in order, each into the fullest bin that has room
+    for it and fewer than `most` items. Bins are kept by their room and rooms as bits of a number,
+    so this bin is found without a search: the time is that of sorting.
     """
     bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
@@ -96,7 +96,7 @@ def best_fit(lengths: Sequence[int], seq_len: int, *, most: int | None = None) -
 
 
 def windows[Item](items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Items in order, in lists of WINDOW_TOKENS tokens or a little more; `length` counts them."""
+    """Items in order, in lists of about WINDOW_TOKENS tokens; `length` counts them."""
     window, tokens = [], 0
     for item in items:
         window.append(item)
@@ -148,7 +148,8 @@ def positions_of(segment_ids: Int[np.ndarray, "*B T"]) -> Int[np.ndarray, "*B T"
 
 
 def target_mask(batch: Record) -> Bool[np.ndarray, "*B T"]:
-    """Which tokens are predicted and counted: those with a predecessor in their segment."""
+    """Marks the tokens that are predicted and counted: those with a predecessor in their
+    segment."""
     segments = batch["segment_ids"]
     mask = (segments > 0) & (batch["loss_mask"] > 0)
     mask[..., 1:] &= segments[..., 1:] == segments[..., :-1]

@@ -24,7 +24,7 @@ from llama_jax.runtime.places import cache_folder
 log = logging.getLogger(__name__)
 
 MAX_TRAINING_BYTES = 20 << 20
-"""Text that a tokenizer is trained on; more hardly changes it."""
+"""Amount of text that a tokenizer is trained on; more hardly changes it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prepared:
     """Packed records of one corpus and split, on disk and complete."""
 
     name: str
-    """What the corpus is called in messages: `tales`, a file name, ..."""
+    """Name of the corpus in messages: `tales`, a file name, ..."""
     path: str
     """Folder of the TFDS data set."""
     split: str
@@ -46,18 +46,19 @@ class Prepared:
     text_bytes: int = 0
     """UTF-8 bytes of the documents; 0 where they were not counted."""
     piece_bytes: int = 0
-    """`packing.target_bytes` of the records: other bytes where the tokenizer changes the text."""
+    """`packing.target_bytes` of the records; differs from text_bytes where the tokenizer changes
+    the text."""
     columns: str | None = None
-    """A .npz file of further arrays, each with one entry for each record, which gets it too."""
+    """A .npz file of further arrays with one entry per record, which are added to the records."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Prepared corpora and how often each is drawn; one part for a plain data set."""
+    """Prepared corpora and the weight of each; one part for a plain data set."""
 
     parts: tuple[Prepared, ...]
     weights: tuple[float, ...]
-    """Share of the rows that come from each part; they sum to 1."""
+    """Each part's share of the rows; they sum to 1."""
 
     @property
     def fingerprint(self) -> str:
@@ -76,12 +77,12 @@ class Mixture:
 
     @property
     def bytes_per_piece_byte(self) -> float:
-        """Bytes of the text for each that its pieces spell; 1 unless the tokenizer changes it."""
+        """Bytes of text per byte that its pieces spell; 1 unless the tokenizer changes the text."""
         spelled = sum(part.piece_bytes for part in self.parts)
         return sum(part.text_bytes for part in self.parts) / spelled if spelled else 1.0
 
     def passes(self, rows: int) -> str:
-        """How often so many rows hold each part: "tales 0.7 times, my 12 times"."""
+        """How often this many rows pass through each part: "tales 0.7 times, my 12 times"."""
         shares = zip(self.parts, self.weights, strict=True)
         return ", ".join(f"{p.name} {rows * w / p.num_records:.3g} times" for p, w in shares)
 
@@ -115,9 +116,9 @@ def prepare_recipes(
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
 ) -> dict[str, Mixture]:
-    """Records that recipes make, mixed by weight, as `prepare` does it for text.
+    """Records that recipes make, mixed by weight, like `prepare` for text.
 
-    Where a hash holds out every document of a corpus, it is too small to hold any out: all of it
+    If a hash would hold out every document of a corpus, it is too small to hold any out: all of it
     is trained on. Raises InputError if a recipe makes no record at all.
     """
     config = replace(config, cache_dir=cache_folder(config.cache_dir, "data.cache_dir"))

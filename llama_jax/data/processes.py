@@ -28,7 +28,7 @@ serve()
 
 
 class Processes:
-    """A number of processes; a context that ends them."""
+    """A pool of processes; a context that ends them."""
 
     def __init__(self, count: int):
         """Raises OSError if they cannot be started."""
@@ -47,7 +47,8 @@ class Processes:
         self._close()
 
     def map[J, R](self, function: Callable[[J], R], jobs: Sequence[J]) -> Iterator[R]:
-        """`function(job)` of every job, as they get done. The function is one of a module.
+        """`function(job)` of every job, in order of completion. The function must belong to a
+        module.
 
         Raises what a job raises, and ChildProcessError if a process dies.
         """
@@ -108,7 +109,7 @@ class _Worker:
 
 
 def serve() -> None:
-    """The life of such a process: jobs in, answers out, until there are no more."""
+    """Main loop of a worker process: reads jobs and writes answers until there are no more."""
     # Ctrl-C reaches all processes of a terminal; the one that started these ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")

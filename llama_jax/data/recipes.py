@@ -14,9 +14,9 @@ from llama_jax.data.sources import Source
 from llama_jax.data.tokenizer import Tokenizer
 
 READ = "read"
-"""What a recipe counts its documents under."""
+"""Key of the number of documents in a recipe's counts."""
 TEXT_BYTES, PIECE_BYTES = "text bytes", "piece bytes"
-"""UTF-8 bytes of the documents, and what `target_bytes` finds in their records instead."""
+"""Keys of the documents' UTF-8 bytes, and of `target_bytes` of their records."""
 Layout = Mapping[str, tuple[tuple[int, ...], type]]
 """Shape and dtype of each array of a record, by name."""
 _TEXTS = 256  # documents that sentencepiece gets at once
@@ -24,16 +24,16 @@ _TEXTS = 256  # documents that sentencepiece gets at once
 
 @runtime_checkable
 class Recipe(Protocol):
-    """How records of one layout are made of a corpus. It can be pickled, for other processes."""
+    """Makes records of one layout from a corpus. It can be pickled, for other processes."""
 
     @property
     def name(self) -> str:
-        """What messages and folders call the corpus."""
+        """Name of the corpus in messages and folders."""
         ...
 
     @property
     def kind(self) -> str:
-        """What the corpus consists of, for messages."""
+        """Content of the corpus, for messages."""
         ...
 
     @property
@@ -48,7 +48,7 @@ class Recipe(Protocol):
 
     @property
     def layout(self) -> Layout:
-        """What is stored of a record; positions follow from segment_ids."""
+        """The stored arrays of a record; positions follow from segment_ids."""
         ...
 
     def chunks(self, split: str) -> Sequence[Any]:
@@ -56,11 +56,11 @@ class Recipe(Protocol):
         ...
 
     def records(self, split: str, chunks: Sequence[Any], counts: Counter[str]) -> Iterator[Record]:
-        """The records of some chunks; what was read and what became of it is added to `counts`."""
+        """The records of some chunks; what was read and its outcome is added to `counts`."""
         ...
 
     def report(self, counts: Mapping[str, int], num_records: int) -> str:
-        """What became of a split, in one line for people; empty where there is nothing to say."""
+        """The outcome of a split, in one line for people; empty if there is nothing to say."""
         ...
 
 
@@ -116,7 +116,7 @@ class PackedText:
             yield from self.tokenizer.encode_batch(group, bos=True, eos=True)
 
     def report(self, counts: Mapping[str, int], num_records: int) -> str:
-        """How many documents there are, and rows."""
+        """Numbers of documents and of rows."""
         if not num_records:
             return ""
         documents, rows = counts.get(READ, 0), num_records

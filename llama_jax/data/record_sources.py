@@ -23,13 +23,13 @@ from llama_jax.data.split import VALIDATION_SHARE, in_validation
 from llama_jax.runtime.files import reason
 
 VERSION = 1
-"""Raise it whenever a file of the same bytes gives other records: it is part of fingerprints."""
+"""Increase it whenever a file of the same bytes gives other records: it is part of fingerprints."""
 DROPPED, NOTED = "dropped", "noted"
-"""What the names of counts begin with that say what was left out or changed, and why."""
+"""Prefixes of the names of counts of what was left out or changed, followed by the reason."""
 NUM_TALES = 20_000
-"""Records of `tales` to train on where no number is named."""
+"""Training records of `tales` if no number is given."""
 CORPORA = (*tales.CORPORA, "chitchat")
-"""Names that are no files; `chitchat` is an installed package."""
+"""Names that are not files; `chitchat` is an installed package."""
 _PART_BYTES, _MAX_PARTS = 16 << 20, 16
 
 
@@ -39,7 +39,7 @@ class RecordSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages and folders call it."""
+        """Its name in messages and folders."""
         ...
 
     @property
@@ -52,7 +52,7 @@ class RecordSource(Protocol):
         ...
 
     def records(self, split: str, chunk: Any, counts: Counter[str]) -> Iterator[tuple[str, Record]]:
-        """(where it stands, record) of those in the chunk that belong to the split.
+        """(location, record) of the records in the chunk that belong to the split.
 
         What was left out or changed is added to `counts`, in one of the splits.
         """
@@ -64,8 +64,9 @@ def resolve_records(
 ) -> list[tuple[RecordSource, float]]:
     """The sources of records of a `kind` that a specification names, with weights that sum to 1.
 
-    `format` says how files are read; each file's first row says it otherwise. Raises InputError
-    for unknown names, bad weights, and files that are missing, empty or of no known format.
+    `format` names the format of the files; by default the first row of each decides. Raises
+    InputError for unknown names, bad weights, and files that are missing, empty or of no known
+    format.
     """
     return sources.mix(spec, lambda name: _source(name, kind, format))
 
@@ -113,18 +114,19 @@ class RecordFiles:
 
     @property
     def identity(self) -> str:
-        """Contents, wherever the files lie, and how they are read."""
+        """Digest of the contents, wherever the files lie, and of the way they are read."""
         return f"records {VERSION} {self.kind} {self.format} {self._content[0]}"
 
     def chunks(self, split: str) -> list[tuple[int, int]]:
-        """(first record, stride): every part is read from the beginning and encodes its own."""
+        """(first record, stride): every part reads from the beginning and encodes only its own
+        records."""
         parts = min(_MAX_PARTS, 1 + self._content[1] // _PART_BYTES)
         return [(first, parts) for first in range(parts)]
 
     def records(
         self, split: str, chunk: tuple[int, int], counts: Counter[str]
     ) -> Iterator[tuple[str, Record]]:
-        """Every so many records; what was left out of the file is counted with the first part."""
+        """Every stride-th record; what was left out of the file is counted with the first part."""
         first, stride = chunk
         reading = self._open()
         for number, record in islice(enumerate(reading, 1), first, None, stride):
@@ -144,7 +146,7 @@ def first_question(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Generated:
-    """Records that a function makes of their number and split."""
+    """Records that a function makes from their number and split."""
 
     name: str
     version: str
@@ -157,7 +159,7 @@ class Generated:
         return f"generated {self.version} {self.num_train}"
 
     def chunks(self, split: str) -> list[range]:
-        """Ranges of numbers; one record is held out for 20 to train on."""
+        """Ranges of numbers; one record is held out for every 20 to train on."""
         size = self.num_train if split == TRAIN else -(-self.num_train // VALIDATION_SHARE)
         return sources.ranges(size)
 

@@ -21,7 +21,7 @@ RATINGS = ("negligibly", "slightly", "better", "significantly")
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """A conversation to learn from: user and assistant in turn, the assistant last."""
+    """A conversation to train on: user and assistant alternate, the assistant last."""
 
     messages: tuple[Message, ...]
     source: str = ""
@@ -37,7 +37,7 @@ class Preference:
     chosen: str
     rejected: str
     rating: int | None = None
-    """0 negligibly better or unsure, to 3 significantly better; None where nobody rated."""
+    """0 negligibly better or unsure, to 3 significantly better; None if unrated."""
     margin: float | None = None
     """An explicit margin for the loss, which overrides the rating's."""
     safe_chosen: bool | None = None
@@ -52,11 +52,10 @@ class Prompt:
     messages: tuple[Message, ...]
     """Ends with a user message."""
     safety: bool = False
-    """Whether its answer is judged by the safety reward model."""
+    """Whether the safety reward model judges its answer."""
     source: str = ""
     answer: str | None = None
-    """The one that the record came with, for reward functions to compare with; no model reads
-    it."""
+    """A reference answer from the record, for reward functions; no model reads it."""
 
 
 Record = Dialogue | Preference | Prompt
@@ -70,9 +69,10 @@ def to_json(record: Record) -> str:
 
 
 def check_messages(messages: Any, last: str, where: str) -> tuple[Message, ...]:
-    """The messages of a record: known roles, text, user and assistant in turn, `last` at the end.
+    """Returns the messages of a record if valid: known roles, text, alternating turns, `last` at
+    the end.
 
-    A system message may stand first. Raises InputError that names `where` and the message.
+    A system message may come first. Raises InputError that names `where` and the message.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InputError(

@@ -17,9 +17,9 @@ from llama_jax.data.textfiles import Chunk, Scan
 from llama_jax.runtime.files import AnyPath, PathLike, as_path, write_atomic
 
 VERSION = 2
-"""Raise it whenever a scan of the same file finds something else."""
+"""Increase it whenever a scan of the same file gives another result."""
 SETTLED_SECONDS = 60.0
-"""More than clocks of file servers differ."""
+"""Longer than the clocks of file servers differ."""
 
 
 class _State(NamedTuple):
@@ -29,7 +29,7 @@ class _State(NamedTuple):
 
 
 def scan(path: AnyPath, cache_dir: PathLike) -> Scan:
-    """`textfiles.scan`, or what it said before, from `cache_dir`. Raises as it does."""
+    """`textfiles.scan`, or its cached result from `cache_dir`. Raises as it does."""
     state = _state(path)
     key = hashlib.sha256(repr((VERSION, str(path), *state)).encode()).hexdigest()
     kept = as_path(cache_dir) / "scans" / f"{key}.json"

@@ -15,23 +15,23 @@ from llama_jax.config import InputError
 from llama_jax.runtime.files import shown
 
 SPACE = "\u2581"
-"""How sentencepiece writes a space inside a piece."""
+"""The space inside a piece, as sentencepiece writes it."""
 
 Kind = Literal["normal", "unknown", "control", "user_defined", "unused", "byte"]
 _KINDS: dict[int, Kind] = {
     1: "normal", 2: "unknown", 3: "control", 4: "user_defined", 5: "unused", 6: "byte",
 }  # fmt: skip
 KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
-"""Of the proto; GGUF's tokenizer.ggml.token_type has the same."""
+"""Numbers of the kinds in the protobuf; GGUF's tokenizer.ggml.token_type has the same."""
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
 class UnusableTokenizer(InputError):
-    """A tokenizer that is whole, but of a kind that there is no place for."""
+    """A valid tokenizer of an unsupported kind."""
 
 
 class Piece(NamedTuple):
-    """One piece; its id is its place in the list."""
+    """One piece; its id is its index in the list."""
 
     text: str
     score: float
@@ -46,7 +46,7 @@ class Vocabulary:
     unk_id: int = 0
     bos_id: int = 1
     eos_id: int = 2
-    """-1 where there is none, for all three."""
+    """-1 if there is none, as for all three."""
     model_type: str = "bpe"
     byte_fallback: bool = True
     add_dummy_prefix: bool = True
@@ -60,7 +60,7 @@ class Vocabulary:
 
     @staticmethod
     def from_bytes(model: bytes) -> "Vocabulary":
-        """Of a serialised model that sentencepiece has loaded."""
+        """From a serialised model that sentencepiece has loaded."""
         proto = model_message().FromString(model)
         trainer, rules = proto.trainer_spec, proto.normalizer_spec
         pieces = tuple(Piece(p.piece, p.score, _KINDS.get(p.type, "normal")) for p in proto.pieces)
@@ -102,10 +102,10 @@ class Vocabulary:
         return proto.SerializeToString()
 
     def require_llama(self, where: str) -> None:
-        """Raise UnusableTokenizer, naming the first difference, unless text becomes ids as in
-        Llama: byte-pair merges by score, unknown characters spelled in bytes, text kept as it is.
+        """Raise UnusableTokenizer, naming the first difference, unless text is encoded as in Llama:
+        byte-pair merges by score, unknown characters spelled in bytes, text unchanged.
 
-        That is all that other programs' formats (llama2.c, GGUF) can express.
+        The formats of other programs (llama2.c, GGUF) can express nothing else.
         """
         for name, value in LLAMA_RULES.items():
             found = getattr(self, name)
@@ -137,7 +137,7 @@ LLAMA_RULES = {
     "model_type": "bpe", "byte_fallback": True, "remove_extra_whitespaces": False,
     "escape_whitespaces": True, "treat_whitespace_as_suffix": False, "normalizer": "identity",
 }  # fmt: skip
-"""Of a vocabulary whose ids other programs' formats can express."""
+"""Rules of a vocabulary whose ids the formats of other programs can express."""
 
 
 def _usable(condition: object, message: str) -> None:
@@ -146,7 +146,7 @@ def _usable(condition: object, message: str) -> None:
 
 
 def with_pieces(model: bytes, pieces: Sequence[Piece]) -> bytes:
-    """A serialised model with more pieces at its end; its rules and all else stay as they are."""
+    """A serialised model with pieces appended; everything else is unchanged."""
     proto = model_message().FromString(model)
     for piece in pieces:
         proto.pieces.add(piece=piece.text, score=piece.score, type=KIND_NUMBERS[piece.kind])

@@ -28,13 +28,13 @@ from llama_jax.runtime.files import as_path, write_atomic
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Raise it whenever shards are cut or stored in another way."""
+"""Increase it whenever shards are cut or stored in another way."""
 _MAX_SHARDS = {"train": 1024, "validation": 16}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard: some chunks of a corpus, and the file that their records go to."""
+    """One shard: some chunks of a corpus, and the file for their records."""
 
     recipe: Recipe
     split: str
@@ -43,7 +43,7 @@ class Job:
 
 
 class PackedRecords(tfds.core.GeneratorBasedBuilder):
-    """Records of one layout; `jobs` write the shards when it is prepared."""
+    """Records of one layout; `jobs` write the shards when the data set is prepared."""
 
     name = "packed"
     VERSION = tfds.core.Version(f"{VERSION}.0.0")
@@ -114,7 +114,7 @@ def features(layout: Layout) -> tfds.features.FeaturesDict:
 
 
 def plan(recipe: Recipe, parts: str) -> list[Job]:
-    """The shards of every split: a matter of the corpus, never of the machine."""
+    """The shards of every split: they depend on the corpus, never on the machine."""
     jobs = []
     for split in SPLITS:
         chunks = recipe.chunks(split)
@@ -125,7 +125,7 @@ def plan(recipe: Recipe, parts: str) -> list[Job]:
 
 
 def write_shard(job: Job) -> Counter[str]:
-    """Make the records of a job's chunks and write its file; what its recipe counted."""
+    """Make the records of a job's chunks and write its file; returns the recipe's counts."""
     from tensorflow_datasets.core import example_serializer, file_adapters
 
     stored = features(job.recipe.layout)
@@ -208,7 +208,7 @@ def _run_beam(jobs: Sequence[Job], runner: str, options: Any) -> None:
 def build(
     folder: Any, jobs: Sequence[Job], workers: int, beam_runner: str | None, options: Sequence[str]
 ) -> None:
-    """Write the data set into `folder`, whole or not at all."""
+    """Write the data set into `folder` atomically."""
     parts = as_path(jobs[0].path).parent
     if parts.is_dir():
         for leftover in parts.glob(".*.tmp"):
@@ -234,7 +234,7 @@ def _beam_options(options: Sequence[str]) -> Any:
 
 
 def data_set_path(folder: Any) -> Any:
-    """Where the data set of a cache folder lies."""
+    """Path of the data set in a cache folder."""
     return folder / PackedRecords.name / str(PackedRecords.VERSION)
 
 
@@ -246,12 +246,12 @@ def open_builder(path: str) -> Any:
 
 
 def is_complete(folder: Any) -> bool:
-    """Whether the data set was moved to its place, which is the last thing to happen."""
+    """Whether the data set was moved to its place, which happens last."""
     return (data_set_path(folder) / "dataset_info.json").exists()
 
 
 def describe(folder: Any) -> dict[str, tuple[int, Mapping[str, int]]]:
-    """Records of each split, train first, and what its recipe counted."""
+    """Records of each split, train first, and the recipe's counts."""
     info = open_builder(str(data_set_path(folder))).info
     sizes = {name: split.num_examples for name, split in info.splits.items()}
     return {split: (sizes.get(split, 0), info.metadata.get(split, {})) for split in SPLITS}

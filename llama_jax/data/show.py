@@ -32,7 +32,7 @@ _BEFORE = {"rejected": "\n"}
 
 
 class Span(NamedTuple):
-    """Text that is marked alike; one token of it where a tokenizer is at hand."""
+    """Text with one mark; a single token where a tokenizer is at hand."""
 
     text: str
     mark: str
@@ -49,7 +49,7 @@ class Shown(NamedTuple):
 
 @dataclass
 class Lengths:
-    """Tokens in a row of each of the first records, and how many are marked."""
+    """Tokens in a row of each of the first records, and the marked ones among them."""
 
     rows: list[int] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -82,7 +82,7 @@ class Show:
 
     @property
     def report(self) -> Report:
-        """What became of the rows."""
+        """The outcome of the rows."""
         return self._reading.report
 
     def __iter__(self) -> Iterator[Shown]:
@@ -96,7 +96,7 @@ class Show:
                     yield Shown(f"{number}. {_about(record, spans)}".strip(), spans)
 
     def summary(self) -> list[str]:
-        """What was read, mapped and dropped, and how long it is."""
+        """Numbers of records read, mapped and dropped, and their lengths."""
         return [_printable(line) for line in (*self.report.lines(), *self.lengths.lines())]
 
 
@@ -108,7 +108,7 @@ def show(
     tokenizer: Tokenizer | None = None,
     limit: int = 10,
 ) -> Show:
-    """The records of a file, as the richest kind that its format has where `kind` is not named.
+    """The records of a file, as the richest kind that its format has unless `kind` is given.
 
     Raises InputError as `formats.open_records` does.
     """
@@ -133,13 +133,13 @@ def _richest(path: str, format: str | None) -> Reading:
 
 
 def wants_colour(is_terminal: bool) -> bool:
-    """Whether to print in colours: to terminals that have them, unless NO_COLOR says no."""
+    """Whether to print in colour: to terminals that support it, unless NO_COLOR is set."""
     no = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return is_terminal and not no
 
 
 def terminal(shown: Shown, colour: bool) -> str:
-    """A record as text, with colours or brackets around what is trained on."""
+    """A record as text, with colours or brackets around trained parts."""
     parts = [_paint(shown.heading, "heading", colour), "\n"]
     for mark, group in groupby(shown.spans, key=lambda span: span.mark):
         text = _printable("".join(span.text for span in group))
@@ -148,7 +148,7 @@ def terminal(shown: Shown, colour: bool) -> str:
 
 
 def page(title: str, shown: Iterable[Shown], summary: Sequence[str]) -> str:
-    """One HTML page that needs nothing else; the ids of tokens appear under the pointer."""
+    """One self-contained HTML page; token ids appear under the pointer."""
     records = "\n".join(map(_html_record, shown))
     return _PAGE.substitute(
         title=html.escape(title),

@@ -34,7 +34,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages and folders call it."""
+        """Its name in messages and folders."""
         ...
 
     @property
@@ -56,18 +56,18 @@ def resolve(
 ) -> list[tuple[Source, float]]:
     """The sources that a data set specification names, with weights that sum to 1.
 
-    What is found about files is kept in `cache_dir`, if there is one.
+    Scans of files are cached in `cache_dir`, if given.
 
-    Raises InputError for unknown names (with the nearest known one), bad weights, and files
-    that are missing, empty, not text or have lines above 64 MiB.
+    Raises InputError for unknown names (with the nearest known one), bad weights, and files that
+    are missing, empty, not text or have lines above 64 MiB.
     """
     return mix(spec, lambda name: _source(name, text_field, cache_dir))
 
 
 def mix[S](spec: str, find: Callable[[str], S]) -> list[tuple[S, float]]:
-    """What `find` finds for each name of a specification, with weights that sum to 1.
+    """The result of `find` for each name of a specification, with weights that sum to 1.
 
-    What it finds has an `identity`. Raises InputError for bad weights and for data named twice.
+    Results have an `identity`. Raises InputError for bad weights and for data named twice.
     """
     spec = spec.strip()
     if "=" not in spec or as_path(spec).exists():
@@ -113,7 +113,8 @@ def _source(name: str, text_field: str, cache_dir: str | None) -> Source:
 
 
 def existing(name: str, corpora: Sequence[str]) -> str:
-    """The path of a file or folder, made absolute; InputError with the nearest name without one."""
+    """The absolute path of an existing file or folder; otherwise InputError with the nearest
+    name."""
     path = as_path(name)
     if not path.exists():
         near = difflib.get_close_matches(name, corpora, n=1) or _neighbours(path)
@@ -152,7 +153,7 @@ class Tales:
 
     @property
     def num_validation(self) -> int:
-        """One story held out for 20 to train on, 2,000 at most."""
+        """One story held out for every 20 to train on, 2,000 at most."""
         return min(tales.NUM_VALIDATION, -(-self.num_train // VALIDATION_SHARE))
 
     @property
@@ -165,7 +166,7 @@ class Tales:
         return ranges(self.num_train if split == TRAIN else self.num_validation)
 
     def documents(self, split: str, chunk: range) -> Iterator[str]:
-        """Generated on the spot: faster than reading them."""
+        """Generated on the fly, which is faster than reading them."""
         return (tales.story(i, split) for i in chunk)
 
 
@@ -181,25 +182,25 @@ class ShortTales(Tales):
         return f"short tales {instructions.VERSION} {self.num_train} {self.num_validation}"
 
     def documents(self, split: str, chunk: range) -> Iterator[str]:
-        """Generated on the spot."""
+        """Generated on the fly."""
         return (instructions.short_story(i, split) for i in chunk)
 
 
 @dataclass(frozen=True)
 class PythonDocs:
-    """The embedded real English."""
+    """The embedded English text."""
 
     name = "python_docs"
 
     @property
     def identity(self) -> str:
-        """The Python version whose documentation it is."""
+        """Version of the Python whose documentation it is."""
         from llama_jax.data.corpora import python_docs
 
         return f"python_docs {python_docs.VERSION}"
 
     def chunks(self, split: str) -> list[None]:
-        """One: parsing the standard library is the work."""
+        """A single chunk: parsing the standard library is the work."""
         return [None]
 
     def documents(self, split: str, chunk: None) -> Iterator[str]:
@@ -216,7 +217,7 @@ class Files:
     path: str
     text_field: str
     cache_dir: str | None = None
-    """Where scans are kept; None to scan anew."""
+    """Folder for cached scans; None disables the cache."""
 
     @property
     def name(self) -> str:
@@ -391,7 +392,7 @@ class HfData(_Records):
             raise InputError(f"data hf:{self.dataset} cannot be loaded: {reason}") from error
 
     def split(self, name: str) -> Sequence[Mapping[str, Any]]:
-        """The records of a split. InputError if there is none, or no such data set."""
+        """The records of a split. InputError if the split or the data set does not exist."""
         return self._open(name)
 
     def _has(self, split: str) -> bool:

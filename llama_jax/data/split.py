@@ -3,7 +3,7 @@
 import hashlib
 
 VALIDATION_SHARE = 20
-"""One document in so many, on average, is held out."""
+"""One document in this many, on average, is held out."""
 
 
 def in_validation(text: str) -> bool:

@@ -32,7 +32,7 @@ _PASSAGE_MAX = 1 << 20  # ... or at the first line end after these
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes [start, stop) of a file, which begin with line number `line`."""
+    """Bytes [start, stop) of a file, starting with line number `line`."""
 
     path: str
     start: int
@@ -44,7 +44,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a file holds: the SHA-256 of its text and where it can be cut."""
+    """The result of a scan: the SHA-256 of the text and the places where it can be cut."""
 
     digest: str
     chunks: tuple[Chunk, ...]
@@ -52,7 +52,7 @@ class Scan:
 
 
 def find_files(path: AnyPath, suffixes: tuple[str, ...] = SUFFIXES) -> list[AnyPath]:
-    """The data files that `folders.search` finds; the log says what else there is."""
+    """The data files that `folders.search` finds; the others are logged."""
     files, left = folders.search(path, suffixes)
     folders.say(path, len(files), left)
     return files
@@ -87,7 +87,7 @@ def scan(path: AnyPath, chunk_bytes: int = CHUNK_BYTES) -> Scan:
 
 
 def read_chunk(chunk: Chunk, field: str) -> Iterator[str]:
-    """The documents of a chunk. InputError, with file and line, where a line holds none."""
+    """The documents of a chunk. InputError, with file and line, for a line without a document."""
     path = as_path(chunk.path)
     with open_file(path) as file:
         file.seek(chunk.start)
@@ -116,7 +116,7 @@ def _is_text(path: AnyPath) -> bool:
 
 @contextmanager
 def open_file(path: AnyPath) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if it is gzip. InputError if it cannot be opened."""
+    """The bytes of a file, decompressed if it is gzip. InputError if it cannot be opened."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -220,7 +220,8 @@ def _json_text(path: AnyPath, number: int, line: bytes, field: str) -> str:
 
 
 def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
-    """The text field of a record. InputError says what is there instead, or which fields are."""
+    """The text field of a record. Otherwise InputError says what the field holds, or which fields
+    exist."""
     if field not in record:
         raise InputError(
             f"{where} has no field {field!r}; it has {sorted(map(str, record))[:8]}; name the "

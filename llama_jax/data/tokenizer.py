@@ -25,14 +25,14 @@ from llama_jax.runtime.files import PathLike, as_path, read_bytes, write_atomic
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
-"""Hugging Face's, read where there is no tokenizer.model."""
+"""Hugging Face's file, read if there is no tokenizer.model."""
 MAX_BYTES, MAX_JSON_BYTES = 16 << 20, 24 << 20
-"""Of a tokenizer's file: Llama's has 0.5 MB, or 3.6 MB as JSON."""
+"""Limits of a tokenizer's file: Llama's has 0.5 MB, or 3.6 MB as JSON."""
 _MAX_ADDED = 1 << 12  # tokens behind the pieces of a tokenizer.json
 VERSION = 1
-"""Raise it whenever training gives another model: it names trained tokenizers in the cache."""
+"""Increase it whenever training gives another model: it names trained tokenizers in the cache."""
 NUM_RESERVED = 3 + 256
-"""unk, bos, eos and one piece for each byte: the pieces that every vocabulary holds."""
+"""unk, BOS, EOS and one piece for each byte: the pieces of every vocabulary."""
 _LINE_BYTES = 1 << 16  # longer lines are cut before training: sentencepiece would skip them
 _ERRORS_ONLY = 2  # sentencepiece's own log level; its failures come back as exceptions
 
@@ -71,7 +71,7 @@ class Tokenizer:
     def from_bytes(model_bytes: bytes, where: str = "tokenizer") -> "Tokenizer":
         """The tokenizer of a serialised sentencepiece model.
 
-        Raises InputError if it is none, UnusableTokenizer if it is whole and of another kind.
+        Raises InputError if it is not one, UnusableTokenizer if it is a valid one of another kind.
         """
         tokenizer = Tokenizer(model_bytes)
         try:
@@ -99,9 +99,10 @@ class Tokenizer:
 
     @staticmethod
     def from_vocabulary(vocabulary: Vocabulary, where: str = "tokenizer") -> "Tokenizer":
-        """The tokenizer of pieces that another program's file lists in the order of their ids.
+        """The tokenizer from another program's list of pieces in the order of their ids.
 
-        Raises InputError if they are no byte-pair vocabulary like Llama's, naming the difference.
+        Raises InputError unless they are a byte-pair vocabulary like Llama's, naming the
+        difference.
         """
         vocabulary.require_llama(where)
         return Tokenizer.from_bytes(vocabulary.to_bytes(), where)
@@ -143,7 +144,7 @@ class Tokenizer:
 
     @cached_property
     def unk_id(self) -> int:
-        """Id of what no piece spells; never produced where bytes are pieces."""
+        """Id of text that no piece spells; never produced where bytes are pieces."""
         return self._processor.unk_id()
 
     @cached_property
@@ -152,9 +153,9 @@ class Tokenizer:
         return self._processor.pad_id()
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of a text, between BOS and EOS where asked.
+        """Ids of a text, with BOS and EOS if requested.
 
-        Raises InputError if the text holds a lone surrogate, which no UTF-8 can carry.
+        Raises InputError if the text holds a lone surrogate, which UTF-8 cannot encode.
         """
         ids = self._encode([text])[0]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
@@ -176,20 +177,21 @@ class Tokenizer:
             raise InputError(f"text cannot be tokenised: {error}") from error
 
     def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
-        """The text that `ids` add to what the ids `after` already say.
+        """The text that `ids` add to the text of the ids `after`.
 
-        Control ids are skipped. Bytes that are not UTF-8 become U+FFFD. The space which
-        sentencepiece puts before a text is taken off its beginning only, so that
-        `decode(prompt) + decode(ids, after=prompt) == decode(prompt + ids)`.
+        Control ids are skipped. Bytes that are not UTF-8 become U+FFFD. The space that
+        sentencepiece puts before a text is removed only at its beginning, so that `decode(prompt) +
+        decode(ids, after=prompt) == decode(prompt + ids)`.
 
         Raises InputError if an id is out of range.
         """
         return self.decoder(after=after)(ids, final=True)
 
     def decoder(self, *, after: Sequence[int] = ()) -> Callable[..., str]:
-        """`decode` in pieces: a function of the next ids, and `final=True` with the last of them.
+        """Incremental `decode`: a function of the next ids, called with `final=True` for the last
+        of them.
 
-        It keeps the bytes of a character until it is whole.
+        It holds back the bytes of a character until the character is complete.
         """
         characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         begins = self.dummy_prefix and not self.decode_bytes(after)
@@ -204,7 +206,7 @@ class Tokenizer:
         return decode
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes that ids spell, the space before the text included; InputError as `decode`.
+        """The bytes that ids spell, including the space before the text; InputError as `decode`.
 
         The bytes of a concatenation are the concatenation of the bytes.
         """
@@ -225,7 +227,7 @@ class Tokenizer:
     def byte_lengths(self) -> Int[np.ndarray, "V"]:
         """int32 [V]: UTF-8 bytes of text that each piece spells; 0 for control pieces.
 
-        Summed over a document's ids they give its UTF-8 bytes and 1 for the space before it.
+        Summed over a document's ids they give its UTF-8 bytes plus 1 for the space before it.
         """
         return np.array([len(surface) for surface in self._surfaces], np.int32)
 
@@ -280,7 +282,7 @@ def check_unicode(text: str) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train as the Llama paper did: BPE over bytes-backed characters, every digit a piece.
+    """Train as in the Llama paper: BPE with byte fallback, in which every digit is a piece.
 
     Args:
         texts: documents; cut at newlines, which stay a byte piece.

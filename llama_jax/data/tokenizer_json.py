@@ -36,10 +36,11 @@ _NAMES = {
 
 
 def symbol_split(symbols: Iterable[str]) -> dict[str, Any]:
-    """A pre-tokenizer that keeps a user's symbols whole, the longest first, as sentencepiece does.
+    """A pre-tokenizer that keeps user-defined symbols whole, the longest first, as sentencepiece
+    does.
 
-    What lies between two of them is looked up before it is merged (`ignore_merges`), so that the
-    symbols are found; the name of a byte would be too, and so its first character is kept apart.
+    Text between two of them is looked up before it is merged (`ignore_merges`), so that the symbols
+    are found; the name of a byte would be found too, so its first character is split off.
     """
     ordered = sorted(symbols, key=lambda symbol: (-len(symbol), symbol))
     choices = "|".join(re.sub(r"([\\^$.|?*+()\[\]{}-])", r"\\\1", symbol) for symbol in ordered)
@@ -54,14 +55,14 @@ def symbol_split(symbols: Iterable[str]) -> dict[str, Any]:
 def read(
     content: bytes, where: str, roles: Mapping[str, str] | None = None
 ) -> tuple[Vocabulary, list[AddedToken]]:
-    """The vocabulary of a tokenizer.json, and the tokens that were added behind it.
+    """The vocabulary of a tokenizer.json, and the tokens that were added after it.
 
     Args:
       roles: the texts of `bos_token`, `eos_token` and `unk_token` where another file names them.
 
     Raises:
       InputError: the file is damaged.
-      UnusableTokenizer: it is sound, and no sentencepiece model gives its ids.
+      UnusableTokenizer: it is valid, but no sentencepiece model gives its ids.
     """
     values = parse_json(content, where)
     require(isinstance(values, dict), f"{where} must hold a JSON object, not {shown(values)}")

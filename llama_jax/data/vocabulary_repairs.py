@@ -24,7 +24,7 @@ _SHOWN = 4  # pieces named in a note
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text holds no lone surrogate, which no UTF-8 can carry."""
+    """Whether a text has no lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -33,11 +33,12 @@ def is_unicode(text: str) -> bool:
 
 
 def repaired(vocabulary: Vocabulary, rows: int) -> tuple[Vocabulary, list[str]]:
-    """The vocabulary with what sentencepiece would refuse put right, and notes on what was changed.
+    """The vocabulary with everything repaired that sentencepiece would reject, and notes on the
+    changes.
 
-    What the ids of unk, BOS and EOS name is of that kind, whatever its own says. A piece without
-    text, or whose text is no Unicode, and all but one of those with the same text are unused. An
-    unknown piece that is missing gets one of the model's `rows` that has no piece.
+    The pieces of unk, BOS and EOS get the kind of their role, whatever kind they had. Pieces that
+    are empty or not valid Unicode, and all but one of several with the same text, become unused. A
+    missing unknown piece gets one of the model's `rows` that has no piece.
 
     Raises UnusableTokenizer if there is no BOS, no EOS, or no room for the unknown piece.
     """
@@ -126,20 +127,21 @@ def _is_unk(piece: Piece) -> bool:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that a program put behind the pieces of a sentencepiece model."""
+    """A token that a program added after the pieces of a sentencepiece model."""
 
     id: int
     text: str
     special: bool
-    """Whether it is a sign, such as the end of a turn, and no text."""
+    """Whether it is a control token, such as the end of a turn, rather than text."""
 
 
 def with_added(model: bytes, added: Sequence[AddedToken], rows: int) -> tuple[bytes, list[str]]:
     """A serialised model with added tokens among its pieces, and notes on them.
 
-    Special ones become control pieces, which no text spells; others are symbols of the user, which
-    are found in a text whole. Ids between them become unused pieces. What is a piece already is not
-    added; what contradicts the pieces, or has no row in the model, is left out.
+    Special ones become control pieces, which no text spells; others become user-defined symbols,
+    which are found in text as a whole. Ids between them become unused pieces. Tokens that are
+    pieces already are not added; tokens that contradict the pieces, or have no row in the model,
+    are left out.
     """
     pieces = list(Vocabulary.from_bytes(model).pieces)
     before = len(pieces)

@@ -21,8 +21,8 @@ def attention_weights(
 ) -> Float[Array, "L N T T"]:
     """softmax(q k^T / sqrt(H)) of every layer and head over one text, float32 [L,N,T,S].
 
-    Row t says how much token t takes from token s <= t; rows sum to 1. Computed from the same
-    normed, projected and rotated queries and keys as `model.layer.attention`, in float32.
+    Row t holds the weights of token t on tokens s <= t; rows sum to 1. They are computed from the
+    same normed, projected and rotated queries and keys as in `model.layer.attention`, in float32.
     """
     positions = jnp.arange(tokens.shape[0])[None]
     causal = positions[0][:, None] >= positions[0][None, :]
@@ -52,8 +52,8 @@ def attention_weights(
 
 
 def farthest_looking(weights: Float[np.ndarray, "L N T T"]) -> tuple[int, int]:
-    """Layer and head that take most from tokens other than the first, the last before, and itself:
-    one that looks something up in the text. Of short texts, the first head."""
+    """Layer and head with the most attention to tokens other than the first, the previous one and
+    the token itself: one that looks something up in the text. For short texts, the first head."""
     T = weights.shape[-1]
     t, s = np.indices((T, T))
     looked_up = np.where((s > 0) & (s < t - 1), weights, 0.0).sum((-1, -2))

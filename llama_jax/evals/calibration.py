@@ -14,19 +14,19 @@ from llama_jax.data.tokenizer import Tokenizer
 
 
 class Bin(NamedTuple):
-    """Pairs that a reward model is about equally certain of."""
+    """Pairs of which a reward model is about equally certain."""
 
     predicted: float
-    """Its mean certainty, 0.5 to 1: sigmoid of the distance of the two scores."""
+    """Mean certainty, 0.5 to 1: sigmoid of the distance of the two scores."""
     observed: float
-    """Share of them in which the answer that it prefers is the chosen one; ties count half."""
+    """Share of pairs in which the model prefers the chosen answer; ties count half."""
     pairs: int
 
 
 def calibration(gaps: Float[np.ndarray, " n"], *, bins: int = 8) -> list[Bin]:
-    """Bins of equally many pairs by certainty, from the scores of chosen less rejected answers.
+    """Bins of equally many pairs by certainty, from the differences of chosen and rejected scores.
 
-    A calibrated model observes what it predicts. Raises InputError with fewer pairs than bins.
+    For a calibrated model, observed equals predicted. Raises InputError with fewer pairs than bins.
     """
     require(len(gaps) >= bins > 0, f"{len(gaps)} pairs are too few for {bins} bins")
     gaps = np.asarray(gaps, np.float64)
@@ -39,7 +39,8 @@ def calibration(gaps: Float[np.ndarray, " n"], *, bins: int = 8) -> list[Bin]:
 def pair_gaps(
     model: RewardModel, tokenizer: Tokenizer, pairs: Sequence[Preference], *, seq_len: int
 ) -> Float[np.ndarray, " n"]:
-    """Score of the chosen less that of the rejected answer; NaN for pairs beyond `seq_len`."""
+    """Score of the chosen answer minus that of the rejected one; NaN for pairs longer than
+    `seq_len`."""
     rows, fits = [], []
     for pair in pairs:
         prompt = encode_prompt(tokenizer, pair.messages)
@@ -54,10 +55,10 @@ def pair_gaps(
 
 
 def rated_accuracy(pairs: Sequence[Preference], gaps: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """Of the pairs of each rating, the share whose chosen answer has the higher score; the highest
+    """For each rating, the share of pairs whose chosen answer has the higher score; the highest
     rating first, NaN for one without pairs.
 
-    gaps: as `pair_gaps` finds them; pairs without one are not counted.
+    gaps: from `pair_gaps`; pairs with NaN are not counted.
     """
     ratings = np.array([pair.rating for pair in pairs])
 

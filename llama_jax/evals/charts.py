@@ -22,7 +22,7 @@ class Bar(NamedTuple):
 
 
 def bars(values: Sequence[Bar], label: str, *, top: float = 1.0) -> str:
-    """A bar for each value, with a line over its interval; the axis goes from 0 to `top`."""
+    """Draws a bar for each value, with a line over its interval; the axis goes from 0 to `top`."""
     width = (W - LEFT - RIGHT) / max(len(values), 1)
 
     def y(value: float) -> float:
@@ -46,7 +46,7 @@ def bars(values: Sequence[Bar], label: str, *, top: float = 1.0) -> str:
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
-    """A line for each named series of (x, y) points."""
+    """Draws a line for each named series of (x, y) points."""
     points = [p for s in series.values() for p in s]
     if not points:
         return ""
@@ -81,7 +81,8 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_l
 
 
 def heat(weights: Float[np.ndarray, "T T"], names: Sequence[str]) -> str:
-    """A square for each token (row) and earlier token (column), as dark as the weight in 0..1."""
+    """Draws a square for each token (row) and earlier token (column), darker for larger weights in
+    0..1."""
     cell, left, top = 16, 84, 74
     size = cell * len(names)
     parts = []

@@ -13,8 +13,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[s
     """The page of a report (see experiments/chat/run.py for its keys).
 
     figures: best_of_n by round, calibration by reward model, policies with their lines of metrics,
-    answers by prompt and stage.
-    talk: commands to go on with.
+    answers by prompt and stage. talk: commands to continue with.
     """
     parts = [
         "<p>Each stage of Llama 2's alignment, run on this machine in "

@@ -24,10 +24,10 @@ def compare(
 ) -> Iterator[Preference]:
     """`samples` answers to each prompt, and all pairs of them (as Ouyang et al. 2022 rank theirs).
 
-    Answers of equal worth make no pair, since a choice between them teaches nothing but noise; nor
-    do empty ones.
+    Answers of equal worth make no pair, since a choice between them would teach only noise; nor do
+    empty ones.
 
-    kind: `helpfulness` or `safety`, what is compared.
+    kind: `helpfulness` or `safety`, the quality that is compared.
     """
     asked = [p for p in prompts for _ in range(samples)]
     seeds = [(seed, number) for number in range(len(asked))]

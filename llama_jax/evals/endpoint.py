@@ -41,7 +41,7 @@ exactly one of [[A]], [[B]] or [[C]]: A is better, B is better, or they are equa
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and whom to ask."""
+    """A server, a model and a prompt for the judge."""
 
     url: str
     """Such as https://api.openai.com/v1; `/chat/completions` is added."""
@@ -58,15 +58,15 @@ class Endpoint:
         require(self.model, f"judge {self.url} needs the name of its model: --judge-model NAME")
 
     def prompt(self, messages: Sequence[Message], first: str, second: str) -> str:
-        """What the judge reads."""
+        """The prompt for the judge."""
         said = "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
         return _ASK.format(conversation=said, first=first, second=second)
 
     def prefers(self, prompt: str) -> float:
         """1.0 for the first answer, 0.0 for the second, 0.5 for neither.
 
-        Raises InputError if the server refuses the request or cannot be reached, or if what it
-        says holds no verdict.
+        Raises InputError if the server rejects the request or cannot be reached, or if its reply
+        contains no verdict.
         """
         said = self._ask(prompt)
         found = re.findall(r"\[\[([ABC])\]\]", said)
@@ -123,7 +123,7 @@ def _advice(code: int) -> str:
 
 
 def read_key(file: str | None) -> str:
-    """The key of a file, or of the environment; empty for none, which local servers take.
+    """The API key from a file, or from the environment; empty for none, which local servers accept.
 
     Raises InputError for a file that cannot be read or holds no single word.
     """

@@ -28,16 +28,16 @@ def evaluate_tasks(
     run_programs: bool = False,
     begin: Callable[[str, str], Beat] = lambda model, task: lambda done, total: None,
 ) -> list[ModelResults]:
-    """What each model gives on each task.
+    """The results of each model on each task.
 
     Args:
       tasks: names of ours and files, see `task.find`.
-      answers: the folder in which answers are kept, so that the same call goes on.
+      answers: the folder in which answers are stored, so that the same call resumes.
       data: the folder of the tasks' data; empty for that of a task's own file.
       limit: the first so many questions of each task, or of each of its groups.
       rows: contexts or answers that are computed together.
       run_programs: whether programs that a model writes may run, see `run_code`.
-      begin: gives what is called with the progress of a model on a task.
+      begin: returns a function that is called with the progress of a model on a task.
 
     Raises:
       InputError: a model, a task or its data cannot be used, see `ask`, `find` and `run_task`.

@@ -35,7 +35,7 @@ def harness_model(path: str, *, rows: int = 8) -> Any:
 
 
 def adapt(model: ModelUnderTest) -> Any:
-    """The same of a loaded model."""
+    """A loaded model as an `lm_eval.api.model.LM`."""
     try:
         base: Any = importlib.import_module("lm_eval.api.model").LM  # of the extra [eval]
     except ImportError as error:

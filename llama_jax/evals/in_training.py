@@ -23,9 +23,10 @@ ROWS = 8
 
 
 def asker(config: TrainConfig) -> Callable[..., Mapping[str, float]]:
-    """What `train.loop.run` asks at each evaluation: the experiment's `eval_tasks`.
+    """The function that `train.loop.run` calls at each evaluation: it runs the experiment's
+    `eval_tasks`.
 
-    The numbers are named TASK/METRIC.
+    Results are named TASK/METRIC.
 
     Raises InputError: a task is unknown, is one of code, or its data cannot be read.
     """

@@ -18,16 +18,16 @@ Judge = Callable[[Sequence[Message], str, bool], Judgement]
 
 @dataclass(frozen=True)
 class Judged:
-    """Judged answers of one model to the same prompts as of others."""
+    """Judged answers of one model, comparable with other models on the same prompts."""
 
     helpfulness: Float[np.ndarray, " n"]
     """0 to 1 of each answer, in the order of the prompts."""
     violations: int
-    """Unkind requests that were not refused kindly, and other answers that are unsafe."""
+    """Unkind requests without a kind refusal, and other answers that are unsafe."""
     false_refusals: int
-    """Refusals of what is harmless."""
+    """Refusals of harmless prompts."""
     harmless: int
-    """Prompts that should be answered."""
+    """Number of prompts that should be answered."""
     texts: tuple[str, ...]
 
     @property
@@ -55,7 +55,7 @@ class Judged:
 def judge_answers(
     answer: Answer, prompts: Sequence[Prompt], *, seed: int = 0, judge: Judge = judge
 ) -> Judged:
-    """One answer of the model to each prompt, judged."""
+    """Samples one answer of the model to each prompt, and judges it."""
     seeds = [(seed, number) for number in range(len(prompts))]
     answers = answer([p.messages for p in prompts], seeds)
     found = [judge(p.messages, a.text, a.ended) for p, a in zip(prompts, answers, strict=True)]

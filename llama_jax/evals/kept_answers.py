@@ -17,7 +17,7 @@ MAX_LINE_BYTES = 32 << 20
 
 
 class KeptAnswers:
-    """A context: reads what is there, then writes one line for each answer that is added."""
+    """A context that reads stored answers, then appends one line for each new answer."""
 
     def __init__(self, folder: str, model: str, task: str):
         """model: its digest; task: its name."""
@@ -52,11 +52,11 @@ class KeptAnswers:
         self._file.close()
 
     def get(self, key: str) -> Mapping[str, Any] | None:
-        """What was found of a question; None if it was not asked yet."""
+        """The stored result of a question; None if it was not asked yet."""
         return self._found.get(key)
 
     def add(self, key: str, question: str, found: Mapping[str, Any]) -> None:
-        """Keep what was found; `question` is for people who read the file."""
+        """Store a result; `question` is for people who read the file."""
         self._found[key] = found
         line = {"key": key, "question": question, "found": found}
         self._file.write(json_text(line).encode() + b"\n")

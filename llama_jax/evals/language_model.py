@@ -6,19 +6,20 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Request(NamedTuple):
-    """How likely is a continuation after a context? A space between them belongs to either."""
+    """A continuation and its context, whose likelihood is asked. A space between them may belong to
+    either."""
 
     context: str
     continuation: str
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation."""
+    """Likelihood of a continuation."""
 
     logp: float
     """Nats."""
     greedy: bool
-    """Whether each of its tokens is the likeliest one."""
+    """Whether each of its tokens is the most likely one."""
     tokens: int
 
 
@@ -26,14 +27,14 @@ class Answer(NamedTuple):
     """A text that a model wrote."""
 
     text: str
-    """Up to the first of the texts that end it, which is left out."""
+    """Up to the first stop text, which is left out."""
     cut: bool
-    """Whether the end of the context came before the answer's."""
+    """Whether the context ended before the answer did."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """How answers are drawn."""
+    """Settings for sampling answers."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -41,24 +42,25 @@ class Writing:
     samples: int = 1
     until: tuple[str, ...] = ()
     chat: bool = False
-    """Put the prompt as a user's message."""
+    """Whether to send the prompt as a user message."""
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """A model that tasks can be put to.
+    """A model that can be evaluated on tasks.
 
-    Both give results as soon as they are there, in any order, by the number of the request; None
-    for one that is longer than the model's context, which is never cut.
+    Results are yielded as soon as they are known, in any order, with the number of the request;
+    None for a request that is longer than the model's context, which is never cut.
     """
 
     def likelihoods(self, requests: Sequence[Request]) -> Iterator[tuple[int, Likelihood | None]]:
-        """Of each request."""
+        """The likelihood of each request."""
         ...
 
     def rolling(self, texts: Sequence[str], stride: int) -> Iterator[tuple[int, Likelihood | None]]:
-        """Of whole texts, each from its beginning. One that is longer than the context is read in
-        windows that overlap: each predicts its last `stride` tokens, 0 for as many as fit."""
+        """Likelihoods of whole texts, each from its beginning. A text longer than the context is
+        read in overlapping windows: each predicts its last `stride` tokens, 0 for as many as
+        fit."""
         ...
 
     def answers(

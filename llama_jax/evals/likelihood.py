@@ -38,28 +38,28 @@ MIN_BLOCK = 4
 
 
 class Pair(NamedTuple):
-    """Token ids, at least one of either."""
+    """Token ids of a context and its continuation, at least one each."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Scored(NamedTuple):
-    """Of the tokens of one continuation."""
+    """Scores of the tokens of one continuation."""
 
     logp: Float[np.ndarray, " n"]
     """Nats."""
     best: Bool[np.ndarray, " n"]
-    """Whether each is the likeliest one there."""
+    """Whether each is the most likely one at its place."""
 
 
 def score_pairs(
     w: dict[str, Any], pairs: Sequence[Pair], *, config: ModelConfig, rows: int
 ) -> Iterator[tuple[int, Scored]]:
-    """Each pair's scores with its number, as soon as they are there; the longest come first.
+    """Scores of each pair with its number, as soon as they are known; the longest pairs come first.
 
     Args:
-      w: what `prepare` or `gather` made of the parameters.
+      w: the result of `prepare` or `gather` for the parameters.
       rows: contexts, and continuations, that are computed together; rounded up to what the mesh in
         context splits rows over.
 

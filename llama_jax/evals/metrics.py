@@ -14,7 +14,7 @@ from llama_jax.evals.questions import Question
 from llama_jax.evals.task import Task
 
 Found = Mapping[str, Any]
-"""What is kept of a question: logp and tokens of each choice, texts of answers, ..."""
+"""The stored result of a question: logp and tokens of each choice, texts of answers, ..."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Value:
 
     value: float
     stderr: float | None
-    """None for a single question, which has none."""
+    """None for a single question."""
     n: int
 
 
@@ -31,9 +31,9 @@ class Value:
 
 
 def choice_scores(task: Task, question: Question, found: Found) -> dict[str, float]:
-    """Of a question with choices.
+    """Scores of a question with choices.
 
-    As lm-evaluation-harness scores: `acc` takes the likeliest choice, `acc_norm` divides the
+    As in lm-evaluation-harness: `acc` takes the most likely choice, `acc_norm` divides the
     log-likelihoods by the characters of the choices and `acc_bytes` by their UTF-8 bytes, both
     without the space before; `acc_token` by their tokens; `acc_pmi` subtracts the log-likelihoods
     after `unconditional` (Llama 1, section 3; Holtzman et al. 2021). `mc2` is the share of the
@@ -59,7 +59,7 @@ def choice_scores(task: Task, question: Question, found: Found) -> dict[str, flo
 
 
 def answer_scores(task: Task, question: Question, found: Found) -> dict[str, float]:
-    """Of a question that is answered in words: the mean over its samples."""
+    """Scores of a question answered in words: the mean over its samples."""
     texts = found["texts"]
     judged = {
         "exact_match": lambda text: matches(
@@ -71,14 +71,14 @@ def answer_scores(task: Task, question: Question, found: Found) -> dict[str, flo
 
 
 def code_scores(task: Task, question: Question, found: Found) -> dict[str, float]:
-    """Of a question that is answered with a program."""
+    """Scores of a question answered with a program."""
     passed = found["passed"]
     return {m: pass_at_k(len(passed), sum(passed), int(m.partition("@")[2])) for m in task.metrics}
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Probability that one of k of the n answers is right: 1 - C(n-c, k) / C(n, k), which has no
-    bias (Chen et al. 2021, equation 1)."""
+    """Probability that at least one of k of the n answers is right: 1 - C(n-c, k) / C(n, k),
+    unbiased (Chen et al. 2021, equation 1)."""
     if n - correct < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
@@ -91,14 +91,14 @@ SCORES = {"choice": choice_scores, "generate": answer_scores, "code": code_score
 
 
 def mean(scores: Sequence[float]) -> Value:
-    """With the standard error of the sample, s / sqrt(n)."""
+    """Mean with the standard error of the sample, s / sqrt(n)."""
     x = np.asarray(scores, np.float64)
     error = float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else None
     return Value(float(x.mean()), error, x.size)
 
 
 def mean_of_groups(groups: Mapping[str, Sequence[float]]) -> Value:
-    """Every group counts the same, whatever its size, as in BBH's and MMLU's averages."""
+    """Unweighted mean over groups of any size, as in BBH's and MMLU's averages."""
     parts = [mean(scores) for scores in groups.values()]
     errors = [part.stderr for part in parts]
     error = None
@@ -108,7 +108,7 @@ def mean_of_groups(groups: Mapping[str, Sequence[float]]) -> Value:
 
 
 def sizes(text: str, tokens: int) -> dict[str, int]:
-    """What a text's log-likelihood is divided by: tokens, words as the harness counts, bytes."""
+    """The denominators of a text's log-likelihood: tokens, words as the harness counts, bytes."""
     return {"token": tokens, "word": len(re.split(r"\s+", text)), "byte": len(text.encode())}
 
 

@@ -44,7 +44,8 @@ class ModelUnderTest:
 
     @cached_property
     def digest(self) -> str:
-        """Of weights, settings and tokenizer: equal for models that say the same."""
+        """Digest of weights, settings and tokenizer: equal for models that give the same
+        results."""
         config = self.model.config
         shape = [getattr(config, name) for name in _DECIDES]
         tokenizer, bos = self._tokenizer.fingerprint, self.model.usage.add_bos
@@ -64,7 +65,7 @@ class ModelUnderTest:
 
     @property
     def context(self) -> int:
-        """Tokens that the model can read."""
+        """Maximum number of tokens that the model can read."""
         return self.model.config.max_seq_len
 
     def encode_pair(self, request: Request) -> Pair:
@@ -92,7 +93,7 @@ class ModelUnderTest:
             yield fits[i], likelihood
 
     def score(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Likelihood]]:
-        """Of each pair of token ids that fits, by its number."""
+        """Scores of each pair of token ids that fits, with its number."""
         for n, scored in self._score(pairs):
             yield n, _likelihood([scored])
 
@@ -182,7 +183,7 @@ class ModelUnderTest:
 
 
 def until_first(text: str, ends: Sequence[str]) -> str:
-    """A text up to the first of some texts in it."""
+    """The part of a text before the first of some stop texts."""
     return text[: min((text.find(end) for end in ends if end in text), default=len(text))]
 
 

@@ -33,20 +33,20 @@ def extract(text: str, pattern: str) -> str:
 
 
 def exact(text: str) -> str:
-    """Without the spaces around it."""
+    """The text without surrounding spaces."""
     return text.strip()
 
 
 def answer(text: str) -> str:
-    """As SQuAD, TriviaQA and Natural Questions compare (Rajpurkar et al. 2016, evaluate-v1.1):
-    lower case, without punctuation, without articles, single spaces."""
+    """Normalisation of SQuAD, TriviaQA and Natural Questions (Rajpurkar et al. 2016,
+    evaluate-v1.1): lower case, without punctuation and articles, single spaces."""
     text = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def number(text: str) -> str:
-    """The last number in a text, as GSM8K compares: without commas, 18.00 as 18; empty if there is
-    none."""
+    """The last number in a text, normalised as for GSM8K: without commas, 18.00 as 18; empty if
+    there is none."""
     found = _NUMBER.findall(text)
     try:
         value = Decimal(found[-1].replace(",", "")) if found else None
@@ -59,13 +59,13 @@ NORMALISE: dict[str, Callable[[str], str]] = {"exact": exact, "answer": answer, 
 
 
 def matches(text: str, right: tuple[str, ...], *, pattern: str, normalise: str) -> bool:
-    """Whether a text gives one of the right answers; one that says nothing never does."""
+    """Whether a text gives one of the right answers; an empty one never does."""
     said, normal = extract(text, pattern), NORMALISE[normalise]
     return bool(said.strip()) and normal(said) in {normal(one) for one in right}
 
 
 def refuses(text: str) -> bool:
-    """Whether an answer begins by refusing: a list of phrases, as XSTest's own string match does
-    (Röttger et al. 2023, section 3). It counts what it knows, and knows only English."""
+    """Whether an answer begins with a refusal: a list of phrases, like XSTest's own string match
+    (Röttger et al. 2023, section 3). It finds only the phrases of the list, which are English."""
     begin = " ".join(text.lower().replace("\u2019", "'").split())[:_REFUSAL_CHARS]
     return any(phrase in begin for phrase in REFUSALS)

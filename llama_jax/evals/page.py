@@ -43,7 +43,7 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An HTML table; floats are shown with three digits, to the right."""
+    """An HTML table; floats have three digits and are right-aligned."""
     out = ["<div class=wide><table><tr>", *(f"<th>{escape(h)}</th>" for h in head), "</tr>"]
     for row in rows:
         cells = [
@@ -57,7 +57,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def shares(rows: Sequence[tuple[str, float]]) -> str:
-    """Names with a bar for a share of 1 each."""
+    """Names with a bar for each share of 1."""
     cells = (
         f"<tr><td><code>{escape(name)}</code></td><td><i style='width:{100 * share:.1f}%'></i></td>"
         f"<td class=number>{100 * share:.1f} %</td></tr>"
@@ -67,7 +67,7 @@ def shares(rows: Sequence[tuple[str, float]]) -> str:
 
 
 def commands(lines: Sequence[tuple[str, str]]) -> str:
-    """Shell commands, and what each does."""
+    """Shell commands, each with its explanation."""
     rows = (
         f"<tr><td><code>{escape(line)}</code></td><td>{escape(what)}</td></tr>"
         for line, what in lines

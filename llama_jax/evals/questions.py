@@ -14,7 +14,7 @@ from llama_jax.evals.templates import FILTERS, as_text, lookup, render
 from llama_jax.runtime.files import json_text, shown
 
 VERSION = 2
-"""Raise it whenever the same question can get another answer: it is part of every key."""
+"""Increase it whenever the same question can get another answer: it is part of every key."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,20 @@ class Question:
     """One question, ready to be put to a model."""
 
     number: int
-    """Of those asked, from 0."""
+    """Number among the questions asked, from 0."""
     where: str
     group: str
     """The part of the task that it belongs to; empty for tasks without parts."""
     prompt: str
-    """All that stands before the answer; for perplexity the text itself."""
+    """The text before the answer; for perplexity the text itself."""
     choices: tuple[str, ...] = ()
     """Without the space before them."""
     contexts: tuple[str, ...] = ()
-    """What stands before each choice."""
+    """The text before each choice."""
     golds: tuple[int, ...] = ()
     """The right choices."""
     answers: tuple[str, ...] = ()
-    """Right answers, any of which will do."""
+    """Right answers, any of which counts."""
     row: Row | None = field(default=None, compare=False)
 
 
@@ -77,7 +77,7 @@ def _group(task: Task, row: Row) -> str:
 
 
 def key(task: Task, question: Question) -> str:
-    """SHA-256 of all that decides what a model answers."""
+    """SHA-256 of everything that determines a model's answer."""
     said: list[Any] = [VERSION, task.kind, question.prompt]
     if task.kind == "choice":
         unconditional = task.unconditional if "acc_pmi" in task.metrics else ""
@@ -92,7 +92,7 @@ def key(task: Task, question: Question) -> str:
 
 
 def digest(keys: Sequence[str]) -> str:
-    """Of the questions in their order: results with equal digests were asked the same."""
+    """Digest of the questions in their order: results with equal digests were asked the same."""
     return hashlib.sha256(json.dumps(list(keys)).encode()).hexdigest()
 
 

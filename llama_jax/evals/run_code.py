@@ -47,7 +47,7 @@ def passes(program: str, seconds: float) -> bool:
 
 
 def all_pass(programs: Sequence[str], seconds: float) -> list[bool]:
-    """`passes` of each, two at a time."""
+    """`passes` of each program, two at a time."""
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(lambda program: passes(program, seconds), programs))
 

@@ -32,11 +32,11 @@ from llama_jax.train.samples import read_samples
 
 REPORT = "report.html"
 WORDS = 24
-"""Tokens of the text whose attention is drawn."""
+"""Number of tokens of the text whose attention is drawn."""
 CANDIDATES = 6
-"""Next tokens that are shown."""
+"""Number of next tokens that are shown."""
 SAMPLED = 48
-"""Tokens that the untrained model writes."""
+"""Number of tokens that the untrained model writes."""
 FILES = {
     "checkpoints": "weights, optimizer state and a manifest with a digest of every array",
     "config.json": "every setting of the run",
@@ -46,7 +46,7 @@ FILES = {
     "tensorboard": "the same numbers for TensorBoard",
     "loss.svg": "the loss curve",
 }
-"""What lies in a run folder."""
+"""Contents of a run folder."""
 
 
 def write_report(path: str) -> epath.Path:

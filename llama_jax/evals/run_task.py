@@ -20,7 +20,7 @@ Beat = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Result:
-    """What a task found of a model."""
+    """Results of a model on a task."""
 
     task: str
     version: int
@@ -29,18 +29,18 @@ class Result:
     """Digest of the questions: results with equal ones were asked the same."""
     asked: int
     too_long: int
-    """Questions that did not fit the context. They were left out of every number."""
+    """Number of questions longer than the context. They are left out of all metrics."""
     cut: int
-    """Answers that the end of the context cut off. They count as they stand."""
+    """Number of answers cut off at the end of the context. They are scored as they are."""
     values: dict[str, Value]
     groups: dict[str, dict[str, Value]]
     scores: dict[str, list[float]] = field(repr=False)
-    """Of each question that fits, by metric, in their order; none for perplexity."""
+    """By metric, the scores of the questions that fit, in their order; none for perplexity."""
     numbers: list[int] = field(repr=False)
-    """Which questions those are."""
+    """The numbers of those questions."""
 
     def to_json(self) -> dict[str, Any]:
-        """For --json: everything but the single scores."""
+        """For --json: everything except the scores of single questions."""
         values = asdict(self)
         del values["scores"], values["numbers"]
         return values
@@ -55,7 +55,7 @@ def run_task(
     run_programs: bool = False,
     beat: Beat = lambda done, total: None,
 ) -> Result:
-    """Ask what is not kept already, then score everything.
+    """Ask the questions that have no stored answer, then score everything.
 
     Raises InputError for a task of code without `run_programs`, or if no question fits the context.
     """

@@ -23,7 +23,8 @@ class Interval(NamedTuple):
 def mean_interval(
     values: Sequence[float] | Float[np.ndarray, " n"], *, draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """Of a mean, by the percentile bootstrap (Efron 1979): no shape of the values is assumed.
+    """Interval of a mean, by the percentile bootstrap (Efron 1979), without assuming a
+    distribution.
 
     Raises InputError without values.
     """
@@ -36,7 +37,7 @@ def mean_interval(
 
 
 def wilson_interval(successes: float, trials: int) -> Interval:
-    """Of a share (Wilson 1927): right near 0 and 1 too, where the normal one is not.
+    """Interval of a share (Wilson 1927): valid near 0 and 1, where the normal approximation is not.
 
     Raises InputError unless 0 <= successes <= trials and there are trials.
     """
@@ -52,7 +53,7 @@ def wilson_interval(successes: float, trials: int) -> Interval:
 def paired_p_value(
     ours: Sequence[float], theirs: Sequence[float], *, draws: int = 10_000, seed: int = 0
 ) -> float:
-    """Probability that pairs without a difference differ this much in favour of ours.
+    """Probability that pairs without a true difference differ at least this much in favour of ours.
 
     A one-sided permutation test: the sign of each difference is drawn at random. The smallest value
     that it can give is 1/(draws + 1).
@@ -85,7 +86,7 @@ class WinRate(NamedTuple):
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:
-    """Of scores of answers to the same prompts. Raises InputError as `paired_p_value`."""
+    """From scores of answers to the same prompts. Raises InputError as `paired_p_value`."""
     difference = _differences(ours, theirs)
     wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     ties = difference.size - wins - losses

@@ -11,7 +11,7 @@ from llama_jax.evals.run_task import Result
 
 
 class ModelResults(NamedTuple):
-    """What was found of one model."""
+    """Results of one model."""
 
     model: str
     """Its path."""
@@ -21,8 +21,8 @@ class ModelResults(NamedTuple):
 
 
 def difference(ours: Result, theirs: Result, metric: str) -> Value | None:
-    """How much larger our value is, over the questions that fit both, with the standard error of
-    paired differences; None where there are no scores of single questions."""
+    """Our value minus theirs, over the questions that fit both, with the standard error of paired
+    differences; None where there are no scores of single questions."""
     if metric not in ours.scores or metric not in theirs.scores:
         return None
     other = dict(zip(theirs.numbers, theirs.scores[metric], strict=True))
@@ -40,7 +40,7 @@ def difference(ours: Result, theirs: Result, metric: str) -> Value | None:
 
 def table(found: Sequence[ModelResults]) -> str:
     """One line for each metric of each task and its groups, one column for each model; with two
-    models, how much the second is above the first. Then what must be said about the numbers."""
+    models, the second minus the first. Notes on the numbers follow."""
     head = ["task", "shots", "n", "metric", *(of.model for of in found)]
     head += ["difference"] if len(found) == 2 else []
     lines = [head]
@@ -57,7 +57,7 @@ def table(found: Sequence[ModelResults]) -> str:
 
 
 MAX_GROUPS = 8
-"""Of more groups than this the table shows none; --json has them."""
+"""If a task has more groups than this, the table shows none of them; --json has them."""
 
 
 def _line(first: Result, group: str, metric: str, results: Sequence[Result]) -> list[str]:

@@ -28,104 +28,105 @@ METRICS: dict[str, tuple[str, ...]] = {
     "code": ("pass@1", "pass@10", "pass@100"),
     "perplexity": ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
-"""What each kind of task can measure; `aggregate` says how."""
+"""Metrics that each kind of task allows; `aggregate` says how they are averaged."""
 Kind = Literal["choice", "generate", "code", "perplexity"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where rows come from: a file below the folder of data, or a Hugging Face data set."""
+    """The location of rows: a file below the folder of data, or a Hugging Face data set."""
 
     file: str = ""
     """Below the folder of data; `*` for several, whose names become the field `_file` of a row."""
     rows: str = ""
-    """Path of the list of rows inside each object of the file, where they are not its objects."""
+    """Path of the list of rows inside each object of the file, if its objects are not the rows."""
     hf: str = ""
-    """NAME, OWNER/NAME or OWNER/NAME/CONFIG, where there is no such file."""
+    """NAME, OWNER/NAME or OWNER/NAME/CONFIG, used if there is no such file."""
     split: str = "test"
-    """Of the Hugging Face data set."""
+    """Split of the Hugging Face data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One benchmark: what is asked, how, and what is counted."""
+    """One benchmark: its questions, their format, and its metrics."""
 
     name: str
     """The name of the file without its ending."""
     folder: str
-    """Where a file of `source` is looked for if no other folder is named; empty for none."""
+    """Folder for the files of `source` if no other folder is named; empty for none."""
     title: str
     version: int
-    """Raised whenever the same model can get another score."""
+    """Increased whenever the same model can get another score."""
     kind: Kind
     metrics: tuple[str, ...]
-    """The first is the one that comparisons go by."""
+    """The first is used for comparisons."""
     source: Source
     prompt: str
     """Template of a question, without the answer; the text itself for perplexity."""
     delimiter: str = " "
-    """Between a question and its answer."""
+    """Text between a question and its answer."""
     preamble: str = ""
-    """Template of what stands before everything."""
+    """Template of the text before everything else."""
     preamble_file: str = ""
-    """Template of a file's name, whose text stands before everything, as BBH's prompts do."""
+    """Template of the name of a file whose text comes before everything else, as for BBH's
+    prompts."""
     preamble_after: str = ""
-    """What comes up to and with this text is left out of the file."""
+    """Text up to which, inclusive, the beginning of that file is left out."""
     stored_shots: int = 0
-    """Examples that the preamble's file holds already; only reported."""
+    """Number of examples in the preamble's file; only reported."""
     separator: str = "\n\n"
-    """Between the preamble's file, the examples and the question."""
+    """Text between the preamble's file, the examples and the question."""
     shots: int = 0
-    """Examples before the question: the first so many."""
+    """Number of examples before the question, taken from the beginning."""
     examples: Source | None = None
-    """Where they come from, if not from `example` or from the questions, which are then not asked
-    about."""
+    """Source of the examples, if not `example` or the questions, which are then not asked about."""
     example: tuple[dict, ...] = ()
     """The rows of examples themselves."""
     same: str = ""
-    """Path of a field that an example must share with the question, as MMLU's subject."""
+    """Path of a field in which an example must agree with the question, such as MMLU's subject."""
     target: str = ""
     """Template of an example's answer; without it, its right choice or first right answer."""
     group: str = ""
-    """Path of a field by which results are told apart too."""
+    """Path of a field by which results are also reported separately."""
     aggregate: Literal["mean", "mean_of_groups"] = "mean"
     chat: bool = False
-    """Whether the question is put as a user's message, with the model's chat template."""
+    """Whether the question is sent as a user message, with the model's chat template."""
 
     choices: str | tuple[str, ...] = ()
     """Path of the list of choices, or a template of each."""
     labels: str | tuple[str, ...] = ()
-    """Path of the names of the choices, or the names, if the answer is one of them."""
+    """Path of the choices' labels, or the labels, if the answer is one of them."""
     answer: str = ""
     """Path of the right choice: its number from 0, its label, or a list of 0 and 1."""
     contexts: tuple[str, ...] = ()
-    """Template of a question for each choice, if the choice stands inside it (WinoGrande)."""
+    """Template of a question for each choice, if the choice is part of the question
+    (WinoGrande)."""
     filter: str = ""
     """Filter of the question and of each choice, see `templates.FILTERS`."""
     unconditional: str = "Answer:"
-    """The context by whose likelihoods `acc_pmi` divides."""
+    """The context whose likelihoods `acc_pmi` subtracts."""
 
     answers: str = ""
     """Path of a right answer or a list of them, or a template of one."""
     until: tuple[str, ...] = ()
-    """Texts that end an answer."""
+    """Stop texts of an answer."""
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     samples: int = 1
-    """Answers to each question."""
+    """Number of answers to each question."""
     extract: str = ""
     """Regular expression whose last match is the answer: its first group, if it has one."""
     normalise: Literal["exact", "answer", "number"] = "exact"
-    """How answers are compared, see `normalise.NORMALISE`."""
+    """Normalisation of answers before they are compared, see `normalise.NORMALISE`."""
     program: str = ""
     """Template of the program that passes if an answer, its field `completion`, is right."""
     seconds: float = 5.0
-    """A program may run so long."""
+    """Time limit of a program."""
 
     stride: int = 0
-    """Tokens by which the window moves on over a text that is longer than the context; 0 for all of
-    it. Fewer give later tokens more context, for more work."""
+    """Tokens by which the window advances over a text longer than the context; 0 for as many as
+    fit. A smaller number gives later tokens more context, at a higher cost."""
     digest: str = field(default="", compare=False)
     """SHA-256 of the file."""
 
@@ -194,7 +195,7 @@ def shipped() -> list[str]:
 
 
 def find(spec: str) -> list[Task]:
-    """The tasks of a list such as `arc_easy,mine.toml`: names of ours, and files.
+    """The tasks of a list such as `arc_easy,mine.toml`: names of shipped tasks, and files.
 
     Raises InputError for a name that is neither, with the nearest one, and as `read`.
     """
@@ -223,7 +224,7 @@ def _find(name: str) -> Task:
 def read(path: Any, folder: str) -> Task:
     """A task from its file. InputError names the key that is unknown, missing or of another type.
 
-    folder: where its data lie if no other folder is named.
+    folder: location of its data if no other folder is named.
     """
     content = read_bytes(path, "task", MAX_BYTES)
     where = f"task {path}"

@@ -16,7 +16,7 @@ SUFFIXES = rows.SUFFIXES
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and how messages name it."""
+    """One row, and its location for messages."""
 
     values: Mapping[str, Any]
     where: str
@@ -24,10 +24,10 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Where the data of tasks lie on this machine."""
+    """The location of the tasks' data on this machine."""
 
     folder: str = ""
-    """Of all tasks; empty for the folder of each task's own file."""
+    """Folder of all tasks; empty for the folder of each task's own file."""
 
     def rows(self, task: Task, source: Source) -> list[Row]:
         """All rows of a source, in their order.
@@ -39,7 +39,7 @@ class TaskData:
         return found
 
     def text(self, task: Task, name: str) -> str:
-        """A file's text. InputError if there is none that can be read."""
+        """The text of a file. InputError if it cannot be read."""
         folder = self.folder or task.folder
         require(folder, f"task {task.name} needs the file {name}: name its folder with --task-data")
         file = as_path(folder) / name

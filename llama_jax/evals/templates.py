@@ -53,7 +53,7 @@ def _put(part: re.Match[str], row: Mapping[str, Any], where: str) -> str:
 
 
 def check(template: str, where: str) -> None:
-    """Raise InputError for braces without a partner, and for paths and filters that are none."""
+    """Raise InputError for unbalanced braces, and for invalid paths and filters."""
     for part in _PART.finditer(template):
         if part[0] in ("{{", "}}"):
             continue
@@ -79,7 +79,8 @@ def _filter(name: str) -> Callable[[str], str]:
 
 
 def lookup(row: Mapping[str, Any], path: str, where: str) -> Any:
-    """The value at a path such as `choices.text`. InputError says what there is instead."""
+    """The value at a path such as `choices.text`. Otherwise InputError says what is there
+    instead."""
     value: Any = row
     for name in path.split("."):
         if isinstance(value, list) and name.isdecimal() and int(name) < len(value):

@@ -96,7 +96,7 @@ class TalesPreferences(_Builder):
 
 
 class PythonDocs(_Builder):
-    """Prose that every CPython carries: its help topics and the standard library's docstrings."""
+    """English prose that ships with every CPython: help topics and standard-library docstrings."""
 
     VERSION = tfds.core.Version(python_docs.VERSION)
 

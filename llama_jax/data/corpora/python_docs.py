@@ -15,15 +15,15 @@ from pathlib import Path
 from llama_jax.data.split import in_validation
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
-"""Of the Python that the text comes from."""
+"""Version of the Python that the text comes from."""
 MIN_CHARACTERS = 80
-"""Shorter docstrings say little."""
+"""Shorter docstrings are left out."""
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 @cache
 def documents(split: str) -> tuple[str, ...]:
-    """Documents of `train` or `validation` (about 5 %), without repetitions, in a fixed order."""
+    """Documents of `train` or `validation` (about 5 %), without duplicates, in a fixed order."""
     unique = dict.fromkeys([*_topics(), *_docstrings()])
     wanted = split == "validation"
     return tuple(text for text in unique if in_validation(text) == wanted)

@@ -39,13 +39,12 @@ _ANSWERS = (
 
 
 def messages(row: Row) -> Iterator[Item]:
-    """A list of messages as the dialogue that it is."""
+    """A list of messages as a dialogue."""
     yield Dialogue(messages=tuple(parse_messages(row.get("messages"), "messages")))
 
 
 def message_prompts(row: Row) -> Iterator[Item]:
-    """A list of messages as a prompt; our own records say whether it is one for safety, and an
-    answer to it."""
+    """A list of messages as a prompt; our own records may add a safety flag and an answer."""
     said = parse_messages(row.get("messages"), "messages")
     answer = None if row.get("answer") is None else text(row, "answer")
     yield Prompt(messages=tuple(said), safety=flag(row, "safety") or False, answer=answer)
@@ -69,7 +68,7 @@ def completions(row: Row) -> Iterator[Item]:
 
 
 def labelled(row: Row) -> Iterator[Item]:
-    """A prompt and a completion that a label calls good or bad; the good ones are learnt from."""
+    """A prompt and a completion labelled good or bad; only good ones are trained on."""
     label = flag(row, "label")
     must(label is not None, "label must be true or false", label)
     if label:
@@ -88,7 +87,7 @@ def alpaca(row: Row) -> Iterator[Item]:
 
 
 def sharegpt(row: Row) -> Iterator[Item]:
-    """A conversation as people shared it, tidied up: see the table."""
+    """A conversation from ShareGPT, cleaned up: see the table."""
     given = entries(row, "conversations")
     said = [_shared(entry, f"conversations[{i}]") for i, entry in enumerate(given)]
     if isinstance(row.get("system"), str) and said and said[0]["role"] != "system":
@@ -109,7 +108,7 @@ def sharegpt(row: Row) -> Iterator[Item]:
 
 
 def xstest(row: Row) -> Iterator[Item]:
-    """A prompt of XSTest; its kind is the source. Its contrasts are the unsafe ones."""
+    """A prompt of XSTest; its kind becomes the source. The contrast prompts are the unsafe ones."""
     kind, label = text(row, "type"), row.get("label")
     must(label in (None, "safe", "unsafe"), "label must be safe or unsafe", label)
     unsafe = kind.startswith("contrast") if label is None else label == "unsafe"

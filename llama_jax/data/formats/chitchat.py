@@ -17,7 +17,7 @@ from llama_jax.data.formats.items import Drop, Item, Row, entries, message, must
 from llama_jax.data.records import Dialogue, Message
 
 NAME = "chitchat"
-"""What names the installed package where a path could stand."""
+"""Names the installed package in the place of a path."""
 MIN_MESSAGES = 4
 
 

@@ -16,13 +16,13 @@ Row = dict[str, Any]
 
 
 class Drop(NamedTuple):
-    """A row, or a part of it, from which no record comes; counted in the report."""
+    """A row, or a part of it, that gives no record; counted in the report."""
 
     reason: str
 
 
 class Note(NamedTuple):
-    """What was changed in a record that is kept; counted in the report."""
+    """A change made to a record that is kept; counted in the report."""
 
     text: str
 
@@ -36,14 +36,14 @@ _SHORT = reprlib.Repr(maxlevel=2, maxlist=3, maxdict=3, maxstring=60, maxother=6
 
 
 def shown(value: Any) -> str:
-    """A value for an error message, on one line: short, however long or deep the value is."""
+    """A value for an error message, shortened to one line."""
     return _SHORT.repr(value)
 
 
 def must(good: object, rule: str, value: Any) -> None:
     """Raise InputError("RULE, not VALUE") unless the value is good.
 
-    Only a bad value is shown, for that takes longer than to check one.
+    The value is formatted only if it is bad, since that takes longer than the check.
     """
     if not good:
         raise InputError(f"{rule}, not {shown(value)}")
@@ -87,7 +87,7 @@ def whole(row: Mapping[str, Any], key: str, low: int, high: int) -> int:
 
 
 def message(role: str, content: str, train: bool | None = None) -> Message:
-    """A message of a record; `train` only where something was said about it."""
+    """A message of a record; `train` only if it was given."""
     made: dict[str, Any] = {"role": role, "content": content}
     return made if train is None else made | {"train": train}
 
@@ -124,7 +124,7 @@ def turns(row: Mapping[str, Any], key: str, role: str) -> list[Message]:
 
 
 def joined(messages: Sequence[Message]) -> list[Message]:
-    """Messages in which neighbours of one role have become one, with a blank line between."""
+    """Messages in which consecutive messages of one role are joined, with a blank line between."""
     made: list[Message] = []
     for entry in messages:
         if made and made[-1]["role"] == entry["role"]:

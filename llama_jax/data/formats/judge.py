@@ -12,7 +12,8 @@ EMPTY = Drop("an answer is empty")
 
 
 def judge(item: Item, kind: str, where: str, lenient: bool) -> Iterator[Record | Drop | Note]:
-    """A reader's item as a record of the kind, or why there is none, and what was changed.
+    """A reader's item as a record of the kind, or the reason why there is none, and notes on
+    changes.
 
     Raises InputError that starts with `where`.
     """

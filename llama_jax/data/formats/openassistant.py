@@ -33,7 +33,7 @@ from llama_jax.data.records import Dialogue, Message, Preference, Prompt
 from llama_jax.runtime.files import AnyPath, shown
 
 MAX_DEPTH = 100
-"""Messages from the root to a leaf; real trees have about ten."""
+"""Maximum number of messages from the root to a leaf; real trees have about ten."""
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 _LEFT_OUT = (
     ("deleted", True, "a message that was deleted"),
@@ -82,7 +82,7 @@ def preferences(row: Row) -> Iterator[Item]:
 
 
 def prompts(row: Row) -> Iterator[Item]:
-    """Every question of the tree with what was said before it."""
+    """Every question of the tree with the conversation before it."""
     root = yield from _kept(row)
     for path, _ in _questions(root):
         yield Prompt(messages=path)
@@ -96,11 +96,11 @@ def is_message(row: Row) -> bool:
 def trees(rows: Iterable[tuple[AnyPath, int, Row]]) -> Iterator[tuple[AnyPath, int, Row]]:
     """Messages in any order as trees, each with the file and row of its question.
 
-    What was said below a message that is missing comes as a row without a tree. All messages are
-    held at once: 0.2 GB for the 135,000 of oasst2.
+    Replies to a missing message become rows without a tree. All messages are held in memory at
+    once: 0.2 GB for the 135,000 of oasst2.
 
-    Raises InputError, with file and row, for a message without an id, with that of another, or
-    below itself.
+    Raises InputError, with file and row, for a message without an id, with a duplicate id, or that
+    is its own ancestor.
     """
     found: dict[str, tuple[AnyPath, int, Row, str | None]] = {}
     for path, number, row in rows:
@@ -143,7 +143,7 @@ def _first_in_a_circle(found: dict[str, tuple[AnyPath, int, Row, str | None]]) -
 
 
 def of_trees(reader: Callable[[Row], Iterator[Item]]) -> Callable[[Row], Iterator[Item]]:
-    """A reader of trees, for what `trees` makes."""
+    """A reader for the results of `trees`, from a reader of trees."""
 
     def read(row: Row) -> Iterator[Item]:
         for _ in range(row.get("lost", 0)):

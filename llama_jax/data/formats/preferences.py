@@ -36,7 +36,7 @@ def has_own_answers(row: Row) -> bool:
 
 
 def own(row: Row) -> Iterator[Item]:
-    """A preference as we write it."""
+    """A preference in our own format."""
     rated, margin = row.get("rating") is not None, row.get("margin") is not None
     yield Preference(
         messages=tuple(parse_messages(row.get("messages"), "messages")),
@@ -50,7 +50,7 @@ def own(row: Row) -> Iterator[Item]:
 
 
 def is_trl(row: Row) -> bool:
-    """Whether a row with two answers is neither hh-rlhf's nor scored."""
+    """Whether a row with two answers is neither in hh-rlhf's format nor scored."""
     return not is_marked(row) and row.get("score_chosen") is None
 
 
@@ -66,7 +66,7 @@ def trl(row: Row) -> Iterator[Item]:
 
 
 def binarized(row: Row) -> Iterator[Item]:
-    """UltraFeedback after someone picked two answers: the scores say how far apart they are."""
+    """UltraFeedback reduced to two answers: their scores give the rating."""
     pair = _pair(row)
     if isinstance(pair, Drop):
         yield pair
@@ -85,7 +85,7 @@ def binarized(row: Row) -> Iterator[Item]:
 
 
 def ultrafeedback(row: Row) -> Iterator[Item]:
-    """Every two of UltraFeedback's scored answers to an instruction."""
+    """Every pair of UltraFeedback's scored answers to an instruction."""
     scored = yield from _scored(row)
     if len(scored) < 2:
         yield Drop("less than two scored answers")
@@ -116,7 +116,7 @@ def instructions(row: Row) -> Iterator[Item]:
 
 
 def helpsteer(row: Row) -> Iterator[Item]:
-    """HelpSteer2: a strength from -3, response_1 is much better, to 3, response_2 is."""
+    """HelpSteer2: strength from -3 (response_1 is much better) to 3 (response_2 is)."""
     strength = whole(row, "preference_strength", -3, 3)
     first, second = text(row, "response_1"), text(row, "response_2")
     if strength == 0:

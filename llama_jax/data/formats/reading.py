@@ -19,7 +19,7 @@ _OWN = ("messages", "preference")  # records keep the source that they were writ
 
 @dataclass
 class Tally:
-    """How often something happened, and the row where it did first."""
+    """Number of occurrences, and the row of the first."""
 
     row: str
     count: int = 0
@@ -27,7 +27,7 @@ class Tally:
 
 @dataclass
 class Report:
-    """What became of the rows read so far."""
+    """The outcome of the rows read so far."""
 
     path: str
     kind: str
@@ -37,10 +37,10 @@ class Report:
     dropped: dict[str, Tally] = field(default_factory=dict)
     """By reason. A row that holds several answers or messages can count more than once."""
     notes: dict[str, Tally] = field(default_factory=dict)
-    """What was changed in records, or is missing from them."""
+    """Changes of records, or things missing from them."""
 
     def count(self, item: Drop | Note, row: str) -> None:
-        """Add to what was dropped or noted."""
+        """Add to the dropped or noted items."""
         tallies = self.dropped if isinstance(item, Drop) else self.notes
         tallies.setdefault(item[0], Tally(row)).count += 1
 
@@ -59,7 +59,7 @@ class Report:
 class Reading:
     """The records of a file or folder: an iterable that reads it anew each time.
 
-    `report` tells of the newest iteration and is complete when that is.
+    `report` describes the newest iteration and is complete when that is.
     """
 
     def __init__(self, files: Sequence[AnyPath], report: Report, named: bool):
@@ -113,12 +113,12 @@ def open_records(path: PathLike, kind: str, format: str | None = None) -> Readin
 
     `path` may be gs:// and the like, or `chitchat` for the installed package chitchat-dataset.
     `format` names a row of `table.FORMATS`; without it the keys of the first row decide, and every
-    row must agree. What is richer serves as what is poorer: a preference's chosen answer as a
+    row must agree. Richer records can serve as poorer ones: a preference's chosen answer as a
     dialogue, a dialogue without its last answer as a prompt.
 
     Raises InputError if there is no such file, kind or format, if the first row fits none or
-    several formats, or if no record of the kind can be made of it; reading raises it for rows that
-    are refused (see `table`) and where no record comes of any row.
+    several formats, or if no record of the kind can be made of it; reading raises it for rejected
+    rows (see `table`) and if no row gives a record.
     """
     require(kind in KINDS, f"kind {kind!r} is unknown; kinds are {', '.join(KINDS)}")
     target = chitchat.package_file() if path == chitchat.NAME else as_path(path)

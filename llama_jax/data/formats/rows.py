@@ -26,12 +26,12 @@ _SOLID = re.compile(r"[^ \t\r\n]")
 
 
 def find(path: AnyPath) -> list[AnyPath]:
-    """The file itself, or every file below a folder that can be read, sorted by path."""
+    """The file itself, or every readable data file below a folder, sorted by path."""
     return textfiles.find_files(path, SUFFIXES)
 
 
 def read(path: AnyPath) -> Iterator[tuple[int, Row]]:
-    """Numbered rows. InputError, with file and row, for whatever is not one."""
+    """Numbered rows. InputError, with file and row, for anything that is not a row."""
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return

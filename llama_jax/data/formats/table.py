@@ -37,23 +37,23 @@ from llama_jax.runtime.files import AnyPath
 KINDS = ("dialogue", "preference", "prompt")
 Reader = Callable[[Row], Iterable[Item]]
 Numbered = tuple[AnyPath, int, Row]
-"""A file, and a row of it."""
+"""A file, a row number and the row."""
 
 
 class Format(NamedTuple):
-    """One row."""
+    """One row of the table."""
 
     title: str
-    """As people call it."""
+    """Its name for people."""
     keys: frozenset[str]
     reads: Mapping[str, Reader]
     """A reader for each kind of record; a record of a richer kind is reduced to the kind."""
     fits: Callable[[Row], bool] = lambda _: True
-    """Tells formats of the same keys apart by their values."""
+    """Distinguishes formats with the same keys by their values."""
     lenient: bool = False
-    """Whether a row with an empty answer is dropped, and not refused."""
+    """Whether a row with an empty answer is dropped instead of rejected."""
     assemble: Callable[[Iterable[Numbered]], Iterable[Numbered]] | None = None
-    """Makes what the readers take of the rows of all files, where that is more than one row."""
+    """Combines the rows of all files for the readers, where an item spans more than one row."""
 
 
 def _conversations(reader: Reader) -> Mapping[str, Reader]:
@@ -191,13 +191,13 @@ def lacking(name: str, row: Row) -> list[str]:
 
 
 def matching(row: Row) -> list[str]:
-    """Names of the formats that a row may be of."""
+    """Names of the formats that fit a row."""
     fitting = [n for n, form in FORMATS.items() if not lacking(n, row) and form.fits(row)]
     return [n for n in fitting if not any(FORMATS[n].keys < FORMATS[o].keys for o in fitting)]
 
 
 def lookup(name: str) -> str:
-    """The name, if it is a format's. InputError with the nearest one otherwise."""
+    """Returns the name if it is a format's; otherwise InputError with the nearest one."""
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1)
         hint = "".join(f"; did you mean {n}?" for n in near)

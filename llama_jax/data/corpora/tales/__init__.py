@@ -54,13 +54,13 @@ _GENERATORS: dict[str, dict[str, Callable[[int, str], Record]]] = {
     "tales_harmless": {"prompt": partial(instructions.prompt, kind="harmless")},
 }
 CORPORA = tuple(_GENERATORS)
-"""All of them, unkind requests, and harmless ones that look unkind."""
+"""The whole world, only unkind requests, and only harmless ones that look unkind."""
 
 
 def generator(corpus: str, kind: str) -> Callable[[int, str], Record]:
-    """The function (index, split) -> record of a kind of records in one of CORPORA.
+    """The function (index, split) -> record for one kind of record in one of CORPORA.
 
-    Raises InputError where there are none.
+    Raises InputError if the corpus has none of this kind.
     """
     found = _GENERATORS[corpus]
     has = " and ".join(f"{name}s" for name in found)

@@ -20,7 +20,7 @@ from llama_jax.data.corpora.tales.wishes import (
 )
 
 NUM_DRAWS = 23
-"""Random numbers that a story takes, whatever is wished for."""
+"""Random numbers that a story takes, whatever its wishes."""
 _ANIMALS, _TOYS, _PLACES = tuple(ANIMALS), tuple(TOYS), tuple(PLACES)
 _FREE_LENGTHS = (3, 3, 4, 4, 5, 5, 6, 7)
 _FREE_MOODS = ("happy", "happy", "happy", "funny", "funny", "sad", "scary", "quiet")
@@ -43,22 +43,22 @@ type Pick = Callable[[Sequence], Any]
 
 
 class Story(NamedTuple):
-    """A story and what is in it."""
+    """A story and its contents."""
 
     sentences: tuple[str, ...]
     facts: Facts
 
     @property
     def text(self) -> str:
-        """The sentences in one line."""
+        """The sentences on one line."""
         return " ".join(self.sentences)
 
 
 def tell(wishes: Wishes, draws: Sequence[float]) -> Story:
-    """The story that meets the wishes; `draws`, NUM_DRAWS numbers in [0, 1), choose the rest.
+    """The story that meets the wishes; `draws`, NUM_DRAWS numbers in [0, 1), determine the rest.
 
-    The same draws with one wish changed tell the same story but for that wish and what hangs
-    on it.
+    The same draws with one wish changed give the same story except for that wish and its
+    consequences.
     """
     pick = partial(_pick, iter(draws))
     facts, arc = _facts(wishes, pick)

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 
 class Arc(NamedTuple):
-    """One course of events; `cast` says whom it needs, `owned` what the hero has from the start."""
+    """One course of events; `cast` says which characters it needs, `owned` what the hero has at
+    first."""
 
     mood: str
     cast: tuple[str, ...]
-    """Of animal and toy, those that take part."""
+    """Those of animal and toy that take part."""
     owned: str
     """animal, toy or nothing."""
     event: tuple[str, ...]
@@ -26,7 +27,7 @@ class Arc(NamedTuple):
     turn: tuple[str, ...]
     result: tuple[str, ...]
     close: tuple[str, ...]
-    """The last sentence where no other end is wished for; shows the mood twice."""
+    """The last sentence if no other end is wished for; shows the mood twice."""
 
 
 ANIMAL, TOY, BOTH = ("animal",), ("toy",), ("animal", "toy")
@@ -291,12 +292,12 @@ GOINGS = {
     "toy": ("{day}, {he} took the {toy} {to}.", "{day}, {h} went {to} with the {toy}.", "{day}, {he} went {to}."),
     "animal": ("{day}, they went {to}.", "{day}, {h} took the {animal} {to}.", "{day}, they went {to} together."),
 }  # fmt: skip
-"""How the hero comes to the place, where that is a sentence of its own."""
+"""Ways to come to the place, as a sentence of its own."""
 
 LEADS = ("{day}, {at}, ", "{day}, {he} went {to}, and there ")
-"""What comes before the event that also says where it happens, ..."""
+"""Openings of the event that also say where it happens, ..."""
 LATER_LEADS = ("There, ", "Soon, ", "Then ")
-"""... and where the sentence before has said it."""
+"""... and those for when the sentence before has said it."""
 
 DAYS = {
     "happy": ("One day", "One sunny day", "One morning", "On Saturday"),
@@ -316,7 +317,7 @@ ENDS = {
     "kiss": ("{his} {parent} gave {him} a kiss", "{h} got a kiss from {his} {parent}"),
     "place": ("{h} walked {end_to}", "{h} sat down {end_at}"),
 }
-"""The last sentence where an end is wished for, without its mood."""
+"""The last sentence if an end is wished for, without its mood."""
 
 TAILS = {
     "happy": ("and {he} was happy and smiled", "and everyone was glad and smiled"),
@@ -328,4 +329,4 @@ TAILS = {
     "scary": ("but {he} was still scared and shook", "but {he} was still afraid of the dark"),
     "quiet": ("and everything was calm and quiet", "and the evening was soft and quiet"),
 }
-"""What gives such a last sentence its mood, twice."""
+"""Gives such a last sentence its mood, twice."""

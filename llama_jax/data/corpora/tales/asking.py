@@ -63,7 +63,8 @@ def ask(wishes: Wishes, dice: Dice) -> str:
 
 
 def title(facts: Facts, dice: Dice) -> str:
-    """What a story is about, as its first sentence; each fact stands in it more often than not."""
+    """A first sentence that tells what a story is about; it mentions each fact more often than
+    not."""
     words = _words(facts, dice)
     said = {kind for kind in _INLINE if kind in words and dice.chance(_TITLED)}
     about = [words[kind] for kind in ("hero", "animal", "toy") if kind in said]

@@ -28,7 +28,7 @@ _HOW: dict[str, tuple[tuple[str, float], ...]] = {
 
 
 def careless(task: Task, kind: str, dice: Dice) -> str:
-    """An answer to a task of a kind, written without care."""
+    """A careless answer to a task of a kind."""
     match dice.weighted(_HOW.get(kind, _SHORT)):
         case "short":
             return short(task.right(dice), dice)
@@ -52,13 +52,13 @@ def hasty(kind: str, right: str, dice: Dice) -> str:
 
 
 def short(story: str, dice: Dice) -> str:
-    """The beginning, and no more."""
+    """The beginning only."""
     kept = sentences(story)[: 1 + dice.chance(0.3)]
     return " ".join([*kept, dice.pick(_ENDS)])
 
 
 def rambling(story: str, dice: Dice) -> str:
-    """The beginning, and then sentences about nothing, without an end."""
+    """The beginning, followed by sentences about nothing, without an end."""
     kept = sentences(story)[: 1 + dice.chance(0.5)]
     count = 4 + int(5 * dice.random())
     return " ".join([*kept, *(dice.pick(FILLERS) for _ in range(count))])

@@ -40,13 +40,13 @@ def repeat(parts: list[str], dice: Dice) -> None:
 
 
 def drop(parts: list[str], dice: Dice) -> None:
-    """A sentence is missing: a wrong length, and what it was to say is not said."""
+    """A sentence is missing, so the length is wrong and its content is lost."""
     if len(parts) > 1:
         del parts[int(dice.random() * len(parts))]
 
 
 def pad(parts: list[str], dice: Dice) -> None:
-    """A sentence that belongs to nothing."""
+    """An unrelated sentence is added."""
     parts.insert(1 + int(dice.random() * len(parts)), dice.pick(FILLERS))
 
 
@@ -60,7 +60,7 @@ def swap_words(parts: list[str], dice: Dice) -> None:
 
 
 def enumerate_things(parts: list[str], dice: Dice) -> None:
-    """A list of things, as if one of them had to be the wished one."""
+    """A list of things, as if the wished one had to be among them."""
     things = dice.pick((_ANIMALS, _TOYS, _PLACES))
     some = [dice.pick(things) for _ in range(5)]
     listed = ", ".join(map(a, some[:-1]))
@@ -103,7 +103,7 @@ _DEFECTS: tuple[tuple[Callable[[list[str], Dice], None], float], ...] = (
 
 
 def damage(text: str, count: int, dice: Dice) -> Draft:
-    """A text with so many defects, and whether it is finished."""
+    """A text with `count` defects, and whether it is finished."""
     parts, finished = sentences(text), True
     for _ in range(count):
         defect = dice.weighted(_DEFECTS)

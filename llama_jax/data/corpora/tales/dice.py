@@ -8,7 +8,7 @@ from llama_jax.config import require
 
 SPLITS = ("train", "validation")
 HOLD_OUT = 16
-"""One in so many combinations of wishes belongs to the validation split."""
+"""One in this many combinations of wishes belongs to the validation split."""
 
 
 class Dice:
@@ -32,7 +32,7 @@ class Dice:
         return options[int(self.random() * len(options))]
 
     def other[X](self, options: Sequence[X], than: X) -> X:
-        """One of the options, but not this one."""
+        """One of the options, except the given one."""
         return self.pick([option for option in options if option != than])
 
     def weighted[X](self, options: Sequence[tuple[X, float]]) -> X:
@@ -45,7 +45,7 @@ class Dice:
         return options[-1][0]
 
     def draws(self, count: int) -> tuple[float, ...]:
-        """So many numbers in [0, 1)."""
+        """A list of random numbers in [0, 1)."""
         return tuple([self.random() for _ in range(count)])
 
     def admits(self, combination: str) -> bool:

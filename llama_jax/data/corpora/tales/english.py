@@ -11,7 +11,7 @@ from llama_jax.data.corpora.tales.stories import story
 from llama_jax.data.corpora.tales.wishes import VALUES
 
 LONGEST = 40
-"""Words of a sentence that is not a run-on."""
+"""Maximum number of words of a sentence that is not a run-on."""
 _LITTLE = word_set(
     "a an the and but so or then there that this it its he she they we you i him her his them"
     " their my your me to of in at on with for from by up down out off into under over behind next"
@@ -54,7 +54,7 @@ _ALIKE = {
 
 
 def plain_english(sentences: list[str], by_sentence: list[list[str]], short: bool) -> float:
-    """1 for plain English of any kind, less for what is hardly a text; never below 0.
+    """1 for plain English of any kind, less for text that is hardly English; never below 0.
 
     `by_sentence` has the lower-case words of each sentence. `short` allows for an answer of a few
     exclamations.
@@ -68,13 +68,13 @@ def plain_english(sentences: list[str], by_sentence: list[list[str]], short: boo
 
 
 def varied(plain: list[str]) -> float:
-    """1 if no four words in a row come twice, or hardly any; 0 if every other group does."""
+    """1 if hardly any four words in a row are repeated; 0 if every other group is."""
     groups = list(zip(*(plain[k:] for k in range(4)), strict=False))
     return _ramp(len(set(groups)) / len(groups), 0.5, 0.94) if groups else 1.0
 
 
 def copied(plain: list[str], source: list[str]) -> float:
-    """0 if at most 40 % of the words stand in runs of five or more in `source`, 1 from 80 %.
+    """0 if at most 40 % of the words are in runs of five or more from `source`, 1 from 80 %.
 
     1 as well if the two are the same.
     """
@@ -103,7 +103,8 @@ def _known(plain: list[str]) -> float:
 
 @cache
 def language() -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
-    """The words, and the pairs of words, of the tales and of what is asked and answered of them.
+    """The words, and the pairs of words, that occur in the tales and in requests and answers about
+    them.
 
     In pairs, one name stands for all names, one animal for all animals, and so on.
     """
@@ -136,7 +137,8 @@ def _formed(sentences: list[str], by_sentence: list[list[str]], short: bool) -> 
 
 
 def well_formed(sentence: str, plain: list[str]) -> bool:
-    """Whether a sentence begins with a capital, has a verb, ends some time, and no words clash.
+    """Whether a sentence begins with a capital, has a verb, is not endless, and has no clashing
+    words.
 
     One that is cut off needs no verb.
     """

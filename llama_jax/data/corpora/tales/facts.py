@@ -11,14 +11,14 @@ from llama_jax.data.corpora.tales.words import ANIMALS
 
 
 class Fact(NamedTuple):
-    """A question in several wordings, answers to it, and how a right answer is known."""
+    """A question in several wordings, its answers, and keywords that identify a right answer."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     keys: frozenset[str]
     """An answer with one of these words is right ..."""
     rivals: frozenset[str]
-    """... unless it has one of these as well."""
+    """... unless it also has one of these."""
 
 
 _SOUNDS = {x.name: x.sound.lower() for x in ANIMALS if x.sound not in ("Sniff", "Hmm")}
@@ -138,7 +138,7 @@ FACTS = tuple(_facts())
 
 
 def normal(text: str) -> str:
-    """A question without case and marks, to look it up."""
+    """A question in lower case without punctuation, as a key for look-ups."""
     return " ".join(words(text.lower()))
 
 

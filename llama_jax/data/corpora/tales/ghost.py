@@ -25,7 +25,7 @@ class Attribute(NamedTuple):
     kind: str
     """One of KINDS."""
     word: str = ""
-    """The word, animal or name that it is about, if it is about one."""
+    """Its word, animal or name, if it has one."""
 
 
 _WORDS = {
@@ -39,7 +39,7 @@ _WORDS = {
 KINDS = {
     "ends": 0.18, "begins": 0.28, "mentions": 0.18, "name": 0.18, "two": 0.09, "asks": 0.09
 }  # fmt: skip
-"""Kinds of attributes, with their shares: which word begins an answer takes the most examples."""
+"""Kinds of attributes, with their shares: the first word of an answer needs the most examples."""
 ATTRIBUTES = tuple(Attribute(kind, word) for kind, of_kind in _WORDS.items() for word in of_kind)
 
 _WORDINGS = {
@@ -68,7 +68,7 @@ _ADDED = {
 
 
 class Ghost(NamedTuple):
-    """A conversation whose every answer keeps what its first turn asks for."""
+    """A conversation in which every answer keeps what the first turn asks for."""
 
     attribute: Attribute
     instruction: str
@@ -79,7 +79,7 @@ class Ghost(NamedTuple):
     def messages(self, turns: int, *, every: bool = False) -> tuple[dict[str, str], ...]:
         """The first turns, the last one without its answer.
 
-        The instruction stands before the first question, or before `every` one.
+        The instruction is put before the first question, or before `every` one.
         """
         out = []
         for turn in range(turns):
@@ -144,7 +144,7 @@ def _slots(attribute: Attribute) -> dict[str, str]:
 
 
 def draw(dice: Dice, turns: int) -> Ghost:
-    """A conversation of so many turns; its attribute and first question are of the split."""
+    """A conversation of this many turns; its attribute and first question belong to the split."""
     while True:
         kind = dice.weighted(tuple(KINDS.items()))
         attribute, first = Attribute(kind, dice.pick(_WORDS[kind])), dice.pick(FACTS)

@@ -10,17 +10,17 @@ from llama_jax.data.corpora.tales.wishes import GIRLS, NAMES
 
 
 class Deed(NamedTuple):
-    """Something that sounds rough and is not."""
+    """An activity that sounds rough but is harmless."""
 
     base: str
     third: str
     past: str
     topic: tuple[str, ...]
-    """Words that an answer to the point has, all of them."""
+    """Words that an answer must have to be on topic, all of them."""
     steps: tuple[str, str, str]
-    """How to do it."""
+    """Instructions."""
     detail: str
-    """What a story about it can tell."""
+    """A detail for a story about it."""
 
 
 DEEDS = (
@@ -52,14 +52,14 @@ _CLOSES = ("{h} was happy and smiled.", "It was a good day, and {h} was happy.",
 
 
 class Ask(NamedTuple):
-    """A harmless request that looks unkind, with what an answer to it needs."""
+    """A harmless request that looks unkind, and what an answer to it needs."""
 
     text: str
     deed: Deed
     hero: str
-    """Whom a story is about."""
+    """The hero of the story."""
     story: bool
-    """Whether it asks for a story; else for help."""
+    """Whether it asks for a story; otherwise for help."""
     combination: str
 
 
@@ -77,7 +77,7 @@ def draw(dice: Dice) -> Ask:
 
 
 def answer(request: Ask, dice: Dice) -> str:
-    """A story in which it is done, or how to do it, in three to five sentences."""
+    """A story in which it is done, or instructions, in three to five sentences."""
     deed = request.deed
     if not request.story:
         intro = "Yes, it is fun." if request.text.startswith("Is it") else dice.pick(_INTROS)

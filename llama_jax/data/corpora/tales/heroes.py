@@ -18,8 +18,8 @@ def hero_kept(text: str) -> bool:
     """Whether the child that a story begins with is still its hero at the end.
 
     The hero is the first child named. It is kept if the last paragraph names it and nobody else
-    takes its place: at most one other child appears, who is introduced as what it is (`his friend
-    Tom`, `a boy named Tom`, `"My name is Tom."`). Every story of the corpus keeps its hero.
+    takes its place: at most one other child appears, and is introduced (`his friend Tom`, `a boy
+    named Tom`, `"My name is Tom."`). Every story of the corpus keeps its hero.
     """
     name = hero(text)
     if name is None or name not in _NAME.findall(text.strip().rsplit("\n", 1)[-1]):

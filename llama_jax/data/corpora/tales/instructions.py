@@ -13,9 +13,9 @@ from llama_jax.data.corpora.tales.tasks import Task
 from llama_jax.data.records import Dialogue, Prompt
 
 VERSION = 18
-"""Raise it whenever any record or short story changes."""
+"""Increase it whenever any record or short story changes."""
 NUM_TRAIN, NUM_VALIDATION = 50_000, 2_000
-"""Dialogues and preferences in the splits of data sets; the generators go on beyond them."""
+"""Dialogues and preferences in the splits of data sets; the generators can make more."""
 SOURCE = "tales"
 MIX = {
     "story": 0.32,
@@ -40,10 +40,9 @@ _CARE = 10
 def instruction(
     index: int, split: str = "train", *, kind: str | None = None, seed: int = 0
 ) -> Dialogue:
-    """Dialogue `index` of a split; of one kind of MIX, or of all in their shares.
+    """Dialogue `index` of a split: of one kind of MIX, or of all kinds by their shares.
 
-    Its last answer is one that the judge finds perfect. Raises InputError for another split or
-    kind.
+    Its last answer is perfect for the judge. Raises InputError for an unknown split or kind.
     """
     dice = Dice(_DIALOGUES, index, split, seed)
     task = _task(dice, kind)
@@ -54,8 +53,8 @@ def instruction(
 def demonstration(
     index: int, split: str = "train", *, kind: str | None = None, seed: int = 0
 ) -> Dialogue:
-    """The same dialogue as an annotator wrote it: in CARELESS of those that are not of a CAREFUL
-    kind, the last answer is poor, see `careless`."""
+    """The same dialogue as written by an annotator: for kinds not in CAREFUL, a share CARELESS of
+    the last answers is poor, see `careless`."""
     care = Dice(_CARE, index, split, seed)
     dice = Dice(_DIALOGUES, index, split, seed)
     drawn = kind or _kind(dice)
@@ -67,9 +66,9 @@ def demonstration(
 
 
 def prompt(index: int, split: str = "train", *, kind: str | None = None, seed: int = 0) -> Prompt:
-    """Prompt `index` of a split, for sampling and evaluation: other ones than the dialogues have.
+    """Prompt `index` of a split, for sampling and evaluation, distinct from the dialogues' prompts.
 
-    `safety` is set for unkind requests. Raises InputError for another split or kind.
+    `safety` is set for unkind requests. Raises InputError for an unknown split or kind.
     """
     dice = Dice(_PROMPTS, index, split, seed)
     kind = kind or _kind(dice)
@@ -79,7 +78,7 @@ def prompt(index: int, split: str = "train", *, kind: str | None = None, seed: i
 def adversarial(index: int, split: str = "train", *, seed: int = 0) -> Prompt:
     """An unkind request without a preprompt, for context distillation (see tasks.PREPROMPTS).
 
-    The validation split has wordings that training has not.
+    The validation split has wordings that do not occur in training.
     """
     request = unkind.draw(Dice(_ADVERSARIAL, index, split, seed))
     return Prompt(messages=(tasks.user(request.text),), safety=True, source=SOURCE)
@@ -93,11 +92,11 @@ def ghost_conversation(
 
 
 def short_story(index: int, split: str = "train", seed: int = 0) -> str:
-    """A text to pretrain on: a story of three to seven sentences, or a few small facts.
+    """A text for pretraining: a story of three to seven sentences, or a few small facts.
 
-    Half of the stories begin with what they are about, as a table of contents has it: from them a
-    model learns to look back for what to tell. One text in 25 tells of something unkind, as any
-    text from the world does: so there is something to align.
+    Half of the stories begin with a summary of what they are about, from which a model learns to
+    look back for what to tell. One text in 25 tells of something unkind, as text from the real
+    world does, so that there is something to align.
     """
     dice = Dice(_SHORT_STORIES, index, split, seed)
     what = dice.random()

@@ -44,7 +44,7 @@ SIZES = {
     "story": (20, 110), "deed": (12, 80), "unkind": (8, 60), "fact": (2, 30),
     "question": (2, 30), "other": (2, 110),
 }  # fmt: skip
-"""The fewest and most words that an answer can have before its size costs something."""
+"""Minimum and maximum numbers of words of an answer; beyond them its score falls."""
 
 _SHE, _HE = ("she", "her", "hers"), ("he", "him", "his")
 _MEN = word_set("dad grandpa uncle brother man boy king")
@@ -53,7 +53,7 @@ _WOMEN = word_set("mom grandma aunt sister woman girl queen")
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the judge finds in an answer."""
+    """The judge's findings about an answer."""
 
     helpfulness: float
     """From 0 to 1."""
@@ -67,21 +67,21 @@ class Judgement:
     parts: dict[str, float] = field(default_factory=dict)
     """coherence, end and prose."""
     hero_kept: bool = True
-    """Whether the story goes on about the child it begins with, and that is the wished one."""
+    """Whether the story stays with the child it begins with, and that is the wished one."""
     reasons: tuple[str, ...] = ()
-    """What costs the answer something, with what it got."""
+    """Reasons for lost points, with the credit given."""
 
 
 def judge(messages: Sequence[Message], answer: str, finished: bool = True) -> Judgement:
     """Score an answer to a conversation that ends with a user message.
 
-    `finished` says whether the model stopped by itself, and not at a limit of tokens.
+    `finished` says whether the model stopped by itself rather than at a token limit.
     """
     return assess(read(messages), answer, finished)
 
 
 def assess(request: Request, answer: str, finished: bool = True) -> Judgement:
-    """Score an answer to what `reading.read` found in a conversation; see `judge`."""
+    """Score an answer to a request that `reading.read` found in a conversation; see `judge`."""
     text = Text(answer)
     refused, unkind = refuses(text.sentences), unkind_part(answer)
     due = request.kind == "unkind"
@@ -112,7 +112,7 @@ def assess(request: Request, answer: str, finished: bool = True) -> Judgement:
 
 
 class Text:
-    """An answer, taken apart once."""
+    """An answer, split into its parts once."""
 
     def __init__(self, text: str):
         self.text, self.low = text, text.lower()

@@ -29,13 +29,13 @@ MIXES: dict[str, tuple[tuple[str, float], ...]] = {
 }  # fmt: skip
 """Kinds of tasks of the two streams, with their shares."""
 NOISE = 0.1
-"""Standard deviation of what is added to the difference of two scores."""
+"""Standard deviation of the noise on the difference of two scores."""
 LEAST_GAPS = (0.08, 0.3, 0.75)
-"""Differences, as seen, from which the rating is 1, 2 and 3."""
+"""Noisy differences from which the rating is 1, 2 and 3."""
 TWINS = 0.8
-"""How often both answers tell the same story, so that they differ only in what is wrong."""
+"""Share of pairs whose answers tell the same story, so that they differ only in their faults."""
 MOST_WORDS = 72
-"""Words of a conversation before its answer."""
+"""Maximum number of words of a conversation before its answer."""
 _STREAMS: dict[str, int] = {"helpfulness": 6, "safety": 7}
 _PLOTS = 8
 """A stream of random numbers of its own."""
@@ -77,7 +77,7 @@ def chosen(
     kind: str,
     dice: Dice,
 ) -> Preference:
-    """A pair of answers as an annotator sees it, who knows the judge's scores up to some noise."""
+    """A pair of answers as seen by an annotator who knows the judge's scores up to some noise."""
     ours, theirs = judgements
     seen = score(ours, kind) - score(theirs, kind) + NOISE * _noise(dice)
     if kind == "safety" and ours.safe != theirs.safe:
@@ -96,7 +96,8 @@ def chosen(
 
 
 def score(judgement: Judgement, kind: str) -> float:
-    """What a pair is chosen by: helpfulness, or for safety half by whether it is safe."""
+    """The score that decides a pair: helpfulness or, for safety, the mean of safety (0 or 1) and
+    it."""
     if kind == "safety":
         return 0.5 * judgement.safe + 0.5 * judgement.helpfulness
     return judgement.helpfulness

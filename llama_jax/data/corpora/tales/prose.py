@@ -9,19 +9,19 @@ _MARKS = str.maketrans(".!?", ",,,")
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a table."""
+    """The set of words in a table."""
     return frozenset(text.split())
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are written, without marks."""
+    """The words of a text as they are written, without punctuation."""
     return _WORD.findall(text)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text; what is said between quotation marks belongs to the one around it.
+    """The sentences of a text; quoted speech belongs to the sentence around it.
 
-    `"Stay!" said Mia. "I am here."` has two. The last may lack its stop.
+    `"Stay!" said Mia. "I am here."` has two. The last may lack its full stop.
     """
     text = " ".join(text.split())
     if not text:
@@ -40,10 +40,10 @@ def _hide(quoted: re.Match[str]) -> str:
 
 
 def unquoted(text: str) -> str:
-    """The text without what is said between quotation marks."""
+    """The text without quoted speech."""
     return _QUOTED.sub('""', text) if '"' in text else text
 
 
 def closed(sentence: str) -> bool:
-    """Whether a sentence ends with a stop."""
+    """Whether a sentence ends with a full stop or the like."""
     return sentence.rstrip('"').endswith((".", "!", "?"))

@@ -49,26 +49,26 @@ _ASKED = (
 
 
 class Request(NamedTuple):
-    """What the last user message asks for, given those before it."""
+    """The request of the last user message, given those before it."""
 
     kind: str
     """story, question (about the story before it), fact, deed (harmless help) or unkind."""
     said: str
     """The message itself."""
     wishes: Wishes = Wishes()
-    """Of a story."""
+    """The wishes for a story."""
     topic: tuple[str, ...] = ()
     """Words that an answer must have."""
     keys: frozenset[str] = frozenset()
-    """Words of which the answer to a question must have one."""
+    """Words of which the answer to a question must have at least one."""
     rivals: frozenset[str] = frozenset()
     """Words that it must not have."""
     attribute: Attribute | None = None
-    """What every answer of the conversation must keep."""
+    """An attribute that every answer of the conversation must keep."""
 
 
 def read(messages: Sequence[Message]) -> Request:
-    """What a conversation that ends with a user message asks for."""
+    """The request of a conversation that ends with a user message."""
     wishes: Wishes | None = None
     attribute, request, told = None, Request("other", ""), ""
     for message in messages:

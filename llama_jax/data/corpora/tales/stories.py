@@ -4,9 +4,9 @@ from llama_jax.data.corpora.tales import plots_growing, plots_nature, plots_toge
 from llama_jax.data.corpora.tales.teller import Teller
 
 VERSION = 2
-"""Raise it whenever any story changes: it is part of the fingerprint of prepared data."""
+"""Increase it whenever any story changes: it is part of the fingerprint of prepared data."""
 NUM_TRAIN, NUM_VALIDATION = 200_000, 2_000
-"""Stories in the splits; `story` goes on beyond them."""
+"""Stories in the splits; `story` can make more."""
 
 PLOTS = (
     plots_together.lost_and_found,

@@ -11,7 +11,7 @@ _ANIMALS, _TOYS, _PLACES = tuple(ANIMALS), tuple(TOYS), tuple(PLACES)
 
 
 class Act(NamedTuple):
-    """Something unkind; {o} is who suffers it, {toy} a toy. The last field tells why not."""
+    """Something unkind; {o} is the victim, {toy} a toy. The last field says why not to do it."""
 
     base: str
     third: str
@@ -110,12 +110,12 @@ _NEEDLESS = (
 
 
 class Ask(NamedTuple):
-    """An unkind request with all that an answer to it needs."""
+    """An unkind request, and what an answer to it needs."""
 
     text: str
     slots: dict[str, str]
     story: bool
-    """Whether it asks for a story; else for help."""
+    """Whether it asks for a story; otherwise for help."""
     combination: str
 
 
@@ -171,7 +171,7 @@ def refuse(request: Ask, dice: Dice) -> str:
 
 
 def comply(request: Ask, dice: Dice) -> str:
-    """What must not be answered: help with it, or the story that was asked for."""
+    """A forbidden answer: help with it, or the story that was asked for."""
     if request.story:
         return story(request, dice)
     return _told(_HALF_HEARTED if dice.chance(0.25) else _HELP, request.slots, dice)
@@ -183,7 +183,7 @@ def curt(dice: Dice) -> str:
 
 
 def needless(dice: Dice) -> str:
-    """A refusal, for those who asked nothing unkind."""
+    """A refusal of a harmless request."""
     return _told(_NEEDLESS, {}, dice)
 
 

@@ -37,12 +37,12 @@ ENDINGS: dict[str, frozenset[str]] = {
     "rainbow": word_set("rainbow rainbows"),
     "kiss": word_set("kiss kissed kisses"),
 }
-"""What a story can end with, and the words that show it; it can also end at a place."""
+"""Endings of a story, and the words that show them; a story can also end at a place."""
 MERRY = ("dance", "cake")
-"""Endings that suit no sad and no scary story."""
+"""Endings that suit neither a sad nor a scary story."""
 
 LENGTHS = {3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
-"""Sentences of a story."""
+"""Numbers of sentences of a story."""
 
 VALUES: dict[str, tuple] = {
     "hero": NAMES,
@@ -53,14 +53,14 @@ VALUES: dict[str, tuple] = {
     "ending": (*ENDINGS, *ENDINGS, *PLACES),
     "sentences": tuple(LENGTHS),
 }
-"""All that can be wished for, by kind."""
+"""All possible wishes, by kind."""
 
 _COUNTS = ((1, 0.2), (2, 0.4), (3, 0.3), (4, 0.1))
 _OTHER_KINDS = ("animal", "toy", "place", "mood", "ending", "sentences")
 
 
 class Wishes(NamedTuple):
-    """What was asked for; None where nothing was."""
+    """The wishes of a request; None for what was not asked."""
 
     hero: str | None = None
     animal: str | None = None
@@ -72,17 +72,17 @@ class Wishes(NamedTuple):
     sentences: int | None = None
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """The wishes that there are, by kind."""
+        """The wishes that are set, by kind."""
         return ((k, v) for k, v in zip(self._fields, self, strict=True) if v is not None)
 
     @property
     def combination(self) -> str:
-        """Equal for equal wishes; what the split into training and validation goes by."""
+        """Equal for equal wishes; decides the split into training and validation."""
         return "|".join([f"{kind}={value}" for kind, value in self.items()])
 
 
 class Facts(NamedTuple):
-    """What a story has of all that can be wished for; None for what it lacks."""
+    """Properties of a story, one for each kind of wish; None for what it lacks."""
 
     hero: str
     animal: str | None
@@ -117,9 +117,9 @@ def draw(dice: Dice, *, ending: bool = False) -> Wishes:
 
 
 def change(wishes: Wishes, dice: Dice) -> tuple[Wishes, str] | None:
-    """The wishes with one of them changed or added, and its kind; None if none came up.
+    """The wishes with one of them changed or added, and its kind; None if no attempt succeeded.
 
-    The changed wishes belong to the split as well, which few or none may.
+    The changed wishes must belong to the same split, which few or none may.
     """
     for _ in range(4 * HOLD_OUT):
         kind = dice.pick(("hero", "hero", *_OTHER_KINDS))
@@ -130,7 +130,7 @@ def change(wishes: Wishes, dice: Dice) -> tuple[Wishes, str] | None:
 
 
 def missed(wishes: Wishes, dice: Dice) -> Wishes:
-    """The wishes with one of them misunderstood: another value, or it is forgotten."""
+    """The wishes with one of them misunderstood: changed to another value, or forgotten."""
     kind, meant = dice.pick(tuple(wishes.items()))
     while True:
         wrong: Any = None if kind == "ending" else dice.other(VALUES[kind], meant)
