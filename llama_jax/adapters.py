@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a folder holds adapters, of a run of ours or of PEFT, and not their model."""
+    """Whether a folder holds only adapters, of a run of ours or of PEFT, without their base
+    model."""
     folder = Path(expand(path))
     return peft.is_format(folder) or _experiment(folder) is not None
 
@@ -42,11 +43,11 @@ def _experiment(folder: Path) -> TrainConfig | None:
 
 @dataclass(frozen=True)
 class OpenedAdapter:
-    """Adapters whose settings are read, and whose factors come when asked."""
+    """Adapters whose settings are read, and whose factors are read on demand."""
 
     lora: LoraConfig
     read: Callable[[], Adapter]
-    """Raises CheckpointError if no checkpoint verifies."""
+    """Reads the factors. Raises CheckpointError if no checkpoint verifies."""
 
 
 def open_adapter(path: str, base: Opened) -> OpenedAdapter:
@@ -94,10 +95,10 @@ def merge_adapters(
     tokenizer: str | None = None,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """`convert` of the model that adapters make of their base; the same report.
+    """`convert` for the base model with the adapters merged into it; returns the same report.
 
-    The merged model lies beside `dst` meanwhile. Raises InputError as `convert` does, and where
-    the base is missing or another one now.
+    The merged model is stored beside `dst` meanwhile. Raises InputError as `convert` does, and if
+    the base is missing or has changed.
     """
     opened = open_model(src, base)
     require(opened.tokenizer is not None, f"{src}: neither it nor its base has a tokenizer")

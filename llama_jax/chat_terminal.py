@@ -28,14 +28,14 @@ PROMPT = "you> "
 
 @dataclass(frozen=True)
 class Settings:
-    """How the model answers."""
+    """Settings of the answers."""
 
     params: SamplingParams
     system: str = ""
     seed: int = 0
-    """Of the first answer; the following answers take the following ones."""
+    """Seed of the first answer; the following answers use the following seeds."""
     json: bool = False
-    """Print one JSON object a turn."""
+    """Print one JSON object per turn."""
 
 
 class Chat:
@@ -54,7 +54,7 @@ class Chat:
     def turn(self, line: str) -> bool:
         """Answer a message or obey a command; false when the session is over.
 
-        Raises InputError for what cannot be done, which leaves the conversation as it was.
+        Raises InputError for an impossible request, which leaves the conversation unchanged.
         """
         command, _, rest = line.strip("\r\n").partition(" ")
         rest = rest.strip()
@@ -163,9 +163,9 @@ def _until_interrupted(chat: Chat) -> Iterator[None]:
 def run(model: Model, settings: Settings) -> None:
     """Talk until /quit or the end of the input; one line is one message.
 
-    Raises InputError if the model has no tokenizer or writes no text, or the system text cannot be
-    used. What a line asks for and cannot be done is said at a terminal; through a pipe, where lines
-    and answers would no longer match, it is raised too.
+    Raises InputError if the model has no tokenizer or writes no text, or the system text is
+    invalid. An impossible request is reported at a terminal; through a pipe, where lines and
+    answers would no longer match, it is raised.
     """
     if model.tokenizer is None:
         raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")

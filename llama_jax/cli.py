@@ -221,7 +221,8 @@ def _sampling(args: argparse.Namespace) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. Without `argv` the process is this command's."""
+    """Run one command; returns the exit status. Without `argv` the process belongs to this
+    command."""
     quiet_start()
     if argv is None:
         environment.settle()

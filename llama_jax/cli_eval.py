@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write RUN/report.html and say where it is."""
+    """Write RUN/report.html and print its path."""
     with at_work(f"looking at {args.run_folder}", args.run_folder):
         from llama_jax.evals.run_report import write_report
 
@@ -119,14 +119,15 @@ _BELONGS = {
 
 
 def run(args: argparse.Namespace, end: Callable[[], None]) -> tuple[dict[str, Any], str]:
-    """What --json holds, and what people read. `end` is called before progress is shown."""
+    """Returns the value for --json, and the text for people. `end` is called before progress is
+    shown."""
     if args.judge:
         return _versus(args, end)
     return _tasks(args, end) if args.tasks is not None else _loss(args, end)
 
 
 def show(args: argparse.Namespace, values: dict[str, Any], text: str) -> None:
-    """Print the result, and write it where --json says."""
+    """Print the result, and write it to the file of --json."""
     if args.json == "-":
         print(json_text(values))
         return

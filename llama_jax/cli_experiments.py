@@ -16,7 +16,7 @@ IGNORED = "# What git leaves out: runs are large, and made anew by their command
 
 
 def add_commands(command: Callable[..., Any]) -> None:
-    """Declare both; `command(name, run, help)` makes a parser."""
+    """Declare both commands; `command(name, run, help)` makes a parser."""
     sub = command("experiments", _experiments, "list the experiments that come with the project")
     sub.add_argument("name", nargs="?", metavar="NAME", help="print the file of one instead")
     sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -48,9 +48,9 @@ def _new(args: argparse.Namespace) -> None:
 
 
 def new(folder: str) -> Path:
-    """Write FOLDER/experiment.py and FOLDER/.gitignore; returns the first.
+    """Write FOLDER/experiment.py and FOLDER/.gitignore; returns the path of the first.
 
-    Raises InputError if there is an experiment already: nothing is ever overwritten.
+    Raises InputError if the folder has an experiment already: nothing is ever overwritten.
     """
     target = Path(expand(folder))
     path = target / NEW_FILE

@@ -13,7 +13,7 @@ from llama_jax.runtime.places import naming
 
 
 def add_commands(command: Callable[..., Any]) -> None:
-    """Declare them; `command(name, run, help)` makes a parser."""
+    """Declare the commands; `command(name, run, help)` makes a parser."""
     sub = command("verify", _verify, "check every digest, and the proof of a converted model")
     sub.add_argument("path", metavar="PATH")
     add_json(sub)

@@ -4,12 +4,12 @@ import argparse
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL, first."""
+    """Adds MODEL, the first argument."""
     parser.add_argument("model", metavar="MODEL", help="a model in any format, or a run folder")
 
 
 def add_text_field(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """`--data.text-field`, as messages name it, and shorter."""
+    """Adds `--text-field`, and `--data.text-field`, which is its name in error messages."""
     parser.add_argument(
         "--text-field",
         "--data.text-field",
@@ -20,5 +20,5 @@ def add_text_field(parser: argparse.ArgumentParser, default: str | None = None) 
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """`--json`, for programs."""
+    """Adds `--json`, for other programs."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

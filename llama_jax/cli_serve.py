@@ -20,7 +20,7 @@ It speaks OpenAI's API (/v1/completions, /v1/chat/completions, /v1/models), and 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options besides MODEL."""
+    """Declares all options but MODEL."""
 
     def option(name: str, kind: type, default: object, metavar: str, help: str) -> None:
         parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help)
@@ -64,7 +64,7 @@ def _adapter(text: str) -> tuple[str, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal ends it. Raises InputError for settings that cannot be."""
+    """Serve until a signal ends it. Raises InputError for invalid settings."""
     with at_work(f"opening {args.model}", args.model):
         from llama_jax.serve.command import serve
         from llama_jax.serve.settings import Settings, read_keys

@@ -46,7 +46,7 @@ STAGES: dict[str, tuple[type[TrainConfig], str, str]] = {
 
 
 ASKED = ("train", "sft", "dpo")
-"""Commands that put benchmark tasks to their models."""
+"""Commands that can evaluate benchmark tasks during training."""
 HELP = {
     "train": "pretrain a model, or resume: run the same command again",
     "sft": "fine-tune on the answers of conversations",
@@ -111,7 +111,7 @@ def _numbers(options: argparse.Namespace) -> tuple[int | None, int | None]:
 
 
 def print_summary(summary: Any, command: str) -> None:
-    """How a run ended, where its files lie, and what to type next."""
+    """Print the outcome of a run, where its files are, and the next command."""
     run = summary.workdir
     if "://" not in run and not os.path.relpath(run).startswith(".."):
         run = os.path.relpath(run)
@@ -143,4 +143,4 @@ NEXT = {
     ),
     "reward": ("rejection --help", "ppo --help"),
 }
-"""What to type after each command; to talk to the model after the others."""
+"""The next command after each command; for the others, one to talk to the model."""

@@ -56,7 +56,7 @@ class OptimizerConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """Shape after the warm-up."""
     final_ratio: float = 0.1
-    """Where the cosine ends, as a share of the peak."""
+    """Final value of the cosine, as a share of the peak."""
     b1: float = 0.9
     """Decay of the first moment."""
     b2: float = 0.95
@@ -68,7 +68,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
     moment_dtype: Dtype = "float32"
-    """Type in which the first moment is kept."""
+    """dtype in which the first moment is stored."""
 
     def __post_init__(self):
         lr = self.learning_rate
@@ -87,7 +87,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which text, and where what is made of it lies."""
+    """The text to train on, and the folder of prepared data."""
 
     dataset: str
     """`tales`, `python_docs`, a .jsonl or .txt file, a folder of those, `tfds:NAME`, `hf:NAME`,
@@ -95,14 +95,13 @@ class DataConfig:
     tokenizer: str | None = None
     """Path of a sentencepiece model. None trains one with model.vocab_size pieces on the corpus."""
     cache_dir: str = "~/.cache/llama_jax"
-    """Where prepared data sets are kept, named by fingerprint."""
+    """Folder of prepared data sets, which are named by fingerprint."""
     format: str | None = None
-    """How files of conversations are written (see `llama-jax data show --help`); None to recognise
-    it."""
+    """Format of conversation files (see `llama-jax data show --help`); None to detect it."""
     text_field: str = "text"
     """Field that holds the text in jsonl, TFDS and Hugging Face records."""
     workers: int = 0
-    """Processes that tokenise and pack; 0 takes one for each CPU."""
+    """Processes that tokenise and pack; 0 for one per CPU."""
 
     def __post_init__(self):
         require(self.dataset.strip(), "data.dataset is empty: name a corpus, a file or a folder")
@@ -116,16 +115,16 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices each parallel axis takes; -1 on one axis takes all that are left."""
+    """Number of devices along each parallel axis; -1 on one axis takes all that are left."""
 
     slice: int = 1
-    """Slices joined by the data-centre network; data parallel between them."""
+    """Slices joined by the data-centre network, with data parallelism between them."""
     data: int = 1
     """Replicas of the parameters."""
     fsdp: int = -1
-    """Fully sharded: parameters, gradients and optimizer state are split, batches too."""
+    """Fully sharded: parameters, gradients and optimizer state are split, and so are batches."""
     sequence: int = 1
-    """Context parallel: the positions of one row are split."""
+    """Context parallel: the positions of each row are split."""
     tensor: int = 1
     """Heads, MLP and vocabulary are split."""
 
@@ -139,7 +138,7 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state is saved and which saves are kept."""
+    """The intervals of saves, and the saves to keep."""
 
     every: int = 1000
     """Steps between saves; the last step is always saved."""
@@ -148,8 +147,8 @@ class CheckpointConfig:
     keep_every: int = 0
     """Also keep every save at a multiple of this step; 0 for none."""
     weights_only: bool = False
-    """Save the parameters alone, in bfloat16: 2 bytes of each where the whole state takes 12. A run
-    that resumes from them starts its optimizer's moments anew."""
+    """Save only the parameters, in bfloat16: 2 bytes each, where the whole state takes 12. A run
+    that resumes from them restarts its optimizer's moments."""
 
     def __post_init__(self):
         require(self.every > 0, f"checkpoint.every={self.every} must be positive")
@@ -166,7 +165,7 @@ class TrainConfig:
     workdir: str
     """Run folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, samples/."""
     steps: int
-    """Optimizer updates in all."""
+    """Total number of optimizer updates."""
     batch_size: int
     """B: rows of the global batch, over all devices and hosts."""
     seq_len: int
@@ -189,13 +188,13 @@ class TrainConfig:
     eval_batches: int = 0
     """Batches of the validation split to use, spread over it; 0 for all."""
     eval_tasks: tuple[str, ...] = ()
-    """Benchmark tasks, names or files, asked at each evaluation (train, sft and dpo)."""
+    """Benchmark tasks, names or files, evaluated at each evaluation (train, sft and dpo)."""
     eval_questions: int = 100
-    """The first so many questions of each of these tasks; 0 for all."""
+    """Number of questions of each of these tasks, from the first on; 0 for all."""
     eval_data: str = ""
     """Folder with the data of these tasks; empty for that of a task's own file."""
     sample_prompts: tuple[str, ...] = ()
-    """Continued greedily after each evaluation, written to samples/."""
+    """Prompts that are continued greedily after each evaluation; the texts go to samples/."""
     profile_steps: tuple[int, int] = (0, 0)
     """First and last step of a profiler trace, for xprof; (0, 0) for none."""
     max_skipped: int = 10
@@ -203,7 +202,7 @@ class TrainConfig:
     watchdog_seconds: float = 1800.0
     """Dump all stacks and exit 75 when no step ends for this long; 0 for never."""
     compilation_cache: str = "~/.cache/llama_jax/xla"
-    """Where compiled programs are kept; empty for nowhere."""
+    """Folder of compiled programs; empty disables the cache."""
     model: ModelConfig
     optimizer: OptimizerConfig
     data: DataConfig
@@ -262,19 +261,19 @@ class TrainConfig:
 
     @property
     def updates(self) -> int:
-        """Of the optimizer in the whole run."""
+        """Number of optimizer updates in the whole run."""
         return self.steps
 
     @property
     def saved_model(self) -> ModelConfig:
-        """The model as its checkpoints hold it."""
+        """The model in the form that its checkpoints store."""
         if not self.checkpoint.weights_only:
             return self.model
         return dataclasses.replace(self.model, param_dtype="bfloat16")
 
 
 def adapted[C: TrainConfig](config: C) -> C:
-    """The experiment as it is computed: its model has the adapters that it asks for."""
+    """The experiment with the adapters that it asks for added to its model."""
     if not config.lora.rank:
         return config
     return dataclasses.replace(config, model=AdaptedModel.of(config.model, config.lora))

@@ -19,13 +19,13 @@ class SftConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig(TrainConfig):
-    """What the stages that learn from pairs of answers share. batch_size counts rows: pairs, unless
-    several share a row."""
+    """Settings shared by the stages that learn from pairs of answers. batch_size counts rows:
+    pairs, unless several share a row."""
 
     pairs_per_row: int = 1
-    """Most pairs that share two rows of seq_len tokens, one of chosen and one of rejected answers.
-    With long rows and short answers this spares the time that goes to padding; a batch then holds
-    as many pairs as fit."""
+    """Maximum number of pairs that share two rows of seq_len tokens, one of chosen and one of
+    rejected answers. With long rows and short answers this avoids padding; a batch then holds as
+    many pairs as fit."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -38,17 +38,17 @@ class RewardConfig(PairsConfig):
 
     stage: ClassVar[str] = "reward"
     margin: Literal["none", "small", "large"] = "small"
-    """How far apart the scores of a pair shall lie by its rating (Table 27): not at all, up to 1,
-    or up to 3. A margin that a row gives itself counts in its place."""
+    """Margin between the scores of a pair, by its rating (Table 27): none, up to 1, or up to 3. A
+    margin in the data takes precedence."""
     safety_weight: float = 0.0
-    """Weight of the loss that takes the score for the log-odds of an answer being safe, on answers
-    with a label: how the safety reward model gets a scale. 0 for helpfulness."""
+    """Weight of the auxiliary loss that takes the score as the log-odds of an answer being safe, on
+    labelled answers; it gives the safety reward model its scale. 0 for helpfulness."""
     token_weight: float = 0.0
-    """Weight of the same loss at every token from where the answers of a pair part, as Cobbe et al.
-    (2021) train verifiers: what is wrong is learned where it stands, in fewer steps. 0 as in the
-    paper, which scores the end alone."""
+    """Weight of the ranking loss at every token after the answers of a pair diverge, as Cobbe et
+    al. (2021) train verifiers: faults are learned where they occur, in fewer steps. 0 as in the
+    paper, which scores only the end."""
     half: Literal["all", "first", "second"] = "all"
-    """Train on one half of the conversations only: two models on different halves tell whether a
+    """Train on one half of the conversations only: two models on different halves show whether a
     policy learned what people prefer or what one model scores."""
 
     def __post_init__(self):
@@ -69,13 +69,13 @@ class DpoConfig(PairsConfig):
     stage: ClassVar[str] = "dpo"
     init_from: str
     beta: float = 0.1
-    """How dear it is to leave the reference: reward a nat of log-probability."""
+    """Cost of leaving the reference: reward per nat of log-probability."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """-log sigmoid of the difference in reward, or the squared error of IPO (Azar et al. 2024)."""
     label_smoothing: float = 0.0
     """Probability that a pair's answers were swapped (conservative DPO); not for ipo."""
     by_length: bool = False
-    """Take the mean log-probability of an answer's tokens, not their sum."""
+    """Use the mean log-probability of an answer's tokens instead of their sum."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,14 +97,14 @@ class DpoConfig(PairsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(TrainConfig):
-    """What the stages that write answers and score them share."""
+    """Settings shared by the stages that sample answers and score them."""
 
     helpfulness: str | None = None
     """Run folder of the reward model for helpfulness."""
     safety: str | None = None
-    """Run folder of the reward model for safety; None where helpfulness alone counts."""
+    """Run folder of the reward model for safety; None if only helpfulness counts."""
     max_new_tokens: int
-    """Longest answer, in tokens; seq_len must hold the longest prompt beside it."""
+    """Maximum length of an answer in tokens; seq_len must hold it and the longest prompt."""
     temperature: float = 1.0
     """Of the answers."""
     wave_rows: int = 0
@@ -127,41 +127,42 @@ class RolloutConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(RolloutConfig):
-    """What reinforcement learning of a policy shares, whatever its advantages come from.
+    """Settings shared by the algorithms of reinforcement learning.
 
     `steps` counts iterations: batch_size answers, and one update for each minibatch of them.
-    init_from is the policy to start from and the reference to stay close to; `optimizer` is the
-    policy's. With `lora.rank` all models are adapters of init_from, whose weights are held once:
-    the policy, the value, and the reward models that were trained as adapters of it.
+    init_from is the initial policy and the reference that it should stay close to; `optimizer` is
+    the policy's. With `lora.rank` all models are adapters of init_from, whose weights are held
+    once: the policy, the value, and the reward models that were trained as adapters of it.
     """
 
     init_from: str
     minibatch: int = 64
-    """Answers an update."""
+    """Answers per update."""
     clip: float = 0.2
-    """How far the ratio of new to old probability counts, from 1."""
+    """Limit of the ratio of new to old probability: at most this far from 1."""
     eval_every: int = 10
-    """Iterations between answers to held-out prompts; also after the last one. 0 for never."""
+    """Iterations between evaluations on held-out prompts; the last one is always evaluated. 0 for
+    never."""
     heldout: str | None = None
-    """Run folder of a reward model that was trained on other pairs: what it says of held-out
-    prompts ends the run early."""
+    """Run folder of a reward model trained on other pairs: its scores on held-out prompts can end
+    the run early."""
     heldout_prompts: int = 256
-    """Prompts that are never trained on, answered every `eval_every` iterations: a sample of the
-    data sets by their shares."""
+    """Number of prompts that are never trained on and answered every `eval_every` iterations: a
+    sample of the data sets by their shares."""
     patience: int = 2
     """Evaluations without a better mean held-out score before the run ends; 0 for never."""
     max_kl: float = 0.0
     """Mean KL divergence of an answer from the reference, in nats, above which the run ends; 0 for
-    any."""
+    no limit."""
     max_truncated: float = 0.2
     """Share of an iteration's answers that do not end within max_new_tokens, above which the run
-    ends; 0 for any."""
+    ends; 0 for no limit."""
     max_drift: float = 0.05
     """Mean distance in nats of the sampler's log-probabilities from the trainer's, above which the
-    run fails: it would learn from answers that another model drew."""
+    run fails: it would learn from answers of a different model."""
     max_ratio_error: float = 1e-5
-    """How far the mean ratio of new to old probability may lie from 1 before the first update of an
-    iteration; else the run fails."""
+    """Maximum distance from 1 of the mean ratio of new to old probability before the first update
+    of an iteration; beyond it the run fails."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -191,42 +192,43 @@ class PolicyConfig(RolloutConfig):
 
     @property
     def updates(self) -> int:
-        """One for each minibatch."""
+        """Number of updates in the whole run, one per minibatch."""
         return self.steps * (self.batch_size // self.minibatch)
 
     @property
     def answers(self) -> int:
-        """To each prompt of an iteration."""
+        """Answers to each prompt of an iteration."""
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PpoConfig(PolicyConfig):
-    """Reinforcement learning with PPO (Llama 2, section 3.2.3): an answer to each of batch_size
-    prompts an iteration."""
+    """Reinforcement learning with PPO (Llama 2, section 3.2.3): one answer to each of batch_size
+    prompts per iteration."""
 
     stage: ClassVar[str] = "ppo"
     helpfulness: str
     value_optimizer: OptimizerConfig
-    """Of the value model, which starts from the helpfulness model with its head rescaled."""
+    """Optimizer of the value model, which starts from the helpfulness model with its head
+    rescaled."""
     beta: float = 0.01
-    """Weight of the KL divergence from the reference in the reward: nats against standard
-    deviations of the score."""
+    """Weight of the KL divergence from the reference in the reward: standard deviations of the
+    score per nat."""
     value_clip: float | None = 0.2
-    """How far a value counts from the old one; None for any."""
+    """Limit of a value's distance from the old one; None for no limit."""
     gamma: float = 1.0
     """Discount of rewards."""
     lam: float = 0.95
     """lambda of generalised advantage estimation."""
     score_scale: Literal["batch", "running"] = "batch"
-    """Which scores the score is whitened by: those of the iteration, or all so far."""
+    """Scores that determine the scale for whitening: those of the iteration, or all so far."""
     truncated: Literal["penalty", "keep"] = "penalty"
-    """An answer that was cut off loses one standard deviation of the score, or nothing."""
+    """Whether a truncated answer loses one standard deviation of the score, or nothing."""
     value_warmup: int = 0
-    """Iterations at the beginning that train the value alone."""
+    """Iterations at the beginning that train only the value model."""
     value_patience: int = 20
-    """Iterations in a row with an explained variance of the value below -1 after which the run
-    fails; 0 for any."""
+    """Consecutive iterations with an explained variance of the value below -1 after which the run
+    fails; 0 for no limit."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -241,8 +243,8 @@ class PpoConfig(PolicyConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig(PolicyConfig):
-    """Reinforcement learning with GRPO (Shao et al. 2024): `group` answers to each of
-    batch_size / group prompts an iteration, compared with each other and without a value model.
+    """Reinforcement learning with GRPO (Shao et al. 2024): `group` answers to each of batch_size /
+    group prompts per iteration, compared with each other and without a value model.
 
     Rewards come from reward models (`helpfulness`, `safety`) or from a function (`reward`).
     """
@@ -255,9 +257,9 @@ class GrpoConfig(PolicyConfig):
     the rules of the tales. (prompts, answers) -> a number for each answer; see
     `llama_jax.align.reward_functions`."""
     beta: float = 0.01
-    """Weight of the KL divergence from the reference in the loss, a nat a token; 0 for none."""
+    """Weight of the KL divergence from the reference in the loss, per token; 0 for none."""
     truncated: Literal["keep", "mask"] = "keep"
-    """An answer that was cut off is learned from by its reward, or not at all."""
+    """Whether a truncated answer is learned from by its reward, or not at all."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -283,7 +285,7 @@ class GrpoConfig(PolicyConfig):
 
     @property
     def answers(self) -> int:
-        """To each prompt of an iteration."""
+        """Answers to each prompt of an iteration."""
         return self.group
 
 
@@ -291,7 +293,7 @@ class GrpoConfig(PolicyConfig):
 class RejectionConfig(RolloutConfig):
     """Rejection sampling with fine-tuning, in rounds (Llama 2, section 3.2.3).
 
-    Each round draws answers to prompts, keeps the best one of each prompt, and makes `steps`
+    Each round samples answers to prompts, keeps the best one of each prompt, and makes `steps`
     updates on those. init_from is the model that the first round starts from.
     """
 
@@ -299,19 +301,19 @@ class RejectionConfig(RolloutConfig):
     init_from: str
     helpfulness: str
     rounds: int = 4
-    """Times that answers are drawn and learned from."""
+    """Number of rounds of sampling and fine-tuning."""
     samples: int = 32
     """N: answers to each prompt in a round."""
     prompts: int = 0
     """Prompts of a round; 0 for all of the training split."""
     temperatures: tuple[float, ...] = ()
-    """Temperatures to choose from at the beginning of each round, by the mean best score of N
-    answers to held-out prompts; none takes `temperature`."""
+    """Candidate temperatures at the beginning of each round; the one with the best mean score of
+    the best of N answers to held-out prompts is used. If empty, it is always `temperature`."""
     temperature_prompts: int = 64
-    """Held-out prompts that the temperature is chosen on."""
+    """Number of held-out prompts on which the temperature is chosen."""
     bank: Literal["all", "last"] = "all"
-    """Which answers a winner is chosen among: those of all rounds, scored anew where the reward
-    models changed, or of the last."""
+    """Answers among which a winner is chosen: those of all rounds, rescored if the reward models
+    changed, or those of the last."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -337,14 +339,15 @@ class GattConfig(SftConfig):
     stage: ClassVar[str] = "gatt"
     init_from: str
     dialogues: int
-    """Conversations to make."""
+    """Number of conversations to generate."""
     turns: int = 6
     """User turns of a conversation; fewer where the data has fewer or the context ends."""
     context_turns: int = 0
-    """Newest turns that the model sees when it answers, 0 for all. The instruction stands in each,
-    so a few are enough; a model that was fine-tuned on short conversations answers better so."""
+    """Number of newest turns that the model sees when it answers, 0 for all. Each carries the
+    instruction, so a few are enough; a model that was fine-tuned on short conversations answers
+    better so."""
     max_new_tokens: int = 64
-    """Longest answer, in tokens."""
+    """Maximum length of an answer in tokens."""
     temperature: float = 1.0
     """Of the answers."""
     wave_rows: int = 0
@@ -365,8 +368,8 @@ class GattConfig(SftConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(SftConfig):
-    """Context distillation of safety: answers given under a preprompt are learned without it, where
-    the safety model scores them higher than the model's own (Llama 2, section 4.2.4)."""
+    """Context distillation for safety: the model learns to give without a preprompt those answers
+    under one that the safety model scores higher than its own (Llama 2, section 4.2.4)."""
 
     stage: ClassVar[str] = "distill-context"
     init_from: str
@@ -375,7 +378,7 @@ class DistillConfig(SftConfig):
     preprompts: tuple[str, ...]
     """System texts under which answers are safer; each prompt gets one of them."""
     max_new_tokens: int = 128
-    """Longest answer, in tokens."""
+    """Maximum length of an answer in tokens."""
     temperature: float = 1.0
     """Of the answers."""
     wave_rows: int = 0
@@ -395,4 +398,4 @@ ALIGNMENT = (
     SftConfig, RewardConfig, DpoConfig, RejectionConfig, PpoConfig, GrpoConfig, GattConfig,
     DistillConfig,
 )  # fmt: skip
-"""One class for each command."""
+"""The experiment class of each command."""

@@ -15,11 +15,11 @@ from llama_jax.runtime.files import read_json, shown
 from llama_jax.runtime.places import expand
 
 FORMAT_VERSION = 1
-"""Of the config.json of a model folder."""
+"""Version of a model folder's config.json."""
 MAX_BYTES = 1 << 20
-"""Of a config.json; ours have 3 kB."""
+"""Size limit of a config.json; ours have 3 kB."""
 STAGES = {kind.stage: kind for kind in (TrainConfig, *ALIGNMENT)}
-"""What a run's experiment is, by its stage."""
+"""The class of a run's experiment, by its stage."""
 
 
 def to_json(config: Any) -> str:
@@ -51,8 +51,8 @@ def from_dict[C](cls: type[C], values: Any, where: str = "config") -> C:
 
 
 def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
-    """What config.json says of a model folder (the model) or a run folder (the model as it is
-    saved, and the experiment).
+    """The content of config.json: of a model folder the model; of a run folder the model as it is
+    saved, and the experiment.
 
     Raises:
       InputError: there is none, it is no JSON, or its keys or values do not fit.

@@ -29,35 +29,38 @@ class ModelConfig:
     d_ff: int
     """F: width of the SwiGLU MLP."""
     max_seq_len: int
-    """Longest context, in tokens, extension included."""
+    """Maximum context in tokens, extension included."""
     norm_eps: float
     """Added to the mean square inside RMSNorm."""
     tie_embeddings: bool = False
     """Use the embedding table as the head as well."""
     head: Literal["language", "score"] = "language"
-    """What stands on the last layer: logits of the next token, or one score, as in reward and value
-    models."""
+    """Head of the model: logits of the next token, or one score, as in reward and value models."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
-    """How the rotary embedding reaches beyond the length that the model was pretrained with."""
+    """Method that extends the rotary embedding beyond the context that the model was pretrained
+    with."""
     rope_factor: float = 1.0
     """Extended context over pretrained context: 8 takes a 4k model to 32k."""
     dtype: Dtype = "bfloat16"
-    """Compute type of the matrix products; norms, softmax, rotary angles and loss are float32."""
+    """Compute dtype of the matrix products; norms, softmax, rotary angles and loss are float32."""
     param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type in which the parameters are kept; float16 as converted, not for training."""
+    """dtype in which the parameters are stored; float16 only for converted models, not for
+    training."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
-    """Attention implementation; auto picks by device and shape, a named one is used or raises.
-    pallas is for TPUs (head_dim 64 or 128) and is interpreted, slowly, on a CPU; cudnn for GPUs."""
+    """Attention implementation. auto picks by device and shape; an implementation that you name is
+    used or raises an error. pallas is for TPUs (head_dim 64 or 128) and is interpreted, slowly, on
+    a CPU; cudnn is for GPUs."""
     remat: Literal["none", "full", "dots", "qkvo", "offload"] = "none"
     """What the backward pass recomputes: nothing, the whole layer, all but the outputs of matrix
-    products, all but q, k, v and what attention leaves, or the latter kept in host memory."""
+    products, all but q, k, v and the results of attention, or the same with these kept in host
+    memory."""
 
     lora: ClassVar["LoraConfig | None"] = None
     """Adapters of the layers; see `AdaptedModel`."""
     quant: ClassVar["Quantization | None"] = None
-    """How its matrices are kept in fewer bits; see `QuantizedModel`."""
+    """Quantisation of the matrices; see `QuantizedModel`."""
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads",
@@ -86,18 +89,18 @@ class ModelConfig:
 
 
 FUNCTION = ("norm_eps", "rope_theta", "rope_scaling", "rope_factor")
-"""Settings that decide what the same tensors compute."""
+"""Settings that determine what the same tensors compute."""
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-"""Of a layer, by name."""
+"""Names of a layer's matrices."""
 
 
 GROUPS = {"int8": (0,), "int4": (32, 128), "nf4": (64,)}
-"""Inputs that may share a scale, the default first; 0 for all inputs of an output."""
+"""Numbers of inputs that may share a scale, the default first; 0 for all inputs of an output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Matrices in fewer bits, multiplied in the compute type; see model/matrix.py."""
+    """Quantised matrices, multiplied in the compute dtype; see model/matrix.py."""
 
     weights: Literal["int8", "int4", "nf4"]
     """Type of the matrices of the layers."""
@@ -106,8 +109,8 @@ class Quantization:
     embeddings: bool = False
     """Keep the embedding and the head in int8 as well, with a scale for each token."""
     kv: Literal["model", "int8"] = "model"
-    """Type of keys and values in the cache: the compute type, or int8 with a scale for each head
-    and position. They are rounded wherever the model computes, with a cache or without."""
+    """dtype of keys and values in the cache: the compute dtype, or int8 with a scale for each head
+    and position. They are rounded wherever the model computes, with or without a cache."""
 
     def __post_init__(self):
         groups = GROUPS[self.weights]
@@ -119,23 +122,23 @@ class Quantization:
 
     @staticmethod
     def of(weights: Any, group: int | None = None, kv: Any = "model") -> "Quantization":
-        """That of a whole model, the group the default of the type."""
+        """Quantisation of a whole model, with the default group of the type."""
         group = GROUPS[weights][0] if group is None else group
         return Quantization(weights=weights, group=group, embeddings=True, kv=kv)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021): W stays as it is, and alpha/rank A B is added to it."""
+    """Low-rank adapters (Hu et al. 2021): W stays fixed, and alpha/rank A B is added to it."""
 
     rank: int = 0
-    """Width of A and B, which alone are trained; 0 trains all weights."""
+    """Width of A and B, the only weights that are trained; 0 trains all weights."""
     alpha: float | None = None
     """Weight of an adapter, before it is divided by the rank; None for twice the rank."""
     targets: tuple[str, ...] = MATRICES
     """Matrices of a layer that get an adapter."""
     base: Literal["dense", "int8", "nf4"] = "dense"
-    """How the layers' own matrices are kept meanwhile: as model.param_dtype says, in int8, or in 4
+    """How the layers' own matrices are stored meanwhile: in model.param_dtype, in int8, or in 4
     bits (QLoRA, Dettmers et al. 2023)."""
 
     def __post_init__(self):
@@ -160,13 +163,13 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied with."""
+        """Factor of A B."""
         return (2.0 * self.rank if self.alpha is None else self.alpha) / self.rank
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedModel(ModelConfig):
-    """A model with adapters beside its weights, as it is while they are trained."""
+    """A model with adapters beside its weights, as during their training."""
 
     lora: LoraConfig  # type: ignore[misc]
 
@@ -177,7 +180,7 @@ class AdaptedModel(ModelConfig):
 
     @property
     def quant(self) -> Quantization | None:  # type: ignore[override]
-        """That of the base."""
+        """Quantisation of the base."""
         if self.lora.base == "dense":
             return None
         return Quantization(weights=self.lora.base, group=GROUPS[self.lora.base][0])
@@ -185,13 +188,13 @@ class AdaptedModel(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedModel(ModelConfig):
-    """A model whose matrices are kept in fewer bits."""
+    """A model with quantised matrices."""
 
     quant: Quantization  # type: ignore[misc]
 
     @staticmethod
     def of(model: ModelConfig, quant: Quantization) -> "QuantizedModel":
-        """The model in these types."""
+        """The model with this quantisation."""
         return QuantizedModel(**_fields(plain(model)), quant=quant)
 
 

@@ -20,7 +20,7 @@ from llama_jax.config import InputError, TrainConfig, require
 
 FOLDER = "experiments"
 TEMPLATE = "template"
-"""Of these, the one that `llama-jax new` copies."""
+"""The shipped experiment that `llama-jax new` copies."""
 _SETTINGS = re.compile(r"^CONFIG\b", re.MULTILINE)
 _FIELD = re.compile(r"^(Command|Hardware|Expected|Predicted) +(.*(?:\n {10}.*)*)", re.MULTILINE)
 
@@ -31,15 +31,15 @@ class Shipped(NamedTuple):
     name: str
     path: Path
     command: str
-    """Of llama-jax, that runs it: train, sft, ..."""
+    """The command of llama-jax that runs it: train, sft, ..."""
     promise: str
     hardware: str
     result: str
-    """What to expect of a run, measured or predicted; empty if nobody knows yet."""
+    """Expected result of a run, measured or predicted; empty if unknown."""
 
 
 def project() -> Path:
-    """The folder that holds `experiments`: the checkout, or where an installed package keeps it."""
+    """The folder that contains `experiments`: the checkout, or the installed package."""
     package = Path(__file__).parent
     inside = package / "_project"
     return inside if (inside / FOLDER).is_dir() else package.parent
@@ -53,7 +53,7 @@ def shipped_files() -> dict[str, Path]:
 
 
 def shipped() -> list[Shipped]:
-    """What the docstrings of the project's experiments promise, in order of their names."""
+    """The descriptions of the project's experiments from their docstrings, sorted by name."""
     return [_described(name, path) for name, path in shipped_files().items()]
 
 
@@ -72,7 +72,7 @@ def _described(name: str, path: Path) -> Shipped:
 
 
 def find(named: str) -> str:
-    """The file that is meant: an existing one, or else the project's experiment of that name.
+    """The file of an experiment: an existing file, or else the project's experiment of that name.
 
     The project's are also found by the path that they have in a checkout: experiments/chat/sft.py.
 
@@ -93,9 +93,9 @@ def find(named: str) -> str:
 def load_experiment[C: TrainConfig](
     argv: Sequence[str], prog: str = "llama-jax train", kind: type[C] = TrainConfig
 ) -> C:
-    """Read `EXPERIMENT [--steps 20 --model.remat full ...]`, which makes a `kind` of experiment.
+    """Read `EXPERIMENT [--steps 20 --model.remat full ...]`, which defines a `kind` of experiment.
 
-    `--help` prints every setting with its value in this experiment and ends the process.
+    `--help` prints every setting with its value in this experiment and exits.
 
     Raises:
       InputError: the file is missing, does not run or holds no TrainConfig; an override is unknown
@@ -143,7 +143,7 @@ def _experiment_paths(path: str) -> list[str]:
 
 
 def override[C: TrainConfig](config: C, options: Sequence[str], prog: str) -> C:
-    """`config` with `--steps 20 --model.remat full ...` put over it; `--help` ends the process.
+    """`config` with the overrides `--steps 20 --model.remat full ...`; `--help` exits.
 
     Raises InputError for an option that is unknown (the nearest is given), ill-typed or impossible.
     """

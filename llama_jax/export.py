@@ -66,12 +66,12 @@ print(f"{at / seconds:.1f} tokens/s", file=sys.stderr)
 
 @dataclass(frozen=True)
 class Program:
-    """One step of a decoder with its cache, and what it reads."""
+    """One decoding step with its cache, and its inputs."""
 
     config: ModelConfig
     weights: list[Any]
     structure: Any
-    """Of the weights: a step takes them as a flat list."""
+    """Tree structure of the weights: a step takes them as a flat list."""
     cache: list[jax.ShapeDtypeStruct]
     """Keys and values of each layer in turn."""
     tokenizer: Any
@@ -94,7 +94,7 @@ class Program:
         return logits[0], jax.tree.leaves(written)
 
     def write_runner(self, place: Path, runner: str, **more: Any) -> None:
-        """The tokenizer, the script that continues a text, and what it has to know as JSON."""
+        """Write the tokenizer, the script that continues a text, and its settings as JSON."""
         facts = {
             "format_version": 1,
             "context": self.config.max_seq_len,
@@ -108,7 +108,7 @@ class Program:
         (place / "run.py").write_text(runner)
 
     def summary(self, src: str, target: Path, form: str, dtype: str) -> list[str]:
-        """What was written, in lines for people."""
+        """Lines for people on what was written."""
         size = sum(array.nbytes for array in self.weights)
         return [
             f"from        {src}",
@@ -146,9 +146,9 @@ def program_of(src: str, target: Path, dtype: Literal["float32", "bfloat16"]) ->
 def export_program(
     src: str, dst: str, *, dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> list[str]:
-    """Write the folder above for a model in any format; what was written, in lines for people.
+    """Write the folder described above for a model in any format; returns lines for people.
 
-    dtype: compute type, and that of the weights that are not quantised. Raises what `program_of`
+    dtype: compute dtype, and that of the weights that are not quantised. Raises what `program_of`
     raises.
     """
     target = Path(expand(dst)).absolute()

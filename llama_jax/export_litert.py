@@ -23,7 +23,7 @@ from llama_jax.export import Program, program_of
 from llama_jax.runtime.places import expand
 
 LARGEST = 1 << 31
-"""Bytes of a file: its offsets are signed numbers of 32 bits."""
+"""Maximum size of a file in bytes: its offsets are signed 32-bit numbers."""
 RUNNER = '''\
 """Continue a text, greedily: python run.py "Once upon a time" [TOKENS]"""
 import json, sys, time
@@ -58,7 +58,7 @@ print(f"{at / seconds:.1f} tokens/s", file=sys.stderr)
 
 
 def export_litert(src: str, dst: str) -> list[str]:
-    """Write the folder above for a model in any format, in float32; what was written, in lines for
+    """Write the folder described above for a model in any format, in float32; returns lines for
     people.
 
     Raises:

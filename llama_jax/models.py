@@ -32,18 +32,20 @@ from llama_jax.runtime.places import expand
 
 @dataclass(frozen=True)
 class Model:
-    """What generates text: a configuration, the parameter tree, and the tokenizer."""
+    """A model ready to generate text: configuration, parameter tree, tokenizer."""
 
     config: ModelConfig
     params: dict[str, Any]
     tokenizer: Tokenizer | None
-    """None where the folder has none: such a model computes logits, but no text."""
+    """None if the folder has none: such a model computes logits, but generates no text."""
     usage: Usage = field(default_factory=Usage)
-    """What else its files say: further ends of text, whether prompts begin with BOS, a template."""
+    """Further settings of its files: end tokens, whether prompts begin with BOS, a chat
+    template."""
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
-        """The parameters as generation reads them; kept, so that only the first call copies.
+        """The parameters in the form that generation needs; cached, so that only the first call
+        copies.
 
         Raises InputError for a reward model, which has no head that predicts tokens.
         """
@@ -60,7 +62,7 @@ def _check_writes(config: ModelConfig) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model whose configuration and tokenizer are read, and whose weights come when asked."""
+    """A model whose configuration and tokenizer are read, and whose weights are read on demand."""
 
     path: str
     config: ModelConfig
@@ -81,7 +83,7 @@ class Opened:
         return Model(self.config, w, self.tokenizer, self.usage)
 
     def dense(self) -> "Opened":
-        """The same with every matrix dense, in whatever type it is kept."""
+        """The same with every matrix dense, however it is stored."""
         config, read = self.config, self.read
         if config.quant is None:
             return self
@@ -108,9 +110,9 @@ def load(path: epath.PathLike) -> Model:
 
 
 def open_model(path: epath.PathLike, base: str | None = None) -> Opened:
-    """What `load` would read, without the weights: they are read when `read` is called.
+    """The model that `load` would read, without the weights: they are read when `read` is called.
 
-    base: where the model lies that `path` holds adapters of, if they do not say.
+    base: path of the model that `path` holds adapters of, if they do not name it.
 
     Raises InputError as `load` does.
     """
@@ -178,7 +180,8 @@ def _with_adapters(run: epath.Path, experiment: TrainConfig, base: str | None) -
 
 
 def read_adapters(run: epath.Path, experiment: TrainConfig) -> dict[str, Any]:
-    """What the newest checkpoint that verifies holds: adapters, and the head of a reward model."""
+    """The content of the newest checkpoint that verifies: adapters, and the head of a reward
+    model."""
     adapted = AdaptedModel.of(experiment.model, experiment.lora)
     own = chosen(_placed(adapted), lambda name: not stays_fixed(adapted, name))
     return checkpoint.load_params(run, own)
@@ -210,7 +213,7 @@ def _with_peft(folder: epath.Path, base: str | None) -> Opened:
 
 
 def on_base(base: dict[str, Any], own: dict[str, Any], adapted: ModelConfig) -> dict[str, Any]:
-    """One tree of a base and adapters, which share its arrays; a head that the adapted model lacks
+    """A base and adapters as one tree that shares their arrays; a head that the adapted model lacks
     is left out."""
     wanted = abstract_params(adapted)
     found = {name: w for name, w in base.items() if name in wanted}
@@ -227,10 +230,10 @@ def _merged(params: dict[str, Any], adapted: AdaptedModel) -> dict[str, Any]:
 
 
 def open_base(run: epath.Path, base: str | None = None) -> Opened:
-    """The model that a run trains adapters of: at `base`, or where it lay then, or as far from the
-    run as then.
+    """The base model of a run's adapters: at `base`, or at the path where it was, absolute or
+    relative to the run.
 
-    Raises InputError if it is not there any more, or is another one now.
+    Raises InputError if it is missing, or has changed.
     """
     steps = checkpoint.saved_steps(run / "checkpoints")
     require(steps, f"{run} holds no checkpoint")
@@ -256,14 +259,16 @@ def open_base(run: epath.Path, base: str | None = None) -> Opened:
 
 
 def base_pointer(base: Opened, run: epath.Path) -> dict[str, str]:
-    """What a checkpoint of adapters says of their base, for `open_base`: its digest apart."""
+    """The reference to the base in a checkpoint of adapters, for `open_base`: without its
+    digest."""
     path = base.path if "://" in base.path else os.path.abspath(base.path)
     beside = path if "://" in path else os.path.relpath(path, os.fspath(run))
     return {"base_path": path, "base_beside": beside}
 
 
 def weights_identity(opened: Opened) -> str:
-    """What changes when a model's weights do: the digest of its manifest, or of what is read."""
+    """A string that changes when a model's weights do: the digest of its manifest, or of its
+    tensors."""
     folder = epath.Path(opened.path)
     steps = checkpoint.saved_steps(folder / "checkpoints")
     manifest = (folder / "checkpoints" / str(steps[-1]) if steps else folder) / mf.FILENAME

@@ -62,14 +62,14 @@ def pretrain(
 ) -> Summary:
     """Train or resume an experiment; see `train.loop.run`, also for `ask`.
 
-    `sample` gives the texts that are kept after each evaluation; without it they are the
-    experiment's prompts, continued greedily.
+    `sample` returns the sample texts for each evaluation; by default they are the experiment's
+    prompts, continued greedily.
     """
     return run(config, partial(stage, sample=sample), ask)
 
 
 def stage(config: TrainConfig, *, sample: Sampler | None = None) -> Stage:
-    """Text, next-token prediction, bits per byte."""
+    """Describes the stage: text, next-token prediction, bits per byte."""
     data: dict[str, Mixture] = {}
 
     def prepared(tokenizer: Tokenizer) -> dict[str, Mixture]:
@@ -114,7 +114,7 @@ def evaluation(
     *,
     data: Mixture,
 ) -> Evaluation:
-    """What `evaluate` found of the NextToken objective on some data."""
+    """The results of `evaluate` for the NextToken objective on some data."""
     # What the pieces spell is not the text where the tokenizer normalises it.
     size = round(observed["bytes"] * data.bytes_per_piece_byte)
     return Evaluation(means["loss"], int(counts["loss"]), max(size, 1))
@@ -163,8 +163,8 @@ def validation_rows(
     seq_len: int | None,
     text_field: str | None,
 ) -> tuple[Loader, Mixture]:
-    """The rows of a validation split for a model that was loaded from `path`, as `evaluate_model`
-    takes them; raises InputError as it does."""
+    """The rows of a validation split for a model that was loaded from `path`, with the arguments of
+    `evaluate_model`; raises InputError as it does."""
     tokenizer, context = model.tokenizer, model.config.max_seq_len
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer to read text with")

@@ -50,18 +50,18 @@ from llama_jax.train.objective import Batch, Mean
 
 REPORT = "quantization.json"
 TEXT = "tales"
-"""What is read where no text is named: stories that are embedded."""
+"""Data set that is read if no text is named: the embedded stories."""
 TOKENS = 1 << 16
-"""The most that are read for the report."""
+"""Maximum number of tokens that are read for the report."""
 CALIBRATION = 1 << 16
-"""The most that int4 is chosen for."""
+"""Maximum number of tokens that int4 is calibrated on."""
 WORST = 5
-"""Matrices that the report names."""
+"""Number of matrices that the report names."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What rounding did to a model, on the same tokens."""
+    """The effect of rounding on a model, on the same tokens."""
 
     loss: float
     """Nats per token before."""
@@ -70,12 +70,12 @@ class Change:
     divergence: float
     """KL(before || after) per token, nats."""
     same_top: float
-    """Share of tokens before which both find the same one likeliest."""
+    """Share of tokens at which both have the same most likely token."""
     targets: int
     """Tokens that were predicted."""
 
     def to_json(self) -> dict[str, Any]:
-        """As the report has it."""
+        """The form of the report."""
         return {
             "perplexity": {
                 "before": math.exp(self.loss),
@@ -102,14 +102,14 @@ def quantize(
     text_field: str | None = None,
     beat: Callable[[int, int], None] = lambda done, batches: None,
 ) -> dict[str, Any]:
-    """Write `src`, a model in any format, with its matrices in fewer bits; returns the report,
-    which also lies in the folder.
+    """Write `src`, a model in any format, with quantised matrices; returns the report, which is
+    also in the folder.
 
     Args:
       group: inputs of a matrix that share a scale; None for the default of the type.
       kv: type of keys and values in the cache: the compute type, or int8.
-      calibration: a text, of whose training split the numbers of int4 are chosen (model/gptq.py);
-        None rounds each to the nearest.
+      calibration: a text on whose training split int4 is calibrated (model/gptq.py); None rounds
+        each number to the nearest.
       dataset: the text of the report, its validation split; None for that of a run, or `tales`.
       batch_size, seq_len, text_field: as in `pretrain.evaluate_model`.
       beat: called after each batch that was read for the report.
@@ -232,15 +232,16 @@ def _require_finite(errors: Mapping[str, list[float]], src: str) -> None:
 
 
 def size_in_bytes(params: Any) -> int:
-    """Of all arrays of a tree."""
+    """Bytes of all arrays of a tree."""
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
 
 
 def compare(
     params: Mapping[str, Any], batch: Batch, *, before: ModelConfig, after: ModelConfig
 ) -> dict[str, Mean]:
-    """Of the targets of a batch, by two models with parameters `before` and `after`: the loss of
-    either, the divergence of the second from the first, and where their likeliest tokens agree."""
+    """Compares two models with parameters `before` and `after` on the targets of a batch: the
+    loss of each, the divergence of the second from the first, and where their most likely tokens
+    agree."""
     targets, mask = batch_targets(batch)
     places = {"positions": batch["positions"], "segment_ids": batch["segment_ids"]}
     (x, w), (y, v) = (

@@ -19,9 +19,9 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> str:
-    """The prompt and its continuation, which ends at EOS or another end of text that the model's
-    files name, after `max_new_tokens` tokens, or at the end of the context. Temperature 0 is
-    greedy; `""` starts from BOS alone.
+    """The prompt and its continuation. It ends at EOS or another end token that the model's files
+    name, after `max_new_tokens` tokens, or at the end of the context. Temperature 0 is greedy; `""`
+    starts from BOS alone.
 
     Raises:
       InputError: the model has no tokenizer, the prompt is longer than the context or no valid
@@ -36,9 +36,9 @@ def generate(
 def stream(
     model: Model, prompt: str, params: SamplingParams, *, seed: int = 0, block: int = 8
 ) -> Iterator[str]:
-    """What `generate` returns, in pieces as they are drawn, `block` tokens at a time.
+    """The result of `generate` in pieces, `block` tokens at a time, as they are sampled.
 
-    The first piece begins with the prompt; a character of several tokens comes whole. Raises as
+    The first piece begins with the prompt; a character of several tokens is never split. Raises as
     `generate` does, before the first piece.
     """
     if not isinstance(prompt, str):
@@ -57,7 +57,7 @@ def stream(
 def continue_ids(
     model: Model, ids: Sequence[int], params: SamplingParams, *, seed: int, block: int
 ) -> Iterator[str]:
-    """The text that continues token ids, in pieces as they are drawn, the last one at their end."""
+    """The text that continues token ids, in pieces as they are sampled."""
     tokenizer = tokenizer_of(model)
     params = replace(params, stop_ids=(*params.stop_ids, *model.usage.end_ids))
     parts = stream_tokens(

@@ -11,20 +11,20 @@ from llama_jax.models import Model
 Message = Mapping[str, str]
 """role (system, user or assistant) and content."""
 Encode = Callable[[Sequence[Message], int], tuple[Sequence[int], int] | None]
-"""From messages, the last of them the user's, and a number of tokens to so many ids at most, and
-how many of the oldest turns were left out for that; None if the last one does not fit either."""
+"""(messages ending with the user's, maximum number of tokens) -> ids, and how many of the oldest
+turns were dropped to make them fit; None if not even the last one fits."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said: the system text, and questions with their answers."""
+    """A conversation so far: the system text, and questions with their answers."""
 
     system: str = ""
-    """How the model is to behave; empty for no system message."""
+    """The system text; empty for no system message."""
     turns: tuple[tuple[str, str], ...] = ()
 
     def messages(self, question: str | None = None) -> tuple[Message, ...]:
-        """All of it as messages, and a question that waits for its answer."""
+        """All of it as messages, followed by an optional question without an answer."""
         said = [("system", self.system)] if self.system else []
         for asked, answered in self.turns:
             said += [("user", asked), ("assistant", answered)]
@@ -33,7 +33,8 @@ class Conversation:
 
 
 class Reply:
-    """An answer while it is drawn: iterate over it for its text, in pieces, stripped as a whole."""
+    """An answer while it is sampled: iterate over it for pieces of its text, stripped as a
+    whole."""
 
     def __init__(
         self, conversation: Conversation, question: str, dropped: int, pieces: Iterator[str]
@@ -56,7 +57,7 @@ class Reply:
 
     @property
     def conversation(self) -> Conversation:
-        """With this question and what was said so far; as it was before if that is nothing."""
+        """Extended by this question and the answer so far; unchanged if the answer is empty."""
         if not self.text:
             return self._before
         turns = (*self._before.turns, (self._question, self.text))
@@ -73,14 +74,14 @@ def reply(
     seed: int,
     block: int = 8,
 ) -> Reply:
-    """Ask, and get an answer that is drawn while it is read, `block` tokens at a time.
+    """Ask a question; returns an answer that is sampled while it is read, `block` tokens at a time.
 
-    It ends at EOS, after `max_new_tokens` tokens or at the end of the context. Where the
-    conversation is too long, the model does not see its oldest turns: `max_new_tokens`, but not
-    more than half of the context, are kept for the answer. The conversation itself stays whole.
+    It ends at EOS, after `max_new_tokens` tokens or at the end of the context. If the conversation
+    is too long, the model does not see its oldest turns: `max_new_tokens`, but at most half of the
+    context, are reserved for the answer. The conversation itself stays complete.
 
     Raises:
-      InputError: the question alone does not fit; what `encode` refuses; the model has no
+      InputError: the question alone does not fit; `encode` rejects a message; the model has no
         tokenizer; the seed is out of range, once the reply is read.
     """
     context = model.config.max_seq_len

@@ -33,10 +33,11 @@ CHUNKS = (16, 64, 256)
 
 
 class Rows(NamedTuple):
-    """What each row is and wants."""
+    """Sampling settings of each row."""
 
     seeds: UInt32[Array, "B C"]
-    """Make the row's key: the first seeds it, the others are folded in, one after another."""
+    """Determine the row's key: the first one seeds it, the others are folded in, one after
+    another."""
     temperature: Float[Array, " B"]
     top_k: Int[Array, " B"]
     top_p: Float[Array, " B"]
@@ -46,21 +47,21 @@ class Rows(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where each row stands."""
+    """The current state of each row."""
 
     tokens: Int[Array, "B S"]
-    """Prompt and continuation; what lies beyond `length` means nothing."""
+    """Prompt and continuation; values beyond `length` are meaningless."""
     logp: Float[Array, "B S"] | None
-    """Log-probability of each token that was drawn, where somebody asks for it."""
+    """Log-probability of each sampled token, if requested."""
     length: Int[Array, " B"]
     """Tokens so far; all but the last are in the cache."""
     limit: Int[Array, " B"]
-    """Length at which the row is done; a token that stops it lowers it."""
+    """Length at which the row is done; a stop token lowers it."""
     cache: list[Cache]
 
 
 def new_rows(params: SamplingParams, seeds: UInt32[np.ndarray, "B C"], config: ModelConfig) -> Rows:
-    """Rows that all want the same, each from its own seeds."""
+    """Rows with the same settings, each with its own seeds."""
     B, limit = len(seeds), params.vocab_limit
     return Rows(
         seeds=everywhere(seeds),
@@ -101,7 +102,7 @@ def new_state(
 
 
 def everywhere(array: np.ndarray | np.generic) -> Array:
-    """Whole on every device of the mesh in context, or on the default one."""
+    """Replicates an array over the mesh in context, or puts it on the default device."""
     mesh = jax.sharding.get_mesh()
     return jnp.asarray(array) if mesh.empty else jax.device_put(array, NamedSharding(mesh, P()))
 
@@ -136,9 +137,9 @@ def advance(
     *,
     config: ModelConfig,
 ) -> tuple[State, Int[Array, ""]]:
-    """Draw up to `steps` tokens for each row; stops early when more than `idle` rows are done.
+    """Sample up to `steps` tokens for each row; stops early when more than `idle` rows are done.
 
-    Also the number of steps that were taken.
+    Also returns the number of steps made.
     """
     cfg = inference_config(config)
     S = state.tokens.shape[1]
@@ -200,7 +201,7 @@ def row_keys(seeds: UInt32[Array, "B C"]) -> Key[Array, " B"]:
 def admit(
     state: State, source: State, rows: Int[Array, " B"], replaced: Bool[Array, " B"]
 ) -> State:
-    """Begin row b anew as row rows[b] of the prefilled `source`, wherever replaced[b]."""
+    """Restart row b as row rows[b] of the prefilled `source`, wherever replaced[b]."""
     S = source.tokens.shape[1]
     tokens = jnp.where(replaced[:, None], source.tokens[rows], state.tokens[:, :S])
     return _readable(
@@ -215,7 +216,7 @@ def admit(
 
 
 def round_positions(positions: int) -> int:
-    """Positions of a buffer that holds so many, of few different sizes."""
+    """A buffer length of at least this many positions, out of few different sizes."""
     step = max(MIN_POSITIONS, power_of_two(positions) // 8)
     return -(-positions // step) * step
 

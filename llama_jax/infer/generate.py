@@ -31,7 +31,7 @@ def stream_tokens(
     seeds: Sequence[int],
     block: int,
 ) -> Iterator[list[list[int]]]:
-    """`generate_tokens` in pieces: each time, the next tokens of every row, at most `block`."""
+    """`generate_tokens` as a stream: each time the next tokens of every row, at most `block`."""
     check_prompts(prompts, config)
     check_seeds(seeds, "seed")
     require(
@@ -69,8 +69,8 @@ def generate_tokens(
     seed alone, whatever its neighbours (see `decode_loop`).
 
     Args:
-      params: the parameter tree, or what `prepare` made of it: callers that generate often keep
-        that, which saves a copy of the parameters a call.
+      params: the parameter tree, or the result of `prepare`: callers that generate often keep
+        that, which saves a copy of the parameters per call.
       prompts: token ids, at least one each (BOS for an empty text).
       seeds: one for each prompt, 0 to 2^32 - 1.
 

@@ -44,8 +44,8 @@ from llama_jax.model.cache import cache_bytes, is_prepared, prepare
 from llama_jax.parallel.rules import num_shards
 
 PREFILL_ROWS = 8
-"""Prompts that are put into a cache together; the same for any number of answers, whose tokens
-could differ in the last bits of a logit otherwise."""
+"""Prompts that are prefilled together; the same number for any number of answers, since another
+could change the last bits of a logit, and so a token."""
 IDLE_SHARE = 8
 """One row in so many may be done before others take their places."""
 UNKNOWN_ROWS = 64
@@ -54,21 +54,21 @@ _NO_LIMIT = np.int32(2**31 - 1)
 
 @dataclass
 class Work:
-    """What rollouts took: give one to several calls and it adds up."""
+    """Counters of the work of rollouts; pass one to several calls and it adds up."""
 
     prompts: int = 0
-    """Prompts that were put into a cache."""
+    """Prompts prefilled."""
     prompt_tokens: int = 0
     answers: int = 0
     tokens: int = 0
-    """Tokens drawn."""
+    """Tokens sampled."""
     steps: int = 0
     """Steps of all rows together."""
     row_steps: int = 0
-    """Steps times rows: `tokens` over this is the share of rows that were busy."""
+    """Steps times rows: `tokens` divided by it is the share of rows that were busy."""
     compiled_seconds: float = 0.0
-    """From the start of compiled programs until their results are there. What else a call takes is
-    Python's; the first calls compile in here."""
+    """Time from the start of compiled programs until their results are there. The rest of a call is
+    spent in Python; the first calls compile within this time."""
 
 
 def sample_answers(
@@ -120,10 +120,10 @@ def stream_answers(
     """The answers of the wanted (prompt, sample) pairs, each when it is done, in no fixed order.
 
     Args:
-      w: the parameter tree, of which a copy is prepared for this call and freed with it; or what
-        `prepare` or `gather` made of it.
+      w: the parameter tree, of which a copy is prepared for this call and freed with it; or the
+        result of `prepare` or `gather`.
       prompts: token ids, at least one each.
-      seeds: integers for each prompt, as many for all, such as (seed, iteration, number of the
+      seeds: integers for each prompt, equally many for all, such as (seed, iteration, number of the
         prompt). The key of an answer folds them and the sample number in, one after another.
       wave_rows: answers that are drawn together, rounded up to what the mesh in context splits
         rows over; 0 for as many as the free memory of the devices holds, see `fitting_rows`.
@@ -309,10 +309,10 @@ def free_bytes() -> int | None:
 def rows_that_fit(
     config: ModelConfig, *, prompt_len: int, max_new_tokens: int, free_bytes: int
 ) -> int:
-    """Answers that can be drawn together: keys and values take `free_bytes` at most, those of the
-    PREFILL_ROWS prompts that wait included.
+    """Number of answers that can be sampled together if keys and values, including those of
+    PREFILL_ROWS waiting prompts, take at most `free_bytes`.
 
-    On a mesh, `free_bytes` is what the devices that split rows and heads have together.
+    On a mesh, `free_bytes` is the total of the devices that split rows and heads.
 
     Raises:
       InputError: not one fits.

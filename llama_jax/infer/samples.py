@@ -12,17 +12,17 @@ from llama_jax.config import require
 
 
 class Answer(NamedTuple):
-    """One answer as it was drawn."""
+    """One sampled answer."""
 
     prompt: int
-    """Which of the prompts."""
+    """Index of its prompt."""
     sample: int
-    """Which of its answers."""
+    """Its number among the answers to the prompt."""
     tokens: Int[np.ndarray, " A"]
-    """A stop id at the end included, where one was drawn."""
+    """Includes the stop id at the end, if one was sampled."""
     logp: Float[np.ndarray, " A"]
-    """Of each token in the distribution that it was drawn from, in nats; at temperature 0 in that
-    of temperature 1."""
+    """Log-probability of each token under the sampling distribution, in nats; at temperature 0,
+    under that of temperature 1."""
     finish: Literal["stop", "length"]
 
 
@@ -31,37 +31,37 @@ class Samples:
     """n answers to each of P prompts, padded with 0 to M = max_new_tokens."""
 
     tokens: Int[np.ndarray, "P n M"]
-    """A stop id at the end included, where one was drawn."""
+    """Includes the stop id at the end, if one was sampled."""
     logp: Float[np.ndarray, "P n M"]
     """See `Answer.logp`."""
     length: Int[np.ndarray, "P n"]
     stopped: Bool[np.ndarray, "P n"]
-    """False where the answer was cut: at max_new_tokens, or at the end of the context."""
+    """False if the answer was truncated: at max_new_tokens, or at the end of the context."""
 
     def answer(self, prompt: int, sample: int) -> Answer:
-        """One of them."""
+        """A single answer."""
         at, n = (prompt, sample), self.length[prompt, sample]
         finish = "stop" if self.stopped[at] else "length"
         return Answer(prompt, sample, self.tokens[at][:n], self.logp[at][:n], finish)
 
 
 class Batch(NamedTuple):
-    """Prompts with their answers as rows, index t for the choice of token t+1, as losses have it.
+    """Prompts with their answers as rows; index t is for the choice of token t+1, as in the losses.
 
     R = P n rows, the answers to a prompt one after another.
     """
 
     tokens: Int[np.ndarray, "R T"]
     valid: Bool[np.ndarray, "R T"]
-    """Where a token stands; the rest is padding, 0."""
+    """True for tokens; the rest is padding, 0."""
     answer: Bool[np.ndarray, "R T"]
-    """Where token t+1 was drawn, a stop id included."""
+    """True where token t+1 was sampled, including a stop id."""
     logp: Float[np.ndarray, "R T"]
-    """Its log-probability when it was drawn; 0 elsewhere."""
+    """Its log-probability at sampling time; 0 elsewhere."""
 
 
 def batch_rows(prompts: Sequence[Sequence[int]], samples: Samples, seq_len: int) -> Batch:
-    """The rows of T = seq_len positions that a training reads.
+    """The rows of T = seq_len positions for training.
 
     Raises InputError if a prompt and its answer take more.
     """
@@ -83,7 +83,7 @@ def batch_rows(prompts: Sequence[Sequence[int]], samples: Samples, seq_len: int)
 
 
 class Drift(NamedTuple):
-    """How far two log-probabilities of the same tokens are apart, in nats."""
+    """Difference between two log-probabilities of the same tokens, in nats."""
 
     mean: Float[Array, ""]
     largest: Float[Array, ""]
@@ -97,8 +97,8 @@ def drift(
 ) -> Drift:
     """Mean and largest |logp - sampled| over the mask; 0 where it is empty.
 
-    `logp` is what the training's forward pass gives for the tokens that a sampler drew with
-    log-probabilities `sampled`. What stands outside the mask does not count, whatever it is.
+    `logp` comes from the training's forward pass, for tokens sampled with log-probabilities
+    `sampled`. Values outside the mask have no influence.
     """
     apart = jnp.where(mask, jnp.abs(logp - sampled), 0.0)
     return Drift(jnp.sum(apart) / jnp.maximum(jnp.sum(mask), 1), jnp.max(apart, initial=0.0))

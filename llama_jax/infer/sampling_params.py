@@ -10,20 +10,23 @@ from llama_jax.config import require
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """Settings of a sampler; see `ops.sampling.sampling_logits`. Raises InputError out of range."""
+    """Settings of a sampler; see `ops.sampling.sampling_logits`. Raises InputError if out of
+    range."""
 
     max_new_tokens: int
-    """Tokens of an answer, EOS included; the end of the context may come first."""
+    """Maximum number of tokens of an answer, EOS included; the end of the context may come
+    first."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most probable token."""
     top_k: int = 0
-    """Draw from the K most probable tokens; 0 for all."""
+    """Sample from the K most probable tokens; 0 for all."""
     top_p: float = 1.0
-    """Draw from the fewest tokens whose probability reaches this; 1 for all."""
+    """Sample from the fewest tokens whose probability reaches this; 1 for all."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end an answer."""
     vocab_limit: int | None = None
-    """Ids from here on are rows that pad the model's table, and are never drawn; None for none."""
+    """Ids from here on are padding rows of the model's table, and never sampled; None for no
+    limit."""
 
     def __post_init__(self):
         count(self.max_new_tokens, "max_new_tokens", 0, "the most tokens to draw")
@@ -35,7 +38,7 @@ class SamplingParams:
         )
 
     def for_vocabulary(self, pieces: int, eos_id: int) -> "SamplingParams":
-        """The same for a tokenizer: EOS ends an answer too, and only its pieces are drawn."""
+        """The same for a tokenizer: EOS ends an answer too, and only its pieces are sampled."""
         stop_ids = tuple(dict.fromkeys((*self.stop_ids, eos_id)))
         return replace(self, stop_ids=stop_ids, vocab_limit=pieces)
 

@@ -103,7 +103,7 @@ FLOAT32 = Tuned(_ANY, BlockSizes(256, 512, 256), BlockSizes(256, 512, 256))
 
 
 def generation() -> str:
-    """A key of VMEM: that of the mesh in scope or the default device; "" where there is none."""
+    """A key of VMEM: that of the mesh in scope or the default device; "" if there is none."""
     from jax.experimental.pallas import tpu as pltpu  # 0.15 s, which only TPUs need to spend
 
     try:
@@ -114,16 +114,16 @@ def generation() -> str:
 
 
 class Held(NamedTuple):
-    """What one step of a kernel's grid holds in VMEM, in tokens."""
+    """VMEM contents of one step of a kernel's grid, in tokens."""
 
     span: int
     """Queries, whole blocks."""
     chunk: int
     """Keys, whole blocks."""
     chunks: int
-    """What S is cut into."""
+    """Number of chunks that S is cut into."""
     buffers: int
-    """Of K and V forward, of dk and dv backward."""
+    """Number of buffers: of K and V forward, of dk and dv backward."""
 
 
 def forward_bytes(sizes: BlockSizes, held: Held, H: int, itemsize: int) -> int:
@@ -149,7 +149,7 @@ def backward_bytes(sizes: BlockSizes, held: Held, H: int, itemsize: int) -> int:
 def choose(
     T: int, S: int, H: int, dtype, segmented: bool, generation: str
 ) -> tuple[BlockSizes, BlockSizes]:
-    """Forward and backward sizes for T queries and S keys, no larger than they need."""
+    """Forward and backward sizes for T queries and S keys, no larger than necessary."""
     if jnp.dtype(dtype) == jnp.float32:
         row = FLOAT32
     elif segmented:
@@ -171,11 +171,11 @@ def _clip(sizes: BlockSizes, T: int, S: int) -> BlockSizes:
 
 
 def hold(sizes: BlockSizes, T: int, S: int, H: int, itemsize: int, bytes_of, limit: int) -> Held:
-    """What a kernel for T queries and S keys holds in VMEM at a time.
+    """VMEM contents of a kernel for T queries and S keys at a time.
 
-    All of S if it fits, were it with one buffer, whose copies once a head nothing hides; else the
-    fewest equal chunks that fit with two. Beside all of S as many query blocks as divide T evenly.
-    Raises ValueError if not even one tile fits.
+    All of S if it fits, even with a single buffer, whose copies, once per head, nothing hides; else
+    the fewest equal chunks that fit with two. Beside all of S, as many query blocks as divide T
+    evenly. Raises ValueError if not even one tile fits.
     """
 
     def fits(held, sizes=sizes):

@@ -138,8 +138,8 @@ def block_of(S: int, K: int) -> int:
 
 
 def heads_of_step(K: int) -> int:
-    """Key heads that a grid step takes: with more, the rows of a head would lie so far apart in a
-    block that a strided load takes several instructions."""
+    """Number of key heads that a grid step takes: with more, the rows of a head would lie so far
+    apart in a block that a strided load takes several instructions."""
     return HEADS if K % HEADS == 0 else K
 
 

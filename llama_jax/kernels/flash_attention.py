@@ -25,13 +25,14 @@ NN = (((1,), (0,)), ((), ()))
 
 
 def precision(dtype) -> jax.lax.Precision:
-    """float32 operands are multiplied in full; the matrix unit's own pass suits bfloat16."""
+    """Multiply float32 operands in full; the matrix unit's own single pass suits bfloat16."""
     full = dtype == jnp.float32
     return jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT
 
 
 def visible(first_key, lo, hi, shape):
-    """Which keys of a [keys, queries] tile each query sees: bool `shape`; `lo` may be None."""
+    """Mask of the keys of a [keys, queries] tile that each query sees: bool `shape`; `lo` may be
+    None."""
     key = first_key + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     seen = key < hi
     return seen if lo is None else jnp.logical_and(seen, key >= lo)

@@ -82,7 +82,7 @@ def flash_attention_gradients(
     delta: Float[Array, "B N T"],
     **options,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """What these keys contribute to dq, and dk and dv, when they are a part of all keys.
+    """The contribution of these keys to dq, and dk and dv, when they are a part of all keys.
 
     For ring attention, which merges parts: `lse` (natural) and `delta` = sum(do * out) over H are
     those of the merged attention. `options` and errors as in `flash_attention_with_lse`.
@@ -137,7 +137,7 @@ def prepare(
 
 
 def validate(q, k, v, segment_ids, kv_segment_ids):
-    """ValueError for what the kernels do not take."""
+    """Raise ValueError for inputs that the kernels do not support."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
     if H not in sizes_of.HEAD_WIDTHS:

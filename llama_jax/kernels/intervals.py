@@ -54,7 +54,7 @@ def intervals(
 
 
 def pad_queries(limit: Int[Array, "B T"] | None, T: int) -> Int[Array, "B 1 padded"] | None:
-    """Rows beyond the last query see what it sees, so that they make no tile ragged."""
+    """Pads rows with copies of the last query's interval, so that no tile becomes ragged."""
     if limit is None:
         return None
     return jnp.pad(limit, ((0, 0), (0, T - limit.shape[1])), mode="edge")[:, None, :]

@@ -6,12 +6,13 @@ import os
 from llama_jax.config import InputError, require
 
 Given = tuple[str | None, int | None, int | None]
-"""Coordinator's address, number of processes and this one's number; None is left to jax."""
+"""Coordinator's address, number of processes and this one's number; None leaves a value to jax."""
 
 
 def place(address: str | None, processes: int | None, process: int | None) -> Given | None:
-    """This process's place among several, from the options, the variables JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as jax will detect it; None for a machine by itself.
+    """This process's place among several, from the options or the variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or left for jax to detect; None
+    for a single machine.
 
     Raises InputError if something is missing or impossible.
     """

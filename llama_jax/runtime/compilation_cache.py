@@ -14,11 +14,11 @@ _JAX_SECONDS = 1.0  # what jax keeps no program below, unless it is told
 
 
 def keep_programs(folder: str = DEFAULT) -> None:
-    """Keep what jax compiles in a folder, and take it from there; empty for nowhere.
+    """Cache compiled programs in a folder; empty disables the cache.
 
-    The default gives way to a folder that the environment (JAX_COMPILATION_CACHE_DIR) or the
-    program has named, and is another one for each kind of CPU: a home folder is often shared by
-    machines that cannot run each other's programs. A folder that cannot be written costs time only.
+    A folder named by the environment (JAX_COMPILATION_CACHE_DIR) or by the program takes precedence
+    over the default. The default differs by kind of CPU: a home folder is often shared by machines
+    that cannot run each other's programs. If the folder cannot be written, only time is lost.
     """
     if not folder or (folder == DEFAULT and jax.config.jax_compilation_cache_dir):
         return

@@ -19,16 +19,17 @@ from llama_jax.config import require
 from llama_jax.runtime.places import expand
 
 PATIENCE_SECONDS = 0.5
-"""What takes longer moves."""
+"""Longer waits show that something happens."""
 LOG_SECONDS = 10.0
-"""Between the lines of progress of a command that has no terminal."""
+"""Interval between progress lines of a command without a terminal."""
 _FRAMES = "|/-\\"
 _CLEAR = "\r\x1b[K"
 _waits: list["_Wait"] = []
 
 
 def quiet_start() -> None:
-    """Logs to stderr, any text to stdout; jax is not asked for a TPU that is not there."""
+    """Set up logging to stderr and output of any text to stdout; keep jax from looking for a
+    missing TPU."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Handler()])
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What a terminal's encoding cannot say is written as its code, as stderr does.
@@ -48,8 +49,8 @@ def quiet_start() -> None:
 
 @contextlib.contextmanager
 def stdout_for_results() -> Iterator[None]:
-    """What libraries write to standard output goes to stderr: Gloo, which joins hosts without
-    accelerators, says there whom it met."""
+    """Redirect what libraries write to standard output to stderr: Gloo, which connects hosts
+    without accelerators, reports its peers there."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -65,7 +66,8 @@ def stdout_for_results() -> Iterator[None]:
 def waiting(what: str) -> Iterator[Callable[[], None]]:
     """While the block runs, show on a terminal's stderr that something happens, after 0.5 s.
 
-    The block can call what it is given to end that: before it prints, or shows progress of its own.
+    The block can call the function that it is given to end that: before it prints, or shows
+    progress of its own.
     """
     wait = _Wait(what)
     try:
@@ -76,8 +78,8 @@ def waiting(what: str) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def at_work(what: str, *models: str) -> Iterator[Callable[[], None]]:
-    """`waiting` of a command that computes with models: those that are not there are refused at
-    once, with InputError, and what is compiled is kept."""
+    """`waiting` for a command that computes with models: missing models raise InputError at once,
+    and compiled programs are cached."""
     for model in models:
         there = "://" in model or os.path.exists(expand(model))
         require(there, f"{model} does not exist")
@@ -89,7 +91,8 @@ def at_work(what: str, *models: str) -> Iterator[Callable[[], None]]:
 
 
 def own_command() -> str:
-    """How to call `llama-jax` from here: by its name where the shell finds it, else by its path."""
+    """The way to call `llama-jax` from here: by its name if the shell finds it, else by its
+    path."""
     if shutil.which("llama-jax"):
         return "llama-jax"
     installed = os.path.join(os.path.dirname(sys.executable), "llama-jax")
@@ -103,10 +106,9 @@ def own_command() -> str:
 
 class Progress:
     """A bar on a terminal, else a log line every ten seconds; a context whose value is called with
-    what is done and how much there is in all.
+    the amount done and the total.
 
-    begin: called before the first of it is shown.
-    unit: what is counted.
+    begin: called before the first update is shown. unit: what is counted.
     """
 
     def __init__(self, what: str, begin: Callable[[], None], unit: str = "batches"):

@@ -18,7 +18,8 @@ _HARMLESS = ("", "allow", "log", "standard")
 
 
 def settle() -> None:
-    """Set aside, with a line for each, what would end any command. jax must not be imported yet."""
+    """Remove variables that would break any command, with a warning for each. jax must not be
+    imported yet."""
     for name, why in _SET_ASIDE.items():
         value = os.environ.get(name, "")
         if value.lower() not in _HARMLESS:

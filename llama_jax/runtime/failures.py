@@ -17,16 +17,16 @@ _SMALLER = {
 
 
 class Failure(NamedTuple):
-    """What is printed, and the status that the process ends with."""
+    """The line to print, and the exit status of the process."""
 
     line: str
     status: int
 
 
 def explain(error: BaseException, command: str, *, trains: bool) -> Failure | None:
-    """The line for an exception that ended a command; None for a fault of the program.
+    """The line for an exception that ended a command; None for a bug in the program.
 
-    trains: whether the command is one that resumes when it is given again.
+    trains: whether the command resumes when it is run again.
     """
     came = interrupts.received()
     if isinstance(error, KeyboardInterrupt) or came is not None:

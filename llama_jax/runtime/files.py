@@ -21,7 +21,7 @@ PathLike = str | os.PathLike[str]
 AnyPath = Any
 """A pathlib.Path, or an etils.epath.Path that behaves like one."""
 MAX_BYTES = 32 << 20
-"""Of a file that is read whole: a tokenizer or a description of 0.5 MB, of 17 MB at most."""
+"""Size limit of a file that is read whole: a tokenizer or a description takes 0.5 to 17 MB."""
 _HEAD = 512  # bytes by which a file is told
 _NAME_BYTES = 255  # of the name of a file, on every file system in use
 _KINDS = {
@@ -56,12 +56,12 @@ def as_path(path: PathLike) -> AnyPath:
 
 
 def reason(error: OSError) -> str:
-    """What the system says of an error; object stores say it in the error's own words."""
+    """The system's text for an error; for object stores, the error's own text."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a name that a file holds is that of a file beside it, and of no other place."""
+    """Whether a name found in a file refers to a file beside it, and to no other place."""
     try:
         size = len(os.fsencode(text))
     except UnicodeEncodeError:
@@ -73,10 +73,11 @@ def is_file_name(text: str) -> bool:
 
 
 def open_file(path: PathLike, what: str = "") -> BinaryIO:
-    """A regular file of this machine, open for reading.
+    """A regular local file, open for reading.
 
-    Raises InputError, beginning with `what` it should have been, if there is none, if it is a
-    folder, a pipe or a device (behind links too), or if it is what a download left instead.
+    Raises InputError, beginning with `what` it should have been, if it does not exist, is a folder,
+    a pipe or a device (behind links too), or if it is a page or pointer that a download left
+    instead.
     """
     where = f"{what} {os.fspath(path)}".lstrip()
     try:
@@ -106,7 +107,7 @@ def _is_regular(descriptor: int) -> bool:
 
 
 def head(path: PathLike, size: int) -> bytes:
-    """The first bytes of a file; none for what is no file that can be read."""
+    """The first bytes of a file; empty for anything that is not a readable file."""
     try:
         with open_file(path) as file:
             return file.read(size)
@@ -148,8 +149,9 @@ def read_json(path: PathLike, what: str = "", limit: int = MAX_BYTES // 2) -> di
 
 
 def parse_json(text: bytes | str, where: str, *, unique: bool = False) -> Any:
-    """A JSON value. Raises InputError if it is none, is nested too deep, has numbers of more than
-    20 digits or text that is no Unicode, or, with `unique`, an object with a name twice."""
+    """A JSON value. Raises InputError if it is invalid, is nested too deep, has numbers of more
+    than 20 digits or text that is not valid Unicode, or, with `unique`, an object with a duplicate
+    name."""
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     # Nothing that is described has so large a number, and arithmetic with one can fail anywhere.
     whole = _integer if re.search(rb"\d{20}", raw) else None
@@ -181,8 +183,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """A value as a message names it: like its repr, but no longer than `limit` characters and no
-    slower for a value of any size or depth. Every message about what a file says uses it."""
+    """A value as text for a message: like its repr, but at most `limit` characters and fast for a
+    value of any size or depth. Every message about a file's content uses it."""
     parts, length = [], 0
     for part in _repr_parts(value, limit):
         parts.append(part)
@@ -222,7 +224,8 @@ def _repr_parts(value: Any, limit: int) -> Iterator[str]:
 
 
 def json_text(values: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: numbers that are not finite, which it has not, are null."""
+    """JSON that every parser accepts: numbers that are not finite, which JSON lacks, become
+    null."""
     return json.dumps(_finite(values), indent=indent, allow_nan=False)
 
 
@@ -237,8 +240,8 @@ def _finite(values: Any) -> Any:
 def write_atomic(path: PathLike, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part.
 
-    On this machine: under a temporary name, flushed to the disk, renamed; missing parent folders
-    are made. An object behind a URL appears whole anyhow.
+    A local file is written under a temporary name, flushed to the disk and renamed; missing parent
+    folders are made. An object behind a URL appears as a whole anyway.
     """
     target = as_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ from llama_jax.runtime.rendezvous import MEETING_SECONDS, Place, announced
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 100
-"""A host that is silent for so long is dead, and the others end too: the default of jax."""
+"""A host that is silent for this long counts as dead, and the others end too: the default of
+jax."""
 # Longer than any preparation of data: hosts that wait for one another are freed by heartbeats.
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
 _exchanges = count()
@@ -33,12 +34,12 @@ def initialize(
     process_id: int | None = None,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
-    """Start `jax.distributed` where there are several hosts; do nothing on a machine by itself.
+    """Start `jax.distributed` if there are several hosts; do nothing on a single machine.
 
     In this order: the arguments, or the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID; GKE (TPU_WORKER_HOSTNAMES, MEGASCALE_*); a Cloud TPU VM (its metadata server);
-    Slurm; Open MPI. All but the first are detected by jax. One process is a machine by itself,
-    whatever else is said. Hosts other than 0 log warnings only.
+    Slurm; Open MPI. All but the first are detected by jax. One process counts as a single machine,
+    whatever else is set. Hosts other than 0 log warnings only.
 
     Raises:
       InputError: one of the three values is missing or impossible.
@@ -80,7 +81,8 @@ def is_main() -> bool:
 
 
 def exchange(value: str) -> list[str]:
-    """What every host passed to the same call, by host. All hosts call, and wait for all.
+    """The values that all hosts passed to the same call, in order of the hosts. It waits for all of
+    them.
 
     Raises ConnectionError if a host is lost meanwhile.
     """
@@ -99,15 +101,15 @@ def exchange(value: str) -> list[str]:
 
 
 def broadcast_from_main(holds: bool) -> bool:
-    """Host 0's answer, on every host: they may see a network file system in different states, and
-    must do the same thing all the same."""
+    """Host 0's answer, on every host: hosts may see a network file system in different states, and
+    must act alike nevertheless."""
     return exchange(json.dumps(holds))[0] == json.dumps(True)
 
 
 def require_agreement(facts: Mapping[str, object]) -> None:
-    """Refuse to go on unless all hosts pass the same facts.
+    """Raise InputError unless all hosts pass the same facts.
 
-    Raises InputError, on every host, that names each fact that differs and where.
+    It is raised on every host and names each fact that differs, and where.
     """
     hosts = [json.loads(text) for text in exchange(json.dumps(facts, default=str))]
     problems = []
@@ -132,10 +134,10 @@ def _hosts(indices: list[int]) -> str:
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """Leave the block on all hosts or on none: what one of them raises ends all of them.
+    """Leave the block on all hosts or on none: an exception on one of them ends all of them.
 
-    Raises, where nothing was wrong, InputError for an InputError of another host, and
-    ConnectionError for any other exception.
+    On hosts without an error of their own it raises InputError for an InputError of another host,
+    and ConnectionError for any other exception.
     """
     try:
         yield
@@ -150,10 +152,10 @@ def fail_together() -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """End the process of a host that failed by itself; do nothing on a machine by itself.
+    """End the process of a host that failed by itself; do nothing on a single machine.
 
-    An orderly end waits for the other hosts, which are waiting for this one. Without it they are
-    free when its heartbeat is missed.
+    An orderly shutdown would wait for the other hosts, which wait for this one. Without it, they
+    are freed once its heartbeat is missed.
     """
     if jax.distributed.is_initialized():
         sys.stdout.flush()

@@ -11,8 +11,8 @@ _received: list[int] = []
 
 
 def listen() -> None:
-    """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt wherever the program is, so
-    that files are closed and halves removed; a second one ends it at once.
+    """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, so that files are closed and
+    partial results removed; a second one ends the process at once.
 
     Signals that are ignored, as under nohup, stay so.
     """
@@ -22,12 +22,12 @@ def listen() -> None:
 
 
 def received() -> int | None:
-    """The signal that came; None if none did."""
+    """The signal that was received; None if none was."""
     return _received[0] if _received else None
 
 
 def ended() -> str:
-    """What became of a program that a signal, or a KeyboardInterrupt, has ended."""
+    """The message and status of a program that a signal, or a KeyboardInterrupt, has ended."""
     return "terminated" if received() == signal.SIGTERM else "interrupted"
 
 

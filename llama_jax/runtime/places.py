@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 def expand(path: str | os.PathLike[str]) -> str:
-    """A path with `~` at its front written out; URLs and all others as they are.
+    """A path with a leading `~` expanded; URLs and all other paths unchanged.
 
-    Raises InputError where nobody knows that folder: in containers that run as a user without an
+    Raises InputError if the home folder is unknown: in containers that run as a user without an
     entry in /etc/passwd, say.
     """
     text = os.fspath(path)
@@ -32,7 +32,7 @@ def expand(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def naming(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Give an OSError of the block that names no file, as of a full disk, this place to name."""
+    """Context that adds this place to an OSError that names no file, such as for a full disk."""
     try:
         yield
     except OSError as error:
@@ -44,8 +44,8 @@ def naming(place: str | os.PathLike[str]) -> Iterator[None]:
 def cache_folder(path: str, setting: str) -> str:
     """A folder that caches may be written to: `path`, made if it is missing.
 
-    One in the home folder is replaced by one in the system's temporary folder for users who have
-    no home folder or may not write there; the log says so. URLs stay.
+    A path in the home folder is replaced by one in the system's temporary folder for users who have
+    no home folder or may not write there, which is logged. URLs are unchanged.
 
     Raises InputError, naming the setting, if it cannot be written.
     """

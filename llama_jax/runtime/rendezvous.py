@@ -17,9 +17,9 @@ from llama_jax.runtime import interrupts
 
 logger = logging.getLogger(__name__)
 PATIENCE_SECONDS = 30.0
-"""After so long the missing hosts are named."""
+"""Time after which the missing hosts are named."""
 MEETING_SECONDS = 300.0
-"""After so long the hosts that have come give up."""
+"""Time after which the hosts that have joined give up."""
 _PULSE_SECONDS = 0.5
 _MARK = b"llama_jax host "
 # Who says how many hosts there are: the first of these that is set.
@@ -31,12 +31,13 @@ Place = tuple[str, int, int]
 
 @contextlib.contextmanager
 def announced(place: Callable[[], Place | None], given: int | None) -> Iterator[None]:
-    """While the block waits, log for whom, at once and, if it lasts, once more with who is missing.
+    """While the block waits, log which hosts it waits for: at once and, if it lasts, again with
+    those missing.
 
-    The block is a library's, which hears no signal and ends the process, with its stack, when the
-    hosts do not meet. So a signal, and that, end it here: in one line.
+    The block is a library call that ignores signals and ends the process, with its stack, when the
+    hosts do not meet. So this context ends it in one line, after a signal or then.
 
-    place: None until it is known. given: the number of hosts if an option says it.
+    place: None until it is known. given: the number of hosts if an option sets it.
     """
     ended = threading.Event()
     with _signals() as signals:

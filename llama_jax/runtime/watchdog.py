@@ -27,7 +27,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self) -> None:
-        """Say that the run is alive."""
+        """Report that the run is alive."""
         self._last = time.monotonic()
 
     def __enter__(self) -> "Watchdog":

@@ -22,18 +22,18 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Of one step, over all chips."""
+    """FLOPs of one step, over all chips."""
 
     causal: float
-    """Forward and backward pass, products above the causal diagonal not counted."""
+    """Forward and backward pass, without products above the causal diagonal."""
     full: float
-    """The same with them, as they were counted until 2025."""
+    """The same with these products, as FLOPs were counted until 2025."""
     executed: float
-    """What is computed: causal, and what rematerialisation and flash attention compute again."""
+    """FLOPs computed: causal, plus what rematerialisation and flash attention recompute."""
 
 
 def layer_products(c: ModelConfig) -> dict[str, float]:
-    """FLOPs a token of one layer's matrix products, attention left out."""
+    """FLOPs per token of one layer's matrix products, without attention."""
     weights = {
         k: 2.0 * math.prod(w.shape) for k, w in layer_weights(c).items() if w.axes[-1] != "norm"
     }
@@ -46,12 +46,12 @@ def layer_products(c: ModelConfig) -> dict[str, float]:
 
 
 def attention_products(c: ModelConfig, seq_len: int) -> float:
-    """FLOPs a token of q k^T and of its product with v, in one layer, all positions seen."""
+    """FLOPs per token of q k^T and of its product with v, in one layer, without a causal mask."""
     return 4.0 * seq_len * c.num_heads * c.head_dim
 
 
 def head_products(c: ModelConfig) -> float:
-    """FLOPs a token of the head, forward and backward; a score takes hardly any."""
+    """FLOPs per token of the head, forward and backward; negligible for a score."""
     return 6.0 * c.d_model * c.vocab_size if c.head == "language" else 0.0
 
 
@@ -92,12 +92,12 @@ def flops(config: TrainConfig) -> Flops:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a step needs of each chip, by the arithmetic alone."""
+    """The needs of a step on each chip, by arithmetic alone."""
 
     hbm: dict[str, float]
     """Bytes of one chip by category."""
     seconds: dict[str, float]
-    """What each resource needs by itself: compute, hbm, links by mesh axis."""
+    """Time of each resource by itself: compute, hbm, links by mesh axis."""
 
     @property
     def total(self) -> float:
@@ -111,10 +111,10 @@ class Estimate:
 
 
 def axis_rates(mesh: dict[str, int], topology: Topology) -> dict[str, float]:
-    """Bytes a second that one device can send along each mesh axis, if it is laid out well.
+    """Bytes per second that one device can send along each mesh axis, if it is laid out well.
 
-    `tensor` and `sequence` get a ring of the torus each, what is left goes to `fsdp` and `data`;
-    the devices of a chip share its links, and `tensor` stays within a chip where that is enough.
+    `tensor` and `sequence` get a ring of the torus each, `fsdp` and `data` the rest; the devices of
+    a chip share its links, and `tensor` stays within a chip where that is enough.
     """
     chip = topology.chip
     links = sum(
@@ -131,7 +131,7 @@ def axis_rates(mesh: dict[str, int], topology: Topology) -> dict[str, float]:
 
 
 def estimate(config: TrainConfig, topology: Topology) -> Estimate:
-    """An estimate of a plan.
+    """Estimates a plan by arithmetic.
 
     Raises InputError if the mesh does not multiply out.
     """

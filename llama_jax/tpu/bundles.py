@@ -39,7 +39,7 @@ MATMUL = re.compile(rf"vmatmul\.(lmr\.)?(?:mubr\.)?({'|'.join(ROWS)})\.\S*mxu(\d
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Straight-line code between two places where control flow may turn."""
+    """Straight-line code between two places where control flow may branch."""
 
     start: int
     depth: int
@@ -48,16 +48,16 @@ class Region:
     slots: dict[str, int]
     """Slots used, by unit."""
     matmul_cycles: int
-    """What the busiest matrix unit needs for the rows that it is given."""
+    """Cycles that the busiest matrix unit needs for its rows."""
 
     @property
     def cycles(self) -> int:
-        """How long one visit lasts when memory does not stall it."""
+        """Duration of one visit without memory stalls."""
         return max(self.bundles, self.matmul_cycles)
 
     @property
     def is_vector(self) -> bool:
-        """Whether it is work on vectors rather than bookkeeping."""
+        """Whether it works on vectors rather than doing bookkeeping."""
         return sum(self.slots[n] for n in ("matmul", "valu", "vload", "vstore")) >= VECTOR_WORK
 
 

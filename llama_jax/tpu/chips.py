@@ -28,7 +28,7 @@ class Chip:
     """One TPU generation; figures are per chip unless said otherwise."""
 
     topology: str
-    """A slice of four chips, to compile for."""
+    """A slice of four chips, used for compiling."""
     cores: int
     """TensorCores."""
     macs_per_cycle: int
@@ -36,7 +36,7 @@ class Chip:
     bf16_flops: float
     """Peak, per second."""
     hbm_bytes: int
-    """What a program may allocate."""
+    """Bytes that a program may allocate."""
     hbm_bytes_per_second: float
     link_bytes_per_second: float
     """One chip-to-chip link, one way."""
@@ -45,11 +45,12 @@ class Chip:
     largest: tuple[int, ...]
     """Chips along each torus axis of the largest slice."""
     rows_per_cycle: int = 1
-    """Rows of an operand that one matrix unit takes."""
+    """Rows of an operand that one matrix unit takes per cycle."""
     devices: int = 1
-    """What jax sees of a chip. One device of two cores splits a kernel's parallel grid axes."""
+    """Devices that jax sees per chip. One device of two cores splits a kernel's parallel grid
+    axes."""
     between_devices: float = 0.0
-    """Bytes a second from one device of a chip to the other."""
+    """Bytes per second from one device of a chip to the other."""
 
     @property
     def clock(self) -> float:

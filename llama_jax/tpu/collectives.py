@@ -21,14 +21,15 @@ class Collective:
 
     @property
     def link_bytes(self) -> float:
-        """Bytes that one device sends, in all."""
+        """Bytes that one device sends in total."""
         n = len(self.group)
         share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}
         return self.times * self.payload * share.get(self.kind, (n - 1) / n)
 
 
 def collectives(program: Program, num_devices: int) -> list[Collective]:
-    """Every collective, those inside fusions too, each once however many phases it is split in."""
+    """Every collective, including those inside fusions, each once however many phases it is split
+    into."""
     found: dict[str, Collective] = {}
     for computation, instruction, times in program.scheduled():
         for inner in program.inside(computation, instruction):

@@ -42,7 +42,7 @@ PROG = "llama-jax plan"
 _ONE_STEP = {kind.stage: kind for kind in (TrainConfig, SftConfig, RewardConfig, DpoConfig)}
 _POLICIES = {kind.stage: kind for kind in (PpoConfig, GrpoConfig)}
 EXPERIMENTS = {**_ONE_STEP, **_POLICIES}
-"""Of the stages whose steps can be planned."""
+"""Experiment classes of the stages whose steps can be planned."""
 EPILOG = """\
 Every option of an experiment can follow, as for `llama-jax train`: --batch-size (global),
 --seq-len, --mesh.tensor, --mesh.fsdp, --mesh.sequence, --optimizer.moment-dtype, --accumulate ...
@@ -71,7 +71,7 @@ costs the compilation, as without it. Hits are tested on CPU devices, never yet 
 
 
 def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -> str:
-    """What the command prints.
+    """Returns the text that the command prints.
 
     Raises InputError for options that are unknown or do not fit, with the nearest or the values.
     """
@@ -165,7 +165,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
 
 
 def saved_text(p: Plan, folder: str, path: Sequence[str], options: Sequence[str]) -> str:
-    """What --save wrote, and how training finds it."""
+    """Tells what --save wrote, and how training finds it."""
     saved = p.facts.get("saved")
     if saved is None:
         return "\nNothing was saved: there is no program."
@@ -177,8 +177,8 @@ def saved_text(p: Plan, folder: str, path: Sequence[str], options: Sequence[str]
 
 
 def preset_experiment(name: str, topology: Topology, stage: str = "train") -> TrainConfig:
-    """One row a device at the model's own context, recomputing whole layers; one pair for a reward
-    model and for DPO.
+    """One row per device at the model's own context, recomputing whole layers; one pair for a
+    reward model and for DPO.
 
     Raises InputError for an unknown model, with the nearest.
     """

@@ -48,23 +48,24 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_MIN_LOG_LEVEL": "3",
 }
-"""For a process that compiles for TPUs and has none."""
+"""Environment of a process that compiles for TPUs without one."""
 OBJECTIVES: dict[str, Callable[[Any], Stage]] = {
     "train": pretrain.stage,
     "sft": sft.stage,
     "reward": reward.stage,
     "dpo": dpo.stage,
 }
-"""The stages with one step; PPO has two, a part each of `policy` and `value`, GRPO the former."""
+"""The stages with one step; PPO has two, one for each of the parts `policy` and `value`, GRPO the
+former."""
 
 
 def facts_of(
     config: TrainConfig, topology: Topology, save: str | None = None, part: str = ""
 ) -> dict[str, Any]:
-    """What the training step of an experiment does on a slice; see `compile_facts`.
+    """The facts of an experiment's training step on a slice; see `compile_facts`.
 
     Args:
-      part: of an experiment with several steps, the one that is meant.
+      part: selects the step of an experiment with several.
       save: a folder, which may be behind a URL, that gets the compiled step as an entry of jax's
         compilation cache; the key `saved` has its path and size in bytes, unless it was refused.
 
@@ -123,7 +124,7 @@ def facts_of(
 def keep(folder: str, name: str, content: bytes) -> AnyPath:
     """Write a file of a folder, which is made if it is missing, and return its path.
 
-    Raises InputError where that cannot be.
+    Raises InputError if that fails.
     """
     path = as_path(folder) / name
     try:
@@ -158,8 +159,8 @@ def topology_mesh(config: TrainConfig, topology: Topology) -> Mesh:
 def lower_step(config: TrainConfig, mesh: Mesh, part: str = ""):
     """The step that `llama-jax train` runs, lowered for the mesh, and its abstract arguments.
 
-    It is the same text as there, so that what was compiled here is found there; see `facts_of`.
-    Raises InputError for what the mesh cannot split.
+    It is identical to the step there, so a run finds what was compiled here in the cache; see
+    `facts_of`. Raises InputError for what the mesh cannot split.
     """
     check_batch(config.batch_size, config.seq_len, config.accumulate, mesh)
     if isinstance(config, (PpoConfig, GrpoConfig)):
@@ -244,7 +245,7 @@ def local_bytes(tree: Any) -> int:
 
 
 def categories(live: Liveness, params: Any, layers: int) -> dict[str, int]:
-    """What is live at the peak beside the arguments.
+    """Bytes live at the peak besides the arguments, by category.
 
     Gradients have the shape of one device's part of a parameter, kept activations one row for each
     layer; both are made outside the loops. The rest are the collectives' buffers, and temporaries.
@@ -270,9 +271,9 @@ def categories(live: Liveness, params: Any, layers: int) -> dict[str, int]:
 def by_axis(
     found: list[Collective], mesh: Mesh, rate: Callable[[list[Any]], float]
 ) -> list[dict[str, Any]]:
-    """Bytes that one device sends and times it does, by kind and by the mesh axes that are joined.
+    """Bytes and number of sends of one device, by kind and by the mesh axes that are joined.
 
-    Joined in stages along the torus, an axis has an entry for each rate of its stages.
+    An axis that is joined in stages along the torus has an entry for each rate of its stages.
     """
     sizes, devices = list(mesh.shape.items()), mesh.devices.ravel()
     total: dict[tuple[str, str, float], list[float]] = {}
@@ -294,10 +295,10 @@ def by_axis(
 
 
 def group_bandwidth(devices: Sequence[Any], topology: Topology) -> float:
-    """Bytes a second that one device can send to a group, by all the links that lie along it.
+    """Bytes per second that one device can send to a group, by all the links that lie along it.
 
     A group that covers a whole ring of the torus uses both its directions. A part of one, or a
-    torus axis without a wrap-around, counts once: its ends would be idle else. What goes to a
+    torus axis without a wrap-around, counts once: otherwise its ends would be idle. What goes to a
     chip's devices goes there once; those of a chip that are in different groups share its links.
     """
     chip = topology.chip

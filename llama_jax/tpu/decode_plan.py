@@ -25,8 +25,8 @@ def decode_plan(
     """Memory and time of one token for each of `batch_size` rows at a context of `seq_len`.
 
     The weights, in the compute type, are split over all devices of one slice, as is the cache: by
-    heads over as many as the key/value heads allow, by rows over the rest. What a step costs at
-    least: reading both once, the products, and two sums over the chips in each layer.
+    heads over as many as the key/value heads allow, by rows over the rest. The minimum cost of a
+    step is reading both once, the products, and two sums over the chips in each layer.
 
     Args:
       weights: int8 or int4 for the matrices; None for the compute type throughout.
@@ -93,7 +93,7 @@ def decode_plan(
 
 
 def weight_bytes(c: ModelConfig, weights: str | None) -> float:
-    """Bytes of the parameters, in the compute type or as `llama-jax quantize` keeps them."""
+    """Bytes of the parameters, in the compute type or as `llama-jax quantize` stores them."""
     c = replace(c, param_dtype=c.dtype)
     if weights is not None:
         c = QuantizedModel.of(c, Quantization.of(weights))

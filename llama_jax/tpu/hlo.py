@@ -80,7 +80,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from."""
+        """Its origin in the traced program."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
@@ -105,7 +105,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads each instruction."""
+        """The readers of each instruction."""
         found: dict[str, list[Instruction]] = {}
         for instruction in self.instructions:
             for operand in dict.fromkeys(instruction.operands):
@@ -114,7 +114,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
+        """Its result."""
         return next(i for i in self.instructions if i.root)
 
     def parameter(self, index: int) -> Instruction:
@@ -150,7 +150,7 @@ class Program:
         self.unknown_loops: list[str] = []
 
     def scheduled(self) -> Iterator[tuple[Computation, Instruction, int]]:
-        """Every instruction of the schedule (fusions whole) and how often it runs."""
+        """Every instruction of the schedule (fusions as a whole), and how often it runs."""
         yield from self._scheduled(self.entry, 1)
 
     def _scheduled(self, computation, times):
@@ -206,7 +206,7 @@ class Program:
         return sum(times * self.traffic(c, i) for c, i, times in self.scheduled())
 
     def estimated_cycles(self) -> int:
-        """The compiler's estimates of all operations that have one, one after another."""
+        """The sum of the compiler's estimates of all operations that have one."""
         return sum(times * i.estimated_cycles for _, i, times in self.scheduled())
 
     def traffic(self, computation: Computation, i: Instruction) -> int:
@@ -277,7 +277,8 @@ class Program:
         return sizes
 
     def inside(self, computation: Computation, instruction: Instruction) -> Iterator[Instruction]:
-        """An instruction, and all that is in it: in a fusion, or in what it begins."""
+        """An instruction and everything in it: in a fusion, or in the computation that it
+        starts."""
         yield instruction
         if instruction.opcode in ("fusion", "async-start", "custom-call-start"):
             called = self.computations.get(instruction.called)
@@ -287,7 +288,7 @@ class Program:
 
 
 def closing(text: str) -> int:
-    """Where the first bracket of a text is closed."""
+    """Index at which the first bracket of a text is closed."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1

@@ -41,14 +41,14 @@ class Case:
     block_q: int
     block_kv: int
     inner: int
-    """Ours: queries of a piece of a tile. The others: keys of one computed piece."""
+    """Ours: queries of a piece of a tile. Others: keys of one computed piece."""
     inner_kv: int = 256
     """Ours, backward: keys of a piece."""
     masks: str = "causal"
     """causal, or packed: sixteen documents of 256 tokens; decoding sees the valid cache."""
     head_dim: int = 128
     cache: str = "bfloat16"
-    """dtype of the cache that is decoded against: bfloat16 or int8."""
+    """dtype of the cache for decoding: bfloat16 or int8."""
     scheduler: bool = False
     """tokamax's experimental scheduler."""
     skip: bool = False
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def blocks(self) -> str:
-        """For people."""
+        """The block sizes, for people."""
         return f"{self.block_q}/{self.block_kv}/{self.inner}"
 
 
@@ -133,7 +133,7 @@ def sizes_of(case: Case) -> BlockSizes:
 
 
 def spans_of(case: Case, generation: str) -> int:
-    """What ours cuts the queries into, one part a step of the grid."""
+    """Number of parts that ours cuts the queries into, one part per grid step."""
     if case.kernel != "ours" or case.direction == "decode":
         return 1
     bytes_of = getattr(block_sizes, f"{case.direction}_bytes")

@@ -11,14 +11,14 @@ from llama_jax.tpu.kernel_cases import DOCUMENT, LENGTHS, MODELS, Case, T, decod
 
 
 def blocks_seen(block_q: int, block_kv: int) -> tuple[int, int]:
-    """Causal blocks that are wholly and partly seen."""
+    """Numbers of causal blocks that are wholly and partly visible."""
     rows = range(T // block_q)
     whole = sum((i * block_q + 1) // block_kv for i in rows)
     return whole, sum(-(-(i + 1) * block_q // block_kv) for i in rows) - whole
 
 
 class Visits(NamedTuple):
-    """How often the parts of one compiled kernel run."""
+    """Numbers of visits of the parts of one compiled kernel."""
 
     name: str
     """Part of the kernel's name."""
@@ -29,7 +29,7 @@ class Visits(NamedTuple):
 
 
 def visits(case: Case, spans: int = 1) -> list[Visits]:
-    """For each kernel that a case compiles, with the queries in so many spans.
+    """Visits for each kernel that a case compiles, with the queries in this many spans.
 
     Counts are for one row of the batch and all heads, on one core.
     """
@@ -81,7 +81,7 @@ def visits(case: Case, spans: int = 1) -> list[Visits]:
 
 
 def hbm_bytes(case: Case) -> int:
-    """Bytes read and written, each block as often as the kernel's order makes it move."""
+    """Bytes read and written, each block as often as the kernel's order moves it."""
     N, K = MODELS[case.model]
     if case.direction == "decode":
         return sum(decode_traffic(case))
@@ -92,7 +92,8 @@ def hbm_bytes(case: Case) -> int:
 
 
 def decode_traffic(case: Case) -> tuple[int, int]:
-    """Bytes moved of the cache with its scales, and of all else, from grid and index maps."""
+    """Bytes moved of the cache with its scales, and of everything else, from grid and index
+    maps."""
     call = pallas_call_of(*decode_call(case))
     lengths = np.asarray(LENGTHS)
     scalars = lengths, (lengths - 1) // case.block_kv, np.zeros(1)

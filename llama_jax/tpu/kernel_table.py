@@ -68,7 +68,7 @@ def report(topology: str) -> tuple[list[dict], list[str]]:
 
 
 def table(rows: list[dict]) -> str:
-    """The report in columns, kernels to be compared below each other."""
+    """The report in columns, kernels to compare below each other."""
     order = sorted(
         rows, key=lambda r: (r["masks"], r["model"], r["direction"] != "forward", r["cycles"])
     )

@@ -24,13 +24,13 @@ class Buffer:
     dims: tuple[int, ...]
     size: int
     origin: str
-    """Where in the traced program it is made; the argument's name for an argument."""
+    """Its origin in the traced program; for an argument its name."""
     kind: str
     """argument, collective, carried (made outside the loops) or other."""
 
 
 class Liveness:
-    """`peak` bytes are live at once, those of the arguments included: `buffers`."""
+    """`buffers` are live at the peak, `peak` bytes in total, including the arguments."""
 
     def __init__(self, program: Program):
         self.program = program

@@ -33,17 +33,17 @@ class Plan:
     hbm: dict[str, int]
     """Bytes of one chip by category; they add up to what will be allocated."""
     peak: int
-    """Most bytes live at once, by the compiler; below what is allocated where it fragments."""
+    """Most bytes live at once, by the compiler; fragmentation makes the allocation larger."""
     flops: Flops
     hbm_traffic: int
     """Bytes that one chip moves to and from HBM in a step."""
     collectives: list[dict[str, Any]]
     seconds: dict[str, float]
-    """What each resource needs by itself: compute, hbm, links by mesh axis; empty if refused."""
+    """Time of each resource by itself: compute, hbm, links by mesh axis; empty if refused."""
     refused: bool
-    """The compiler would not place the temporaries."""
+    """Whether the compiler could not place the temporaries."""
     facts: dict[str, Any]
-    """Everything else that the compilation found."""
+    """All other results of the compilation."""
 
     @property
     def total(self) -> int:
@@ -57,12 +57,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether all that is allocated has room."""
+        """Whether everything that is allocated fits."""
         return not self.refused and self.total <= self.limit
 
     @property
     def step_seconds(self) -> float | None:
-        """Predicted; None where there is no program."""
+        """Predicted; None if there is no program."""
         return max(self.seconds.values()) if self.seconds else None
 
     @property
@@ -71,7 +71,7 @@ class Plan:
         return max(self.seconds, key=self.seconds.__getitem__) if self.fits else "memory"
 
     def mfu(self, causal: bool) -> float | None:
-        """Predicted share of the chips' peak that the model's FLOPs are."""
+        """Predicted model FLOPs as a share of the chips' peak."""
         if self.step_seconds is None:
             return None
         work = self.flops.causal if causal else self.flops.full
@@ -91,7 +91,7 @@ def plan(config: TrainConfig, topology: Topology, save: str | None = None, part:
 
     Args:
       save: a folder for the compiled step, as jax's compilation cache; see `facts_of`.
-      part: of an experiment with several steps, the one that is meant.
+      part: selects the step of an experiment with several.
 
     Raises:
       InputError: the experiment does not fit the slice's devices, libtpu is missing, or the folder
@@ -110,7 +110,7 @@ def plan(config: TrainConfig, topology: Topology, save: str | None = None, part:
 def of_chip(facts: dict[str, Any], devices: int) -> dict[str, Any]:
     """Facts of a chip from those of one device: all of its devices do the same.
 
-    Collectives stay as they are: a device's bytes, at the rate that it has of the chip's links.
+    Collectives are unchanged: a device's bytes, at its own rate of the chip's links.
     """
     sizes = ("arguments", "memory", "live")
     return {
@@ -121,7 +121,7 @@ def of_chip(facts: dict[str, Any], devices: int) -> dict[str, Any]:
 
 
 def of_facts(config: TrainConfig, topology: Topology, facts: dict[str, Any]) -> Plan:
-    """The plan that the facts of a compilation make."""
+    """The plan that follows from the facts of a compilation."""
     work, chip, facts = flops(config), topology.chip, of_chip(facts, topology.chip.devices)
     hbm = dict.fromkeys(CATEGORIES, 0) | facts["arguments"]
     seconds = {}
@@ -163,7 +163,7 @@ def of_facts(config: TrainConfig, topology: Topology, facts: dict[str, Any]) -> 
 
 
 def candidates(config: TrainConfig) -> dict[str, TrainConfig]:
-    """Single changes to an experiment, by what they are called."""
+    """Single changes to an experiment, by name."""
     changes: dict[str, TrainConfig] = {}
     for remat in ("none", "dots", "qkvo", "full"):
         if remat != config.model.remat:
@@ -185,7 +185,7 @@ def candidates(config: TrainConfig) -> dict[str, TrainConfig]:
 
 
 def advice(p: Plan) -> str:
-    """The one change that would help most, by the arithmetic, and what it would bring."""
+    """The one change that would help most by the arithmetic, and its gain."""
     base = estimate(p.config, p.topology)
     best, gain, words = "", 0.0, ""
     for name, changed in candidates(p.config).items():

@@ -36,25 +36,25 @@ class PpoPlan:
     updates: dict[str, Plan]
     """The compiled update on a minibatch of `policy` and, in PPO, of `value`."""
     models: dict[str, dict[str, int]]
-    """What stays on the chip, by model: parameters, and optimizer state of those that train."""
+    """Bytes on the chip by model: parameters, and optimizer state of those that train."""
     gathered: int
-    """Weights to generate with, in the compute type: whole but for what `tensor` splits."""
+    """Weights for generation, in the compute type: whole except for what `tensor` splits."""
     row: int
     """Keys and values of one answer with its prompt, on one device."""
     wave_rows: int
-    """Answers, on all chips together, whose keys and values fit beside everything else at once;
-    no more than an iteration draws."""
+    """Answers on all chips together whose keys and values fit beside everything else; at most as
+    many as an iteration samples."""
     seconds: dict[str, float]
-    """Of an iteration: generate, score, update; predicted, each a lower bound."""
+    """Time of an iteration by phase: generate, score, update; predicted, each a lower bound."""
 
     @property
     def resident(self) -> int:
-        """Of all models together."""
+        """Bytes of all models together."""
         return sum(sum(parts.values()) for parts in self.models.values())
 
     @property
     def moments(self) -> dict[str, int]:
-        """What is allocated while answers are drawn, and in either update."""
+        """Bytes allocated during generation, and during either update."""
         rows = self.rows_of_a_device * self.topology.chip.devices
         found = {"generate": self.resident + self.gathered + self.row * rows}
         for name, update in self.updates.items():
@@ -63,7 +63,7 @@ class PpoPlan:
 
     @property
     def rows_of_a_device(self) -> int:
-        """Answers that a device, or the devices that share one by `tensor`, draws at once."""
+        """Answers that a device, or the devices that share one by `tensor`, samples at once."""
         return self.wave_rows // _row_shards(self.config, self.topology)
 
     @property
@@ -73,7 +73,7 @@ class PpoPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether every moment has room, and at least one answer can be drawn."""
+        """Whether every phase fits, with room for at least one answer."""
         compiled = not any(update.refused for update in self.updates.values())
         return compiled and self.wave_rows > 0 and max(self.moments.values()) <= self.limit
 

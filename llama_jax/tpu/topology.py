@@ -42,7 +42,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """What jax sees of all slices."""
+        """Number of devices that jax sees in all slices."""
         return self.chips * self.chip.devices
 
     @property
@@ -57,7 +57,8 @@ class Topology:
         return f"{self.generation}-{count}" + (f"x{self.slices}" if self.slices > 1 else "")
 
     def wraps(self, axis: int) -> bool:
-        """Whether a torus axis is a ring: whole cubes of 4, or on a plane all that there can be."""
+        """Whether a torus axis is a ring: in whole cubes of 4, or on a plane of the largest
+        size."""
         extent = self.shape[axis]
         return extent % 4 == 0 if len(self.shape) == 3 else extent == self.chip.largest[axis]
 
@@ -92,7 +93,7 @@ def parse(text: str) -> Topology:
 
 
 def shapes_of(generation: str) -> list[tuple[int, ...]]:
-    """Every shape that Google offers, smallest first; of one size, the one nearest to a cube."""
+    """Every shape that Google offers, smallest first; of equal sizes, the most cubic one first."""
     largest = CHIPS[generation].largest
     if len(largest) == 2:
         return [shape for shape in FLAT_SHAPES if max(shape) <= max(largest)]
