@@ -76,7 +76,7 @@ def open_adapter(path: str, base: Opened) -> OpenedAdapter:
 
     if experiment.lora.base != "dense":
         logger.warning(
-            "%s was trained beside the model in %s; here it stands beside the model as it is",
+            "%s was trained on the model in %s; here it is applied to the model as it is stored",
             path, experiment.lora.base,
         )  # fmt: skip
 
@@ -126,10 +126,10 @@ def write_peft(src: str, dst: str, *, base: str | None = None) -> list[str]:
     folder, target = Path(expand(src)).absolute(), Path(expand(dst)).absolute()
     experiment = _experiment(folder)
     if experiment is None:
-        raise InputError(f"{src} is no run that trained adapters: --to peft writes those alone")
+        raise InputError(f"{src} is not a run of --lora.rank: --to peft writes only adapters")
     require(
         experiment.model.head == "language",
-        f"{src} is a reward model, for whose head adapters of PEFT have no place",
+        f"{src} is a reward model, whose head cannot be stored in PEFT's format",
     )
     require(not target.exists(), f"{target} exists: name a new place")
     below = open_base(epath.Path(folder))

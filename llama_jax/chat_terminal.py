@@ -71,7 +71,7 @@ class Chat:
         elif command == "/save":
             self._save(rest)
         elif command.startswith("/"):
-            raise InputError(f"{command} is no command; /help lists them")
+            raise InputError(f"{command} is not a command; /help lists all commands")
         elif line.strip():
             self._answer(line.strip())
         return True

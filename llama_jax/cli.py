@@ -101,9 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("chat", _chat, "talk to a model that was trained on conversations")
     add_model(sub)
-    sub.add_argument(
-        "--system", default="", metavar="TEXT", help="system prompt: how to behave (none)"
-    )
+    sub.add_argument("--system", default="", metavar="TEXT", help="system prompt (none)")
     _add_sampling(sub, max_new_tokens=256, temperature=0.7, top_p=0.95)
     add_json(sub)
 
@@ -148,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add_json(sub)
 
     commands.add_parser(
-        "plan", help="will a run fit on a TPU slice, and how fast is it; needs no TPU"
+        "plan", help="predict memory and speed of a run on a TPU slice; needs no TPU"
     )
 
     sub = command("data", _data, "look at conversations before training on them")
@@ -163,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--kind",
         choices=["dialogue", "preference", "prompt"],
-        help="what to read a row as (the richest it fits)",
+        help="kind of record to read each row as (the richest that fits)",
     )
     sub.add_argument(
         "--tokenizer",
@@ -186,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         help="text or jsonl files, folders of them, tales or python_docs",
     )
     sub.add_argument("--vocab-size", type=int, required=True, metavar="N", help="number of pieces")
-    sub.add_argument("--output", required=True, metavar="DIR", help="tokenizer.model goes here")
+    sub.add_argument("--output", required=True, metavar="DIR", help="folder for tokenizer.model")
     add_text_field(sub, default="text")
     return parser
 

@@ -15,8 +15,8 @@ TASKS_HELP = """\
 benchmark tasks:
   --tasks arc_easy,gsm8k --task-data DIR   rows from DIR, or from Hugging Face's `datasets`
   --tasks mine.toml                        your own; llama_jax/evals/task.py describes the fields
-Questions that do not fit the model's context are counted, said and left out. Answers are kept by
-question: the same command goes on where it was cut off.
+Questions that do not fit the model's context are counted, reported and left out. Answers are
+stored: run the same command again to resume.
 
 win rate of two models:
   llama-jax eval A B --judge rules --prompts tales:200         the rules of the embedded tales
@@ -53,12 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--judge", metavar="JUDGE", help="win rate of two models: rules, a reward model or a URL"
     )
     parser.add_argument(
-        "--prompts", metavar="FILE", help="what they answer: a file, tales, tales:N"
+        "--prompts", metavar="FILE", help="prompts to answer: a file, tales, tales:N"
     )
     parser.add_argument("--judge-model", metavar="NAME", help="the model at the URL")
     parser.add_argument("--judge-key", metavar="FILE", help="a file with the key for the URL")
     parser.add_argument(
-        "--answers", metavar="DIR", default=_ANSWERS, help=f"keeps answers ({_ANSWERS})"
+        "--answers", metavar="DIR", default=_ANSWERS, help=f"stores answers ({_ANSWERS})"
     )
     parser.add_argument(
         "--json",

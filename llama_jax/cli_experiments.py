@@ -18,7 +18,7 @@ IGNORED = "# What git leaves out: runs are large, and made anew by their command
 def add_commands(command: Callable[..., Any]) -> None:
     """Declare both commands; `command(name, run, help)` makes a parser."""
     sub = command("experiments", _experiments, "list the experiments that come with the project")
-    sub.add_argument("name", nargs="?", metavar="NAME", help="print the file of one instead")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="print the file of this one instead")
     sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     sub = command("new", _new, "write an experiment file to start from")
     sub.add_argument("folder", metavar="FOLDER", help=f"{NEW_FILE} goes here")

@@ -47,7 +47,7 @@ def add_commands(command: Callable[..., Any]) -> None:
     add_json(sub)
 
     sub = command(
-        "quantize", _quantize, "make the weights small, and report what the rounding costs"
+        "quantize", _quantize, "store weights in int8 or int4, and report the loss of quality"
     )
     add_model(sub)
     sub.add_argument("target", metavar="OUT", help="a new model folder, read like any other")
@@ -57,11 +57,11 @@ def add_commands(command: Callable[..., Any]) -> None:
     sub.add_argument(
         "--group", type=int, metavar="N", help="inputs that share a scale in int4: 32 or 128 (32)"
     )
-    sub.add_argument("--kv", choices=["int8"], help="round cached keys and values too (off)")
+    sub.add_argument("--kv", choices=["int8"], help="keep the key/value cache in int8 too (off)")
     sub.add_argument(
         "--calibration",
         metavar="DATASET",
-        help="text for GPTQ to choose the int4 values by (none: each is rounded)",
+        help="text to calibrate int4 on, by GPTQ (none: plain rounding)",
     )
     sub.add_argument(
         "--data",
@@ -112,8 +112,8 @@ def _program(args: argparse.Namespace) -> list[str]:
     types = _PROGRAMS[args.to]
     require(
         args.dtype in (None, *types) and args.tokenizer is None and args.base is None,
-        f"--to {args.to} computes in --dtype {' or '.join(types)}, and takes the model as it is: "
-        "convert it first for another tokenizer or base",
+        f"--to {args.to} supports --dtype {' or '.join(types)}, and no --tokenizer or --base: "
+        "convert the model with those first",
     )
     if args.to == "litert":
         from llama_jax.export_litert import export_litert

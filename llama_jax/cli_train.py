@@ -26,10 +26,10 @@ from llama_jax.runtime.environment import require_jit
 from llama_jax.runtime.malloc import keep_freed_memory
 
 HOSTS = """\
-on several hosts, where it is not Cloud TPU, GKE, Slurm or Open MPI that says so:
+on several hosts, unless Cloud TPU, GKE, Slurm or Open MPI is detected:
   --coordinator-address HOST:PORT   of host 0
-  --num-processes N --process-id I  how many hosts there are, and which this one is
-  --heartbeat-seconds S             all end when one has been silent for so long (100)"""
+  --num-processes N --process-id I  number of hosts, and the number of this one
+  --heartbeat-seconds S             all hosts end when one is silent for this long (100)"""
 
 STAGES: dict[str, tuple[type[TrainConfig], str, str]] = {
     "train": (TrainConfig, "llama_jax.pretrain", "pretrain"),
@@ -51,12 +51,12 @@ HELP = {
     "train": "pretrain a model, or resume: run the same command again",
     "sft": "fine-tune on the answers of conversations",
     "reward": "train a reward model on pairs of answers",
-    "dpo": "learn from pairs of answers without a reward model",
-    "rejection": "answer, keep the best answers, learn from them, in rounds",
+    "dpo": "learn from pairs of answers, without a reward model",
+    "rejection": "sample answers, fine-tune on the best, in rounds",
     "ppo": "reinforcement learning from reward models",
     "grpo": "reinforcement learning from reward models or a function, without a value model",
     "gatt": "ghost attention: an instruction that holds for a whole conversation",
-    "distill-context": "answers under a safe preprompt, learned without it",
+    "distill-context": "learn without a preprompt the safer answers given under one",
 }
 """What each command does; all resume when run again."""
 

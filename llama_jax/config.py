@@ -232,7 +232,7 @@ class TrainConfig:
         )
         require(
             self.model.param_dtype != "float16",
-            "model.param_dtype=float16 holds no small gradients: train in float32 or bfloat16",
+            "model.param_dtype=float16 cannot hold small gradients: train in float32 or bfloat16",
         )
         require(
             not self.lora.rank or self.init_from,
@@ -251,7 +251,7 @@ class TrainConfig:
         require(self.seed < 2**32, f"seed={self.seed} must be less than 4294967296")
         require(
             not self.eval_tasks or self.eval_every,
-            f"eval_tasks={', '.join(self.eval_tasks)} are never asked with eval_every=0",
+            f"eval_tasks={', '.join(self.eval_tasks)} need evaluations: set eval_every, which is 0",
         )
         first, last = self.profile_steps
         require(

@@ -176,8 +176,8 @@ class PolicyConfig(RolloutConfig):
         )
         require(
             self.lora.base == "dense",
-            f"lora.base={self.lora.base} goes with train, sft, reward and dpo; {self.stage} keeps "
-            "the base as model.param_dtype says: leave it out",
+            f"lora.base={self.lora.base} is for train, sft, reward and dpo; {self.stage} keeps the "
+            "base in model.param_dtype: leave it out",
         )
         limits = ("patience", "max_kl", "max_truncated", "max_drift", "max_ratio_error")
         for name in ("heldout_prompts", *limits):
@@ -188,7 +188,7 @@ class PolicyConfig(RolloutConfig):
             f"checkpoint.weights_only=True does not go with {self.stage}, which resumes with all "
             "of its state: leave it out",
         )
-        require(0 < self.clip <= 1, f"clip={self.clip} must lie above 0 and at most at 1")
+        require(0 < self.clip <= 1, f"clip={self.clip} is out of range: use a value in (0, 1]")
 
     @property
     def updates(self) -> int:
@@ -237,7 +237,7 @@ class PpoConfig(PolicyConfig):
             require(value >= 0, f"{name}={value} must not be negative")
         for name in ("gamma", "lam"):
             value = getattr(self, name)
-            require(0 < value <= 1, f"{name}={value} must lie above 0 and at most at 1")
+            require(0 < value <= 1, f"{name}={value} is out of range: use a value in (0, 1]")
         require(self.helpfulness, "helpfulness is empty: name a reward model")
 
 

@@ -60,7 +60,9 @@ def read_config(folder: Any) -> tuple[ModelConfig, TrainConfig | None]:
     from etils import epath  # gs:// paths too
 
     file = epath.Path(expand(folder)) / "config.json"
-    require(file.exists(), f"{folder} is no model folder and no run folder: it has no config.json")
+    require(
+        file.exists(), f"{folder} is neither a model folder nor a run folder: it has no config.json"
+    )
     values = read_json(file, limit=MAX_BYTES)
     if "model" in values:
         stage = values.pop("stage", TrainConfig.stage)

@@ -246,14 +246,14 @@ def open_base(run: epath.Path, base: str | None = None) -> Opened:
     found = [place for place in places if place.exists()]
     require(
         found,
-        f"{run} holds adapters of a model that is not there any more: put it back to {places[0]}",
+        f"{run} holds adapters of a model that no longer exists: restore it at {places[0]}",
     )
     below = open_model(found[0])
     now = weights_identity(below)
     require(
         now == extra["base"],
         f"{run} holds adapters of other weights than {found[0]} has now (digest "
-        f"{extra['base'][:12]}, now {now[:12]}): put those back, or train the adapters anew",
+        f"{extra['base'][:12]}, now {now[:12]}): restore those, or train the adapters again",
     )
     return below
 

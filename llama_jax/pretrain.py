@@ -173,7 +173,7 @@ def validation_rows(
     if experiment is not None:
         data = dataclasses.replace(experiment.data, dataset=dataset or experiment.data.dataset)
     else:
-        require(dataset, f"{path} is no run folder: name the text to evaluate on with --data")
+        require(dataset, f"{path} is not a run folder: name the text to evaluate on with --data")
         data = DataConfig(dataset=str(dataset))
     if text_field is not None:
         data = dataclasses.replace(data, text_field=text_field)

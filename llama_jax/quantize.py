@@ -130,8 +130,8 @@ def quantize(
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         model = load(src)
-    require(model.config.quant is None, f"{src} is quantised already: name the model that it was")
-    require(model.config.head == "language", f"{src} is a reward model, and stays dense")
+    require(model.config.quant is None, f"{src} is quantised already: name the original model")
+    require(model.config.head == "language", f"{src} is a reward model, which cannot be quantised")
     is_run = (Path(expand(src)) / "checkpoints").is_dir()
     dataset = dataset or (None if is_run else TEXT)
     loader, _ = validation_rows(

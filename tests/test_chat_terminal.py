@@ -102,7 +102,7 @@ def test_it_says_which_turns_the_model_no_longer_sees(model):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/hlep", "/hlep is no command"),
+        ("/hlep", "/hlep is not a command"),
         ("/save", "name the file"),
         ("/save f.jsonl", "nothing was said yet"),
         ("word " * 90, "takes more than the model's context of 64 tokens"),
@@ -212,7 +212,7 @@ def stdin(monkeypatch):
 def test_bad_input_through_a_pipe_ends_the_session(model, answers, stdin, capsys):
     answers("1", "2")
     stdin("Hi", "/rest", "never", keyboard=False)
-    with pytest.raises(InputError, match="/rest is no command"):
+    with pytest.raises(InputError, match="/rest is not a command"):
         run(model, Settings(PARAMS))
     stdin("Hi", "/quit", "never", keyboard=False)
     run(model, Settings(PARAMS))
@@ -228,7 +228,7 @@ def test_answers_alone_go_from_a_keyboard_into_a_file(model, answers, stdin, cap
     assert out == "1\n2\n"
     notes = err.split("you> ")
     assert len(notes) == 1 + len(lines) + 1
-    for note, message in zip(notes[1:], ("no command", "", "[INST]", "", ""), strict=True):
+    for note, message in zip(notes[1:], ("not a command", "", "[INST]", "", ""), strict=True):
         assert message in note
         assert bool(note.strip()) == bool(message)
 
@@ -324,7 +324,7 @@ def test_keys_at_a_keyboard():
         terminal.wait_for("(stopped)")
         terminal.wait_for("you> ")
         terminal.type("/rest\n")
-        terminal.wait_for("/rest is no command")
+        terminal.wait_for("/rest is not a command")
         terminal.wait_for("you> ")
         terminal.type("three words\n")
         terminal.wait_for("three words [/INST] word0 word1 word2")

@@ -58,7 +58,7 @@ def call(capsys, *argv):
         (["eval", "nowhere"], "nowhere does not exist"),
         (["verify", "nowhere"], "nowhere"),
         (["convert", "nowhere", "x"], "nowhere does not exist"),
-        (["convert", "tests", "x"], "is in no format that is known"),
+        (["convert", "tests", "x"], "is in no known format"),
         (["convert", "tests", "x", "--to", "zip"], "--to zip is unknown; choose from native"),
         (
             ["tokenizer", "train", "--input", "gone.txt", "--vocab-size", "500", "--output", "x"],
@@ -159,7 +159,7 @@ def test_a_process_that_generates(run):
     unwanted = {"orbax", "flax", "optax", "tensorflow_datasets", "grain", "jax.experimental.pallas"}
     assert unwanted.isdisjoint(modules.split())
     assert done.stderr.decode().splitlines() == [
-        "JAX_TRANSFER_GUARD=disallow is not followed: arrays have to get to the devices and back"
+        "JAX_TRANSFER_GUARD=disallow is ignored: arrays have to get to the devices and back"
     ]
 
 

@@ -72,11 +72,11 @@ def test_missing_keys_are_named():
 
 
 def test_a_folder_says_what_it_is(tmp_path):
-    with pytest.raises(InputError, match="no model folder and no run folder"):
+    with pytest.raises(InputError, match="neither a model folder nor a run folder"):
         read_config(tmp_path)
     file = tmp_path / "config.json"
     for text, message in {
-        "{": "is no sound JSON",
+        "{": "is not valid JSON",
         "[]": "must hold a JSON object",
         to_json(TINY): "has format_version None; this program reads 1",
     }.items():

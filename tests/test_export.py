@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused_in_one_line(folder, capsys, tmp_path):
     assert "float32 or bfloat16" in capsys.readouterr().err
     argv = ["convert", model, str(tmp_path / "half"), "--to", "litert", "--dtype", "bfloat16"]
     assert cli.main(argv) == 2
-    assert "--to litert computes in --dtype float32, and" in capsys.readouterr().err
+    assert "--to litert supports --dtype float32, and" in capsys.readouterr().err
     config = replace(GROUPED, head="score")
     params = init_params(jax.random.key(0), config)
     save_model(tmp_path / "reward", params, model_json(config), b"", {})

@@ -61,7 +61,7 @@ def read_samples(file: epath.Path, policy: str | None = None) -> list[Sample]:
             values |= {name: tuple(values[name]) for name in ("messages", "tokens")}
             sample = Sample(**values)
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{file}, row {row} is no sample ({error!r:.80})") from error
+            raise InputError(f"{file}, row {row} is not a sample ({error!r:.80})") from error
         require(
             policy in (None, sample.policy),
             f"{file}, row {row} was drawn by another model (digest {sample.policy[:12]}) than the "

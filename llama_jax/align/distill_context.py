@@ -95,7 +95,7 @@ def distil(config: DistillConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     logger.info("%d of %d answers with a preprompt are safer and whole", len(made), len(prompts))
     require(
         made,
-        f"of {len(prompts)} answers of {config.init_from}, none is whole and safer with a "
+        f"of {len(prompts)} answers of {config.init_from}, none is complete and safer with a "
         "preprompt: try other preprompts, more prompts, or a larger --max-new-tokens",
     )
     return made

@@ -76,8 +76,8 @@ def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     )  # fmt: skip
     require(
         any(trained),
-        f"{len(ghosts)} conversations with {config.init_from} have {whole} whole answers after "
-        "their first, and none keeps its instruction: start from a model that follows "
+        f"{len(ghosts)} conversations with {config.init_from} have {whole} complete answers "
+        "after their first, and none keeps its instruction: start from a model that follows "
         "instructions in a single turn, or raise --max-new-tokens",
     )
     return [row for row, count in zip(rows, trained, strict=True) if count]

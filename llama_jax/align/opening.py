@@ -41,8 +41,8 @@ def opened_run[C: RolloutConfig](config: C, rows: int) -> Iterator[Opening[C]]:
     """
     require(
         not config.eval_tasks,
-        "eval_tasks are asked by llama-jax train, sft and dpo: ask this model afterwards, with "
-        f"llama-jax eval {config.workdir} --tasks {','.join(config.eval_tasks)}",
+        "eval_tasks are evaluated by llama-jax train, sft and dpo: evaluate this model "
+        f"afterwards, with llama-jax eval {config.workdir} --tasks {','.join(config.eval_tasks)}",
     )
     require_agreement(host_facts(config))
     with fail_together():

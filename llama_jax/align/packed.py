@@ -53,7 +53,7 @@ def packing(segment_ids: Int[np.ndarray, "R T"], multiple: int = 1) -> Packing:
     """
     R, T = segment_ids.shape
     if R % multiple:
-        raise ValueError(f"{R} rows are no multiple of {multiple}")
+        raise ValueError(f"{R} rows are not a multiple of {multiple}")
     lengths = np.sum(segment_ids > 0, axis=1)
     texts = np.flatnonzero(lengths)
     bins = best_fit(lengths[texts].tolist(), T)

@@ -63,9 +63,10 @@ class Ppo:
         like, score = config.model, self.rewards.helpfulness.scorer.config
         require(
             not adapts or score.lora is not None,
-            f"helpfulness {config.helpfulness} is no adapter of init_from {config.init_from} in "
-            f"{like.param_dtype}, which the value starts from with lora.rank={config.lora.rank}: "
-            "train it with llama-jax reward --lora.rank N from that model",
+            f"helpfulness {config.helpfulness} is not an adapter of init_from "
+            f"{config.init_from} in {like.param_dtype}, from which the value starts with "
+            f"lora.rank={config.lora.rank}: train it with llama-jax reward --lora.rank N "
+            "from that model",
         )
         value = dataclasses.replace(
             score, dtype=like.dtype, param_dtype=like.param_dtype, remat=like.remat,

@@ -93,7 +93,7 @@ class Round:
         best = winners(candidates)
         require(
             best,
-            f"round {self.number}: no prompt has answers that differ and are no empty texts: raise "
+            f"round {self.number}: no prompt has different answers that are not empty: raise "
             "the temperature or samples, in another --workdir",
         )
         self._write_winners(best)

@@ -109,7 +109,7 @@ def open_function(name: str) -> RewardFunction:
     file = expand(place)
     if is_file and not os.path.isfile(file):
         file = os.fspath(project() / place)
-    require(not is_file or os.path.isfile(file), f"reward={name}: {place} is no file")
+    require(not is_file or os.path.isfile(file), f"reward={name}: {place} is not a file")
     try:
         with _working_directory():
             names = runpy.run_path(file) if is_file else vars(_module(place))

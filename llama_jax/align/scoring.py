@@ -111,7 +111,7 @@ def open_reward_model(
     opened = open_model(path)
     require(
         opened.config.head == "score",
-        f"{path} is no reward model: it has no score head; train one with llama-jax reward",
+        f"{path} is not a reward model: it has no score head; train one with llama-jax reward",
     )
     require(
         opened.config.max_seq_len >= seq_len,
@@ -121,9 +121,9 @@ def open_reward_model(
     own = opened.tokenizer
     if own is not None and own.fingerprint != tokenizer.fingerprint:
         raise InputError(
-            f"reward model {path} has another tokenizer (fingerprint {own.fingerprint[:12]}) than "
-            f"the model that answers ({tokenizer.fingerprint[:12]}), so the same ids are other "
-            "text to it: train it from a model with that tokenizer"
+            f"reward model {path} has a different tokenizer (fingerprint {own.fingerprint[:12]}) "
+            f"from the model that answers ({tokenizer.fingerprint[:12]}), so the same ids mean "
+            "other text: train it from a model with that tokenizer"
         )
     require(
         opened.config.vocab_size >= tokenizer.vocab_size,

@@ -241,7 +241,9 @@ def verify(path: epath.PathLike) -> list[Report]:
         return [_verify(path, None)]
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = saved_steps(directory)
-    require(steps, f"{path} is no run folder with checkpoints, no checkpoint and no model folder")
+    require(
+        steps, f"{path} is neither a run folder with checkpoints, a checkpoint nor a model folder"
+    )
     return [_verify(directory / str(step), step) for step in steps]
 
 

@@ -51,8 +51,8 @@ def open_source(path: str | os.PathLike[str], tokenizer: str | None = None) -> S
         rows = source.config.vocab_size
         require(
             pieces <= rows,
-            f"{where} has {pieces} pieces and the model {rows} rows: it is another model's; name "
-            f"the right one with `{INSTEAD}`, or none",
+            f"{where} has {pieces} tokens but the model's embedding has {rows} rows: it belongs "
+            f"to a different model; name the right one with `{INSTEAD}`, or none",
         )
         if pieces < rows:
             source = replace(source, notes=(*source.notes, _without_a_piece(pieces, rows)))
@@ -123,12 +123,12 @@ def convert(
     source = open_source(src, tokenizer)
     require(
         source.config.head == "language",
-        f"{source.path} is a reward model, for whose score no format has a place: name a language "
-        "model",
+        f"{source.path} is a reward model, whose score head no other format can store: name a "
+        "language model",
     )
     stored = source.config.param_dtype
     dtype = dtype or (stored if stored in row.dtypes else row.dtypes[0])
-    require(dtype in row.dtypes, f"--dtype {dtype}: {row.title} keeps {', '.join(row.dtypes)}")
+    require(dtype in row.dtypes, f"--dtype {dtype}: {row.title} supports {', '.join(row.dtypes)}")
     logger.info("%s is %s, %s", source.path, FORMATS[source.format].title, _shape(source))
     if source.tokenizer is None and tokenizer != "none":
         logger.warning("%s has no tokenizer; name one with --tokenizer to add it", source.path)

@@ -94,4 +94,4 @@ def detect(path: Path) -> str:
             return name
     known = ", ".join(row.title for row in FORMATS.values())
     reason = unrecognised.reason(path)
-    raise InputError(reason or f"{path} is in no format that is known: {known}")
+    raise InputError(reason or f"{path} is in no known format: {known}")

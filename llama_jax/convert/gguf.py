@@ -127,7 +127,7 @@ class _Settings:
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number."""
         value = self.number(key, default)
-        require(isinstance(value, int), f"{self.where}: llama.{key}={value} must be whole")
+        require(isinstance(value, int), f"{self.where}: llama.{key}={value} must be a whole number")
         return value
 
     def text(self, key: str, default: str) -> str:
@@ -231,7 +231,7 @@ def _scaling(s: _Settings, context: int) -> tuple[str, float]:
 
 def _shortest(value: int | float, where: str) -> float:
     """The shortest decimal that is this float32: 1e-05 and not 9.999999747378752e-06."""
-    require(abs(value) < 1e30, f"{where} holds the setting {value:g}, which no model has")
+    require(abs(value) < 1e30, f"{where} holds the setting {value:g}, which is out of range")
     return float(str(np.float32(value)))
 
 

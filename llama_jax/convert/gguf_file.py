@@ -95,7 +95,9 @@ def read_model(path: Path) -> GgufFile:
         return found
     named = _PART.fullmatch(path.name)
     sound = type(count) is int and 1 < count <= _MAX_PARTS and type(number) is int
-    require(sound, f"{path}: split.count={shown(count)} or split.no={shown(number)} is no number")
+    require(
+        sound, f"{path}: split.count={shown(count)} or split.no={shown(number)} is not a number"
+    )
     if named is None or (int(named[2]), int(named[3])) != (number + 1, count):
         raise InputError(
             f"{path} is part {number + 1} of {count} of a model under another name: give the parts "
@@ -113,7 +115,10 @@ def read_model(path: Path) -> GgufFile:
     tensors: dict[str, TensorInfo] = {}
     for i, part in enumerate(parts):
         said = part.values.get("split.no"), part.values.get("split.count")
-        require(said == (i, count), f"{part.path} is another model's: it says split {shown(said)}")
+        require(
+            said == (i, count),
+            f"{part.path} belongs to a different model: its split is {shown(said)}",
+        )
         twice = next((name for name in part.tensors if name in tensors), None)
         require(twice is None, f"{part.path}: {shown(twice)} is in another part as well")
         tensors |= part.tensors
@@ -131,7 +136,7 @@ def read_file(path: Path) -> GgufFile:
     content = map_file(path)
     require(len(content) > 24, f"{path} is too short for a GGUF file")
     cursor = _Cursor(content, str(path))
-    require(cursor.take(4) == MAGIC, f"{path} is no GGUF file")
+    require(cursor.take(4) == MAGIC, f"{path} is not a GGUF file")
     version = cursor.number("<I")
     require(
         version in (2, 3), f"{path} is GGUF version {version}; 2 and 3 (little-endian) are read"
@@ -154,7 +159,7 @@ def read_file(path: Path) -> GgufFile:
     alignment = values.get("general.alignment", 32)
     require(
         type(alignment) is int and alignment >= 8 and alignment & (alignment - 1) == 0,
-        f"{path}: general.alignment={shown(alignment)} is no power of two from 8 on",
+        f"{path}: general.alignment={shown(alignment)} is not a power of two from 8 on",
     )
     data = -(-cursor.offset // alignment) * alignment
     tensors = {
@@ -162,7 +167,10 @@ def read_file(path: Path) -> GgufFile:
         for name, head in heads.items()
     }
     _require_apart(tensors, str(path))
-    notes = [f"{shown(k)} of {path.name} is no UTF-8: what is not is U+FFFD." for k in cursor.odd]
+    notes = [
+        f"{shown(k)} of {path.name} is not valid UTF-8: invalid bytes became U+FFFD."
+        for k in cursor.odd
+    ]
     return GgufFile(path, values, tensors, notes[:4])
 
 
@@ -174,8 +182,8 @@ def _info(
     quant = QUANTS.get(title)
     if quant is None and title not in _PLAIN:
         raise InputError(
-            f"{where}: {name!r} is of type {title} ({kind}), which is not read: take the model's "
-            f"F16 or Q8_0 file, or another of {', '.join([*_PLAIN, *QUANTS])}"
+            f"{where}: {name!r} is of type {title} ({kind}), which is not supported: take the "
+            f"model's F16 or Q8_0 file, or another of {', '.join([*_PLAIN, *QUANTS])}"
         )
     count = math.prod(shape)  # a Python integer: no product of dimensions overflows
     require(count > 0, f"{where}: {name!r} has the shape {list(shape)}")
@@ -242,7 +250,7 @@ class _Cursor:
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{self._where}: {what} is no UTF-8: {shown(raw)}") from error
+            raise InputError(f"{self._where}: {what} is not valid UTF-8: {shown(raw)}") from error
 
     def _text(self, longest: int, what: str) -> bytes:
         length = self.number("<Q")

@@ -120,5 +120,5 @@ def _numbers(ours: Mapping[str, Any], key: str, count: int, default: int | float
     if found is None:
         return [default] * count
     if not isinstance(found, np.ndarray) or len(found) != count:
-        raise UnusableTokenizer(f"tokenizer.ggml.{key} is no list of {count} numbers")
+        raise UnusableTokenizer(f"tokenizer.ggml.{key} is not a list of {count} numbers")
     return found.tolist()

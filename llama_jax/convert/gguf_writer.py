@@ -80,11 +80,11 @@ def write(source: Source, folder: Path, name: str, variant: str) -> list[str]:
         said.append(_ROUNDED[variant])
         halves = sorted({t.name for t in plan if t.type == "F16"})
         if halves:
-            said.append(f"{', '.join(halves)} rounded to F16: rows are no multiple of {BLOCK}")
+            said.append(f"{', '.join(halves)} rounded to F16: rows are not a multiple of {BLOCK}")
         small = {t.name for t in plan if t.type == "Q8_0" and t.layer is not None}
         if small and variant == "q4_k":
             names = ", ".join(sorted(small))
-            said.append(f"{names} rounded to Q8_0: rows are no multiple of {q4_k.SIZE}")
+            said.append(f"{names} rounded to Q8_0: rows are not a multiple of {q4_k.SIZE}")
     return ["rotary rows of q and k permuted from half-split to interleaved", *said]
 
 

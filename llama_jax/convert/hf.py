@@ -64,7 +64,7 @@ def read(path: Path, named: Named = "own") -> Source:
     if tied and head in stored:  # some programs store it all the same
         embed = stored.get(their_name("embed", None))
         same = embed is not None and np.array_equal(_bits(embed), _bits(stored[head]))
-        require(same, f"{path}: {head} is another than the embedding, yet tie_word_embeddings=true")
+        require(same, f"{path}: {head} differs from the embedding, yet tie_word_embeddings=true")
         changes.append(f"{head} equals the embedding that it is tied to and is not kept twice.")
         del stored[head]
     dtypes = {str(array.dtype) for array in stored.values()}

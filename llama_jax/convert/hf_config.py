@@ -46,7 +46,9 @@ def from_hf(values: Mapping[str, Any], where: Path, dtype: str) -> tuple[ModelCo
     D = _size(values, "hidden_size", where)
     N = _size(values, "num_attention_heads", where)
     K = _size(values, "num_key_value_heads", where, N)
-    require(values.get("head_dim") or D % N == 0, f"{where}: hidden_size={D} is no multiple of {N}")
+    require(
+        values.get("head_dim") or D % N == 0, f"{where}: hidden_size={D} is not a multiple of {N}"
+    )
     context = _size(values, "max_position_embeddings", where, 2048)
     rope, notes = _rope(values, context, where)
     try:
@@ -84,7 +86,7 @@ def _require_supported(
 
 def _rope(values: Mapping[str, Any], context: int, where: Path) -> tuple[dict[str, Any], list[str]]:
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    require(isinstance(given, dict), f"{where}: rope_parameters={shown(given)} is no object")
+    require(isinstance(given, dict), f"{where}: rope_parameters={shown(given)} is not an object")
     kind = given.get("rope_type", given.get("type", "default"))
     theta = _number(given, "rope_theta", where, _number(values, "rope_theta", where, 10_000.0))
     plain = {"rope_theta": theta, "max_seq_len": context}
@@ -131,7 +133,7 @@ def _rope(values: Mapping[str, Any], context: int, where: Path) -> tuple[dict[st
     reach = pretrained * factor
     require(
         reach == int(reach) and reach < 2**31,
-        f"{where}: factor={factor:g} takes {pretrained} to no whole length",
+        f"{where}: factor={factor:g} times {pretrained} is not a whole length",
     )
     if reach != context:
         notes.append(
@@ -185,8 +187,8 @@ def to_hf(
         pretrained = c.pretrained_seq_len
         require(
             pretrained == int(pretrained),
-            f"rope_factor={c.rope_factor} divides {c.max_seq_len} into no whole length, which "
-            "Hugging Face needs",
+            f"rope_factor={c.rope_factor} does not divide {c.max_seq_len} into a whole length, "
+            "which Hugging Face needs",
         )
         rope["original_max_position_embeddings"] = int(pretrained)
     values = {

@@ -64,7 +64,7 @@ def _chosen(path: Path) -> tuple[list[str], list[str] | None]:
         files = sorted({*index.values()})
         for file in files:
             plain = is_file_name(file) and file.endswith(".safetensors")
-            require(plain, f"{path / INDEX} names {shown(file)}, which is no file of the folder")
+            require(plain, f"{path / INDEX} names {shown(file)}, which is not a file of the folder")
             _require_there(path, file, "which the index names")
         return files, list(index)
     files = sorted(f.name for f in path.glob("*.safetensors") if not _is_aside(f.name))
@@ -96,8 +96,8 @@ def _nothing(path: Path) -> str:
     pickles = sorted(f.name for f in path.glob("pytorch_model*.bin"))
     if pickles:
         return (
-            f"{path} has no *.safetensors; {pickles[0]} is a pickle, which is not read: save the "
-            'model with safe serialization, as with AutoModelForCausalLM.from_pretrained("'
+            f"{path} has no *.safetensors; {pickles[0]} is a pickle, which is never loaded: save "
+            'the model with safe serialization, as with AutoModelForCausalLM.from_pretrained("'
             f'{path.name}").save_pretrained("NEW", safe_serialization=True)'
         )
     return (

@@ -124,7 +124,10 @@ def _tokenizer(path: Path, rows: int) -> tuple[bytes | None, list[str]]:
         raise InputError(f"{error}; or name another with `{INSTEAD}`") from error
     pieces = Tokenizer.from_bytes(model).vocab_size
     if pieces > rows:
-        other = f"{beside} has {pieces} pieces and the model {rows} rows: it is another model's"
+        other = (
+            f"{beside} has {pieces} tokens but the model's embedding has {rows} rows: it belongs "
+            "to a different model"
+        )
         return None, [unusable(InputError(other))]
     return model, said
 
@@ -227,7 +230,7 @@ def _check(config: ModelConfig, version: int) -> int:
         found = getattr(config, name)
         require(
             found == value,
-            f"model.{name}={found} cannot be told to llama2.c, whose programs take {value}",
+            f"model.{name}={found} cannot be stored for llama2.c, whose programs use {value}",
         )
     require(
         config.head_dim * config.num_heads == config.d_model,
@@ -296,7 +299,9 @@ def _write_rows(file: BinaryIO, rows: np.ndarray, kind: str, header: _Header) ->
     if not header.group or rows.ndim == 1:
         rows.tofile(file)
         return
-    require(np.isfinite(rows).all(), f"{kind} holds numbers that are not finite, which int8 cannot")
+    require(
+        np.isfinite(rows).all(), f"{kind} holds numbers that are not finite, which int8 cannot hold"
+    )
     values, scales = quantize(rows, header.group)
     values.tofile(file)
     scales.astype("<f4").tofile(file)

@@ -116,7 +116,7 @@ def _records(content: bytes, where: str) -> Iterator[tuple[str, float]]:
         try:
             yield raw.decode(), score
         except UnicodeDecodeError as error:
-            raise InputError(f"{where}: record {token} is no UTF-8: {shown(raw)}") from error
+            raise InputError(f"{where}: record {token} is not valid UTF-8: {shown(raw)}") from error
         token += 1
 
 

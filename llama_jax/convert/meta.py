@@ -101,7 +101,7 @@ def read(path: Path, named: Named = "own") -> Source:
         shard.pop("rope.freqs", None)  # computed from the configuration
     for file, shard in zip(files, shards, strict=True):
         differ = sorted({*shard} ^ {*shards[0]})
-        require(not differ, f"{file} and {files[0].name} differ in holding {differ[:4]}")
+        require(not differ, f"only one of {file} and {files[0].name} holds {differ[:4]}")
         ranks = [n for n in shard if shard[n].ndim != shards[0][n].ndim]
         require(not ranks, f"{file}: {ranks[:4]} have other ranks than in {files[0].name}")
     model, of_tokenizer = _tokenizer(path) if named == "own" else (named, [])
@@ -168,7 +168,7 @@ def _joined(path: Path, name: str, shards: list[dict[str, np.ndarray]], width: i
         return parts[0]
     if parts[0].ndim != 2:
         same = all(np.array_equal(p.view(np.uint8), parts[0].view(np.uint8)) for p in parts)
-        require(same, f"{path}: {name} differs between the parts, which all hold the whole of it")
+        require(same, f"{path}: {name} differs between the parts, though each holds all of it")
         return parts[0]
     ours = {theirs: our for our, theirs in LAYER.items()}.get(".".join(name.split(".")[2:-1]))
     if name == their_name("embed", None):  # cut by columns for Llama 2, by rows for later ones
@@ -204,7 +204,7 @@ def _config(path: Path, shards: list[dict[str, np.ndarray]]) -> tuple[ModelConfi
         return value
 
     D, N = number("dim", int), number("n_heads", int)
-    require(D % N == 0, f"{file}: dim={D} is no multiple of n_heads={N}")
+    require(D % N == 0, f"{file}: dim={D} is not a multiple of n_heads={N}")
     multiplier = values.get("ffn_dim_multiplier")
     F = hidden_size(
         D,

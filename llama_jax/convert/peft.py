@@ -57,7 +57,7 @@ def read_config(path: Path) -> PeftConfig:
     rank: Any = values.get("r")
     alpha: Any = values.get("lora_alpha")
     base: Any = values.get("base_model_name_or_path")
-    require(kind == "LORA", f"{file}: peft_type {shown(kind)} is not LORA, the only one read")
+    require(kind == "LORA", f"{file}: peft_type {shown(kind)} is not supported, only LORA is")
     require(type(rank) is int and rank > 0, f"{file}: r={shown(rank)} must be a positive integer")
     sound = type(alpha) in (int, float) and 0 < alpha < math.inf
     require(sound, f"{file}: lora_alpha={shown(alpha)} must be a positive number")
@@ -66,13 +66,13 @@ def read_config(path: Path) -> PeftConfig:
         found = values.get(name, plain)
         require(
             found == plain or not found,
-            f"{file}: {name}={shown(found)} is not read; merge the adapter with PEFT instead",
+            f"{file}: {name}={shown(found)} is not supported; merge the adapter with PEFT instead",
         )
     begun = values.get("init_lora_weights", True)
     require(
         isinstance(begun, bool) or begun in _BASE_AS_IT_IS,
-        f"{file}: init_lora_weights={shown(begun)} changes the base besides: save the adapters for "
-        "the base as it was with PEFT (path_initial_model_for_weight_conversion), or merge them",
+        f"{file}: init_lora_weights={shown(begun)} also changes the base: with PEFT, save the "
+        "adapters for the original base (path_initial_model_for_weight_conversion), or merge them",
     )
     # With rsLoRA the scale is alpha over the root of the rank.
     alpha = float(alpha) * (math.sqrt(rank) if values.get("use_rslora") else 1.0)

@@ -100,7 +100,7 @@ def map_tensors(file: Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except (zipfile.BadZipFile, struct.error, NotImplementedError, OSError, ValueError) as error:
-        raise InputError(f"{file} is no sound file of torch tensors: {error!s:.200}") from error
+        raise InputError(f"{file} is not a valid file of torch tensors: {error!s:.200}") from error
 
 
 def _view(name: str, tensor: _Tensor, raw: np.ndarray) -> np.ndarray:
@@ -135,7 +135,7 @@ def _entries(file: Path) -> dict[str, tuple[int, int]]:
             if name in spans:
                 raise _Refused(f"{shown(name)} comes twice")
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-                raise _Refused(f"{shown(name)} is no plain name")
+                raise _Refused(f"{shown(name)} is not a plain name")
             if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
                 raise _Refused(f"{shown(name)} is compressed or encrypted")
             if member.file_size != member.compress_size:
@@ -239,7 +239,7 @@ def _interpret(program: bytes) -> Any:
                 _of(dict, stack[-1]).update(zip(keys, values[1::2], strict=True))
             elif name == "GLOBAL":
                 if argument not in {_ORDERED_DICT, _TENSOR, *STORAGES}:
-                    raise _Refused(f"it asks for {shown(argument)}, which is no tensor")
+                    raise _Refused(f"it asks for {shown(argument)}, which is not a tensor")
                 stack.append(_Global(argument))
             elif name == "BINPERSID":
                 stack.append(_storage(stack.pop()))
@@ -307,7 +307,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:
     if not all(type(n) is int and 0 <= n < 2**48 for n in values):
-        raise _Refused(f"{shown(values)} are no sizes")
+        raise _Refused(f"{shown(values)} are not sizes")
     return values
 
 

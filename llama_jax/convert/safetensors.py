@@ -59,11 +59,11 @@ def read_header(file: Path) -> tuple[dict[str, Entry], int]:
         length = int.from_bytes(stream.read(8), "little")
         require(
             size >= 8 and length <= min(MAX_HEADER, size - 8),
-            f"{file} is no safetensors file: {size} bytes, and a header of {length}",
+            f"{file} is not a safetensors file: {size} bytes, and a header of {length}",
         )
         text = stream.read(length)
     values = parse_json(text, f"{file}: its safetensors header", unique=True)
-    require(isinstance(values, dict), f"{file}: its safetensors header is no object")
+    require(isinstance(values, dict), f"{file}: its safetensors header is not an object")
     values.pop("__metadata__", None)
     require(len(values) <= MAX_TENSORS, f"{file} states {len(values)} tensors")
     entries = {name: _entry(value, f"{file}: {shown(name)}") for name, value in values.items()}
@@ -93,7 +93,7 @@ def _entry(value: Any, where: str) -> Entry:
     numbers = [*shape, *offsets] if sound else []
     require(
         sound and all(type(n) is int and 0 <= n < 2**63 for n in numbers),
-        f"{where} has the shape {shown(shape)} and offsets {shown(offsets)}, which are no sizes",
+        f"{where} has the shape {shown(shape)} and offsets {shown(offsets)}, which are not sizes",
     )
     begin, end = offsets
     require(
@@ -110,7 +110,7 @@ def map_tensors(file: Path) -> dict[str, np.ndarray]:
         require(
             entry.dtype in DTYPES,
             f"{file}: {shown(name)} is {entry.dtype}; weights in {', '.join(DTYPES)} can be read "
-            "(quantised ones are to be multiplied out by the program that made them)",
+            "(dequantise others with the program that made them)",
         )
     if not any(entry.end for entry in entries.values()):
         return {name: np.zeros(e.shape, DTYPES[e.dtype]) for name, e in entries.items()}

@@ -97,7 +97,9 @@ def _require_not_replaced(folder: Path, target: Path) -> None:
     for file in folder.iterdir():
         beside = target.with_name(file.name)
         same = file.name == MARK or not beside.exists() or _same(beside, file)
-        require(same, f"{beside} exists and is another model's: name a place in a new folder")
+        require(
+            same, f"{beside} already exists and belongs to a different model: choose a new folder"
+        )
 
 
 def _same(a: Path, b: Path) -> bool:

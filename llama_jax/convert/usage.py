@@ -91,7 +91,7 @@ class Usage:
             "generation": isinstance(values["generation"], dict),
         }
         for name, fits in sound.items():
-            require(fits, f"{where}: {name} is {shown(values[name])}")
+            require(fits, f"{where}: {name}={shown(values[name])} is invalid")
         return Usage(**values | {"end_ids": tuple(ends)})
 
 

@@ -33,7 +33,7 @@ def ghost_conversations(
         drawn = (instructions.ghost_conversation(i, split, turns=turns) for i in range(count))
         return [Ghost(g.instruction, g.questions, partial(ghost.keeps, g.attribute)) for g in drawn]
     path = as_path(config.dataset)
-    require(path.is_file(), f"data {path} is no file: give JSON lines of instruction and turns")
+    require(path.is_file(), f"data {path} is not a file: give JSON lines of instruction and turns")
     found = []
     for number, values in itertools.islice(rows.read(path), count):
         where = f"data {path}, row {number}"

@@ -265,7 +265,7 @@ def _none(content: bytes, where: str) -> InputError:
             "is a sentencepiece model"
         )
     return InputError(
-        f"{where} is not a whole sentencepiece model ({len(content)} bytes); "
+        f"{where} is not a complete sentencepiece model ({len(content)} bytes); "
         "copy it again or train one with `llama-jax tokenizer train`"
     )
 

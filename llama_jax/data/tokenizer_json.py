@@ -67,7 +67,7 @@ def read(
     values = parse_json(content, where)
     require(isinstance(values, dict), f"{where} must hold a JSON object, not {shown(values)}")
     model = values.get("model")
-    require(isinstance(model, dict), f"{where} has no model: it is no tokenizer.json")
+    require(isinstance(model, dict), f"{where} has no model: it is not a tokenizer.json")
     kind = model.get("type", "BPE")
     _usable(kind == "BPE", f"{where} is of type {shown(kind)}, not BPE")
     _usable(
@@ -132,10 +132,10 @@ def _texts(vocab: Any, where: str) -> dict[int, str]:
     require(sound, f"{where} has no vocabulary of texts and ids")
     for text, token in vocab.items():
         fits = type(token) is int and 0 <= token < 2 * _MAX_PIECES and is_unicode(text)
-        require(fits, f"{where}: {shown(text)} has the id {shown(token)}")
+        require(fits, f"{where}: {shown(text)} has the invalid id {shown(token)}")
     require(len({*vocab.values()}) == len(vocab), f"{where} has an id twice")
     work = sum(len(text) ** 2 for text in vocab)
-    require(work <= _MAX_WORK, f"{where} has pieces of a length that no tokenizer's have")
+    require(work <= _MAX_WORK, f"{where} has pieces that are too long for a tokenizer")
     # Spaces are written as U+2581 before pieces are looked up: one with a space is never found.
     texts = {token: text for text, token in vocab.items() if " " not in text}
     require(texts, f"{where} has no vocabulary of texts and ids")
@@ -155,10 +155,10 @@ def _merges(merges: Any, texts: set[str], where: str) -> tuple[dict[str, int], d
         pair = merge.split(" ") if isinstance(merge, str) else merge
         two = isinstance(pair, list) and len(pair) == 2
         if not two or not all(isinstance(half, str) and half in texts for half in pair):
-            raise InputError(f"{where}: the merge {shown(merge)} is none of two pieces")
+            raise InputError(f"{where}: the merge {shown(merge)} is not a pair of pieces")
         whole = pair[0] + pair[1]
         if whole not in texts:
-            raise InputError(f"{where}: the merge {shown(merge)} makes no piece")
+            raise InputError(f"{where}: the merge {shown(merge)} does not make a piece")
         if whole != last:
             if whole in ranks:
                 raise UnusableTokenizer(f"{where}: {_OTHER_RULES} ({shown(whole)} comes twice)")

@@ -78,7 +78,7 @@ def _problem(piece: Piece) -> str:
     if not piece.text:
         return "has no text"
     if not is_unicode(piece.text):
-        return "is no Unicode text"
+        return "is not valid Unicode"
     return "" if math.isfinite(piece.score) else "has a score that is not finite"
 
 

@@ -101,8 +101,8 @@ def _texts(model: ModelUnderTest, requests: Sequence[tuple[str, dict]]) -> list[
             texts[numbers[i]] = answers[0].text if answers is not None else ""
     if long:
         logger.warning(
-            "%d of %d prompts are longer than the context of %d tokens and were answered with "
-            "nothing", long, len(requests), model.context,
+            "%d of %d prompts are longer than the context of %d tokens and got an empty "
+            "answer", long, len(requests), model.context,
         )  # fmt: skip
     return texts
 

@@ -70,7 +70,7 @@ def paired_p_value(
 def _differences(ours: Sequence[float], theirs: Sequence[float]) -> Float[np.ndarray, " n"]:
     require(
         len(ours) == len(theirs) > 0,
-        f"{len(ours)} and {len(theirs)} values are no pairs of the same prompts",
+        f"{len(ours)} and {len(theirs)} values are not pairs of the same prompts",
     )
     return np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
 

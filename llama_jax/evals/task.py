@@ -153,7 +153,7 @@ class Task:
         try:
             re.compile(self.extract)
         except re.error as error:
-            raise InputError(f"{where}: extract is no regular expression: {error}") from error
+            raise InputError(f"{where}: extract is not a regular expression: {error}") from error
         for name in _NEEDED[self.kind]:
             require(getattr(self, name), f"{where}: kind {self.kind} needs the key {name}")
         require(
@@ -231,7 +231,7 @@ def read(path: Any, folder: str) -> Task:
     try:
         values = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is no sound TOML: {error!s:.120}") from error
+        raise InputError(f"{where} is not valid TOML: {error!s:.120}") from error
     given = {
         "name": as_path(path).name.removesuffix(".toml"),
         "folder": folder,

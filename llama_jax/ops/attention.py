@@ -48,8 +48,9 @@ def dot_product_attention(
       q_offset: position of the first query, one for all rows or one per row.
       scale: of the logits; None for 1/sqrt(H).
       implementation: None picks by device, shape and dtype, and says once where it falls back to
-        "xla". A named one is used or raises: "xla", "pallas" (TPU; on a CPU interpreted, slowly)
-        or "cudnn" (GPU). The device is that of the mesh in scope, else the default one.
+        "xla". An implementation that you name is used or raises an error: "xla", "pallas" (TPU;
+        on a CPU interpreted, slowly) or "cudnn" (GPU). The device is that of the mesh in scope,
+        else the default one.
       spec: how q is split over the mesh in scope, and k and v like it; None where it is whole.
         "xla" and "cudnn" are split by the compiler as it likes.
       zigzag: positions are in the order of `ring_attention.zigzag` for the mesh axis that splits
@@ -105,7 +106,7 @@ def _ring_axis(spec, q, k, causal, masks):
         )
     parts = 2 * capabilities.devices(axis)
     if q.shape[1] % parts:
-        raise ValueError(f"T={q.shape[1]} must be a multiple of {parts}, two parts a device")
+        raise ValueError(f"T={q.shape[1]} must be a multiple of {parts}, two parts per device")
     return axis
 
 

@@ -27,7 +27,7 @@ def keep_programs(folder: str = DEFAULT) -> None:
             f"{DEFAULT}/{cpu_name()}" if folder == DEFAULT else folder, "compilation_cache"
         )
     except InputError as error:
-        logger.warning("%s: compiled programs are not kept", error)
+        logger.warning("%s: compiled programs are not cached", error)
         return
     jax.config.update("jax_compilation_cache_dir", place)
     small = jax.config.jax_persistent_cache_min_compile_time_secs == _JAX_SECONDS

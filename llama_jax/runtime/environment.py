@@ -24,7 +24,7 @@ def settle() -> None:
         value = os.environ.get(name, "")
         if value.lower() not in _HARMLESS:
             del os.environ[name]
-            logger.warning("%s=%s is not followed: %s", name, value, why)
+            logger.warning("%s=%s is ignored: %s", name, value, why)
 
 
 def require_jit(command: str) -> None:
@@ -33,5 +33,5 @@ def require_jit(command: str) -> None:
     if value.lower() in ("1", "true", "t", "yes", "y", "on"):
         raise InputError(
             f"JAX_DISABLE_JIT={value}: {command} compiles its step ahead of time; unset it "
-            "(generate and eval follow it)"
+            "(generate and eval obey it)"
         )

@@ -162,7 +162,7 @@ def parse_json(text: bytes | str, where: str, *, unique: bool = False) -> Any:
     except RecursionError:
         raise InputError(f"{where} is nested too deep for JSON of this kind") from None
     except ValueError as error:
-        raise InputError(f"{where} is no sound JSON: {error!s:.120}") from error
+        raise InputError(f"{where} is not valid JSON: {error!s:.120}") from error
     return values
 
 

@@ -78,8 +78,8 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
     parser = parser_class(
         prog=PROG,
         usage=f"{PROG} (EXPERIMENT.py | --model NAME) --topology NAME [options]",
-        description="Will a training step fit on a TPU slice, how fast is it, and what binds it? "
-        "Compiles the step that `llama-jax train` runs with the TPU's own compiler, on this CPU.",
+        description="Predict the memory, time and bottleneck of a training step on a TPU slice: "
+        "compiles the step that `llama-jax train` runs with the TPU's own compiler, on this CPU.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -90,7 +90,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         "--stage",
         choices=sorted(EXPERIMENTS),
         default="train",
-        help="which command the experiment is for (train)",
+        help="the command that runs the experiment (train)",
     )
     parser.add_argument("--remat", metavar="POLICY", help="as --model.remat (full with --model)")
     parser.add_argument(
@@ -101,7 +101,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         type=int,
         default=3,
         metavar="N",
-        help="how many of the best candidates to compile (3)",
+        help="number of best candidates to compile (3)",
     )
     parser.add_argument("--decode", action="store_true", help="plan generation, not training")
     parser.add_argument("--weights", choices=WEIGHTS, help="with --decode: type of the matrices")
@@ -109,7 +109,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
     parser.add_argument(
         "--page", type=int, default=128, metavar="N", help="with --decode: tokens a page (128)"
     )
-    parser.add_argument("--save", metavar="FOLDER", help="keep the compiled step for training")
+    parser.add_argument("--save", metavar="FOLDER", help="store the compiled step for training")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = list(arguments)
     path = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else []
@@ -128,11 +128,11 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
     )
     require(
         not (args.save and (args.search or args.decode)),
-        f"{PROG} --save keeps one training step: not with --search or --decode",
+        f"{PROG} --save stores one training step: drop --search or --decode",
     )
     require(
         not ((args.save or args.search) and args.stage in _POLICIES),
-        f"{PROG} --stage {args.stage} plans iterations: not with --save or --search",
+        f"{PROG} --stage {args.stage} plans iterations: drop --save or --search",
     )
     if args.save and "://" not in args.save:
         args.save = os.path.abspath(expand(args.save))
@@ -142,7 +142,7 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
         config = override(preset_experiment(args.model, topology, args.stage), rest, PROG)
     require(
         args.decode or not (args.weights or args.kv),
-        f"{PROG} --weights and --kv are of generation: add --decode",
+        f"{PROG} --weights and --kv are for generation: add --decode",
     )
     if args.decode:
         planned = decode_plan(config, topology, weights=args.weights, kv=args.kv, page=args.page)

@@ -108,7 +108,7 @@ def run[C: TrainConfig](
     """
     require(
         ask or not config.eval_tasks,
-        "eval_tasks are asked by llama-jax train, sft and dpo; in Python, give their function "
+        "eval_tasks are evaluated by llama-jax train, sft and dpo; in Python, pass "
         "ask=llama_jax.evals.in_training.asker(config)",
     )
     clock = Clock()
@@ -189,7 +189,7 @@ def run[C: TrainConfig](
                     state = with_saved(state, begun, weights_only=weights_only)
                     if weights_only and start < config.steps:
                         logger.warning(
-                            "checkpoint.weights_only: the optimizer's moments start anew at step "
+                            "checkpoint.weights_only: the optimizer's moments restart at step "
                             "%d", start
                         )  # fmt: skip
 
@@ -271,7 +271,7 @@ def find_tokenizer(
         raise InputError(
             f"data.tokenizer {named} is not the tokenizer of init_from {config.init_from} "
             f"(fingerprints {tokenizer.fingerprint[:12]} and {own.fingerprint[:12]}): its weights "
-            "know other ids; leave --data.tokenizer out"
+            "were trained on other ids; leave --data.tokenizer out"
         )
     require(
         tokenizer.vocab_size <= model.vocab_size,

@@ -100,7 +100,7 @@ def ring_size(cfg: ModelConfig, T: int) -> int:
     require(
         cfg.attention == "auto",
         f"seq_len={T} must be a multiple of {2 * n} for model.attention={cfg.attention} on "
-        f"mesh.sequence={n}, two parts a device",
+        f"mesh.sequence={n}, two parts per device",
     )
     return 1
 

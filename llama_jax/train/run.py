@@ -88,7 +88,7 @@ def check_run(config: TrainConfig) -> epath.Path:
             require(
                 made <= config.steps,
                 f"the run in {path} has made {made} steps already, more than --steps "
-                f"{config.steps}: name {made} or more, or another --workdir",
+                f"{config.steps}: use {made} or more, or another --workdir",
             )
         elif path.exists() and any(True for _ in path.iterdir()):
             raise InputError(
@@ -183,7 +183,7 @@ def _alone_in(path: epath.Path) -> Iterator[None]:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise TrainingError(
-                    f"another program trains in workdir {path}: wait for its end, or choose "
+                    f"another program trains in workdir {path}: wait until it ends, or choose "
                     "another --workdir"
                 ) from None
         yield

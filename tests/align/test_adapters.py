@@ -89,7 +89,7 @@ def test_base_and_run_move_together_and_another_base_is_refused(files, world, tm
     assert params_digest(load(str(moved / "run")).params) == expected
     (world / "base").rename(world / "away")
     try:
-        with pytest.raises(InputError, match="is not there any more: put it back"):
+        with pytest.raises(InputError, match="no longer exists: restore it at"):
             open_model(str(moved / "run"))
         (tmp_path / "aside").rename(moved / "base")
         assert params_digest(load(str(moved / "run")).params) == expected
@@ -158,7 +158,7 @@ def test_adapters_open_beside_the_model_that_they_belong_to(files, world, tmp_pa
         open_adapter(str(world / "run"), scaled)
     sft(config_of(files, world, "packed", lora=replace(LORA, base="int8")))
     open_adapter(str(world / "packed"), base)
-    assert "was trained beside the model in int8" in caplog.text
+    assert "was trained on the model in int8" in caplog.text
 
 
 def command(*arguments):

@@ -112,9 +112,9 @@ def stranger(chat, tmp_path):
 @pytest.mark.parametrize("stage", ["ppo", "rejection", "distill"])
 def test_reward_models_that_read_other_ids_or_are_none(chat, refused, stranger, stage):
     line = refused(stage, "--safety", stranger)
-    assert f"reward model {stranger} has another tokenizer" in line
+    assert f"reward model {stranger} has a different tokenizer" in line
     line = refused(stage, "--safety", chat.folder / "sft")
-    assert f"{chat.folder / 'sft'} is no reward model" in line
+    assert f"{chat.folder / 'sft'} is not a reward model" in line
     assert "nowhere does not exist" in refused(stage, "--safety", "nowhere")
 
 
@@ -132,7 +132,7 @@ def test_a_start_from_what_is_no_language_model(chat, refused, stage):
         ("ppo", ["--minibatch", "5"], "batch_size=16 must be divisible by minibatch=5"),
         ("ppo", ["--accumulate", "3", "--batch-size", "24", "--minibatch", "8"], "accumulate=3"),
         ("ppo", ["--temperature", "0"], "greedy answers explore nothing"),
-        ("ppo", ["--clip", "0"], "clip=0.0 must lie above 0"),
+        ("ppo", ["--clip", "0"], "clip=0.0 is out of range: use a value in (0, 1]"),
         ("ppo", ["--max-new-tokens", "64"], "max_new_tokens=64 must be positive and below seq_len"),
         ("ppo", ["--minibatch", "4"], "is not divisible by the 8 devices"),
         ("ppo", ["--model.d-ff", "32"], "was trained with other settings (model.d_ff 64 -> 32)"),
@@ -153,7 +153,7 @@ def test_a_start_from_what_is_no_language_model(chat, refused, stage):
         ("sft", ["--sample-prompts", "[INST] hi"], "sample prompt '[INST] hi': "),
         ("sft", ["--sample-prompts", "one day " * 99], "tokens but the model's context is 64"),
         ("dpo", ["--sample-prompts", "one day " * 99], "tokens but the model's context is 64"),
-        ("gatt", ["--data.dataset", "nowhere.jsonl"], "nowhere.jsonl is no file"),
+        ("gatt", ["--data.dataset", "nowhere.jsonl"], "nowhere.jsonl is not a file"),
         ("distill", ["--preprompts"], "preprompts is empty"),
     ],
 )

@@ -124,10 +124,10 @@ def test_samples_come_back_as_they_were_written(tmp_path):
     ("line", "message"),
     [
         (to_line(replace(ONE, policy="b" * 64)), "row 2 was drawn by another model (digest bbbbbb"),
-        ("{}\n", "row 2 is no sample"),
-        ("not JSON\n", "row 2 is no sample"),
-        ("[1]\n", "row 2 is no sample"),
-        (json.dumps({"messages": [], "tokens": []}) + "\n", "row 2 is no sample"),
+        ("{}\n", "row 2 is not a sample"),
+        ("not JSON\n", "row 2 is not a sample"),
+        ("[1]\n", "row 2 is not a sample"),
+        (json.dumps({"messages": [], "tokens": []}) + "\n", "row 2 is not a sample"),
     ],
 )
 def test_a_bank_of_something_else_is_refused_with_its_row(tmp_path, line, message):

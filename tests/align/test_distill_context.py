@@ -96,7 +96,7 @@ def test_preprompts_take_turns(run):
 
 
 def test_no_better_answer_is_an_error_that_says_what_to_try(run):
-    with pytest.raises(InputError, match=r"of 1 answers of .*sft, none is whole and safer"):
+    with pytest.raises(InputError, match=r"of 1 answers of .*sft, none is complete and safer"):
         run({"A fox?": REPLIES["A fox?"]})
 
 

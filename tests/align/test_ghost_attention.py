@@ -203,7 +203,7 @@ def test_conversations_that_keep_the_instruction_are_trained_on(experiment):
     ],
 )
 def test_what_teaches_nothing_is_left_out_and_nothing_left_is_an_error(experiment, reply):
-    with pytest.raises(InputError, match=r"3 conversations with .*sft have \d whole"):
+    with pytest.raises(InputError, match=r"3 conversations with .*sft have \d complete"):
         experiment(reply)
 
 

@@ -81,7 +81,7 @@ def test_short_texts_shrink_to_an_eighth_and_long_ones_not_at_all():
 
 
 def test_rows_that_no_mesh_splits_evenly_are_refused():
-    with pytest.raises(ValueError, match="6 rows are no multiple of 4"):
+    with pytest.raises(ValueError, match="6 rows are not a multiple of 4"):
         packing(rows_with([3] * 6)["segment_ids"], 4)
 
 

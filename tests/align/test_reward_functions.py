@@ -88,7 +88,7 @@ def test_functions_of_files_and_modules_are_found(tmp_path, monkeypatch):
         ("own_rewards:size", "own_rewards has no function size"),
         ("own_rewards:LIMIT", "own_rewards has no function LIMIT"),
         ("nowhere:reward", "there is no module nowhere, here or installed"),
-        ("nowhere.py:reward", "nowhere.py is no file"),
+        ("nowhere.py:reward", "nowhere.py is not a file"),
         ("broken.py:reward", "broken.py does not run: ModuleNotFoundError"),
         ("broken:reward", "broken does not run: ModuleNotFoundError"),
     ):

@@ -170,8 +170,8 @@ def test_a_reward_model_is_read_with_its_digest(save):
 @pytest.mark.parametrize(
     ("config", "tokenizer", "message"),
     [
-        (LANGUAGE, TOKENIZER, "is no reward model: it has no score head"),
-        (REWARD, OTHER, "has another tokenizer (fingerprint "),
+        (LANGUAGE, TOKENIZER, "is not a reward model: it has no score head"),
+        (REWARD, OTHER, "has a different tokenizer (fingerprint "),
         (replace(REWARD, max_seq_len=8), TOKENIZER, "has a context of 8 tokens, less than seq_len"),
     ],
 )

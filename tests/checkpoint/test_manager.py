@@ -318,7 +318,7 @@ def test_parameters_of_a_run_without_its_optimizer_state(run, caplog):
 
 def test_paths_that_hold_nothing_of_ours_are_bad_input(tmp_path):
     for function in (verify, lambda path: load_params(path, abstract(make_state().params))):
-        with pytest.raises(InputError, match=r"no model folder|nor a run folder"):
+        with pytest.raises(InputError, match=r"nor a model folder|nor a run folder"):
             function(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         verify(tmp_path / "nowhere")

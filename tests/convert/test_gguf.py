@@ -163,7 +163,7 @@ def test_settings(tmp_path, more, fields):
         (dict(llama__rope__scaling__type=(STRING, "longrope")), "type='longrope' is not supported"),
         (dict(llama__rope__dimension_count=(U32, 4)), "dimension_count=4 is not supported, only 8"),
         (dict(llama__embedding_length=None), "lacks llama.embedding_length"),
-        (dict(llama__block_count=(F32, 2.0)), "block_count=2.0 must be whole"),
+        (dict(llama__block_count=(F32, 2.0)), "block_count=2.0 must be a whole number"),
         (dict(llama__block_count=(U64, 2**60)), "has 21 tensors and llama.block_count=11529215"),
         (dict(llama__feed_forward_length=(ARRAY, (U32, [64, 32]))), "must be a finite number"),
         (dict(llama__attention__head_count=(U32, 0)), "head_count=0 must be positive"),
@@ -177,8 +177,8 @@ def test_settings(tmp_path, more, fields):
         (dict(llama__rope__scale_linear=(F32, 4.0), llama__rope__scaling__factor=(F32, 2.0)),
          "scale_linear=4.0 contradicts"),
         (dict(llama__rope__scaling__attn_factor=(F32, 2.0)), "attn_factor=2.0 is not supported"),
-        (dict(llama__rope__freq_base=(F64, 1e300)), "the setting 1e\\+300, which no model has"),
-        (dict(general__alignment=(U32, 24)), "alignment=24 is no power of two"),
+        (dict(llama__rope__freq_base=(F64, 1e300)), "the setting 1e\\+300, which is out of range"),
+        (dict(general__alignment=(U32, 24)), "alignment=24 is not a power of two"),
         (dict(llama__block_count=(U32, 1)), "'blk.1.attn_norm.weight' is not part of a Llama"),
         (dict(llama__feed_forward_length=(U32, 32)), r"ffn_gate.weight is \[64, 32\], not \[32, 3"),
     ],
@@ -202,7 +202,7 @@ TENSOR = ("t", (4, 32), "F32", bytes(512))
 KEY = {"k": (U32, 1)}
 HUGE = 2**63
 HOSTILE = {
-    "no magic": (file_bytes(KEY, [TENSOR], magic=b"GGML"), "is no GGUF file"),
+    "no magic": (file_bytes(KEY, [TENSOR], magic=b"GGML"), "is not a GGUF file"),
     "nothing": (b"GGUF", "too short"),
     "version": (file_bytes(KEY, [TENSOR], version=1), "GGUF version 1"),
     "other byte order": (file_bytes(KEY, [TENSOR], version=3 << 24), "little-endian"),
@@ -231,7 +231,7 @@ HOSTILE = {
                   "the key 'k' twice"),
     "tensor twice": (file_bytes(KEY, [TENSOR, TENSOR]), "the tensor 't' twice"),
     "name": (file_bytes(KEY, [("t" * 65, *TENSOR[1:])]), "has 65 bytes; 64 at most"),
-    "no UTF-8": (file_bytes(KEY, [(b"\xff", *TENSOR[1:])]), "no UTF-8"),
+    "no UTF-8": (file_bytes(KEY, [(b"\xff", *TENSOR[1:])]), "not valid UTF-8"),
     "dimensions": (file_bytes(KEY, [("t", (1,) * 5, "F32", bytes(4))]), "has 5 dimensions"),
     "empty": (file_bytes(KEY, [("t", (0, 4), "F32", b"")]), r"the shape \[0, 4\]"),
     "absurd shape": (file_bytes(KEY, [("t", (HUGE, HUGE), "F32", b"")]), "cut short or damaged"),
@@ -240,7 +240,7 @@ HOSTILE = {
     "not aligned": (file_bytes(KEY, [(*TENSOR, 4)]), "begins at 4, which is not aligned"),
     "overlap": (file_bytes(KEY, [TENSOR, ("u", *TENSOR[1:], 256)]), "'t' and 'u' overlap"),
     "a table of vectors": (file_bytes(KEY, [("t", (4, 256), 16, bytes(264))]),
-                           r"of type IQ2_XXS \(16\), which is not read: take the model's F16"),
+                           r"of type IQ2_XXS \(16\), which is not supported: take the model's F16"),
     "no type": (file_bytes(KEY, [("t", (4, 32), 99, bytes(512))]), r"unknown \(99\), which is not"),
     "Q8_0 rows": (file_bytes(KEY, [("t", (4, 33), "Q8_0", bytes(512))]), "no rows of blocks of 32"),
     "many keys": (file_bytes({str(i): (U8, 1) for i in range(10_001)}, [TENSOR]), "10000 are read"),
@@ -267,7 +267,7 @@ def test_hostile_files_are_refused_before_anything_is_allocated(tmp_path, conten
     [
         (dict(tokens=None), "tokens is None, and the model has 400 rows"),
         (dict(tokens=(ARRAY, (STRING, ["a"] * 401))), "tokens is 401 strings"),
-        (dict(scores=(ARRAY, (F32, [0.0]))), "scores is no list of 400 numbers"),
+        (dict(scores=(ARRAY, (F32, [0.0]))), "scores is not a list of 400 numbers"),
         (dict(scores=(ARRAY, (F32, [float("inf")] * V))), "lacks the byte pieces"),
         (dict(token_type=(ARRAY, (I32, [9] * V))), "lacks the byte pieces"),
         (dict(token_type=None), "lacks the byte pieces"),
@@ -297,7 +297,7 @@ ODD = {
     "white space": (dict(remove_extra_whitespaces=(BOOL, True)), {}, "remove_extra_whitespaces"),
     "no text": (
         dict(tokens=(ARRAY, (STRING, [*(p.text for p in VOCABULARY.pieces[:-1]), b"\xff"]))),
-        {399: "unused"}, "id 399 is no Unicode text",
+        {399: "unused"}, "id 399 is not valid Unicode",
     ),
     "fewer pieces than rows": (
         {k: (ARRAY, (kind, [p for p in content[:300]])) for k, (kind, content) in {
@@ -359,7 +359,9 @@ def test_a_description_that_is_no_utf8_does_not_lock_up_the_weights(tmp_path):
     (tmp_path / "m").write_bytes(file_bytes(values, infos_of(source(GROUPED))))
     found = gguf.read(tmp_path / "m")
     assert found.origin["general.description"] == "caf\ufffd"
-    assert found.notes == ("'general.description' of m is no UTF-8: what is not is U+FFFD.",)
+    assert found.notes == (
+        "'general.description' of m is not valid UTF-8: invalid bytes became U+FFFD.",
+    )
 
 
 def test_factors_of_frequencies_that_change_nothing_are_left_out(tmp_path):
@@ -421,7 +423,7 @@ def test_parts_that_are_missing_or_others_are_named(tmp_path):
     with pytest.raises(InputError, match=r"is in another part as well|parts have .* tensors, not"):
         gguf.read(parts[0])
     parts[1].write_bytes(parts[0].read_bytes())
-    with pytest.raises(InputError, match=r"00002-of-00003.gguf is another model's"):
+    with pytest.raises(InputError, match=r"00002-of-00003.gguf belongs to a different model"):
         gguf.read(parts[0])
 
 

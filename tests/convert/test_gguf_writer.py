@@ -142,7 +142,7 @@ def test_ntk_is_told_as_a_larger_base(package, tmp_path):
 def test_rows_that_blocks_do_not_fill_are_float16(package, tmp_path):
     config = replace(GROUPED, d_ff=44)
     path, said = written(tmp_path, source(config), "q8_0")
-    assert "down rounded to F16: rows are no multiple of 32" in said
+    assert "down rounded to F16: rows are not a multiple of 32" in said
     assert gguf.read(path).read("down", 0).dtype == np.float16
 
 

@@ -105,16 +105,16 @@ def test_absent_settings_are_those_that_transformers_assumes():
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate=False"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
          "partial_rotary_factor=0.5 is not supported; only 1"),
-        ({"rope_scaling": "linear"}, "is no object"),
+        ({"rope_scaling": "linear"}, "is not an object"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "24"}, "hidden_size='24' must be a size"),
         ({"hidden_size": 2**40}, "hidden_size=1099511627776 must be a size"),
-        ({"hidden_size": 25}, "hidden_size=25 is no multiple of 4"),
+        ({"hidden_size": 25}, "hidden_size=25 is not a multiple of 4"),
         ({"num_key_value_heads": 3}, "must be divisible by model.num_kv_heads=3"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0 must be a positive number"),
         ({"rope_theta": float("nan")}, "rope_theta=nan must be a positive number"),
         ({"rope_theta": 10**400}, "rope_theta=2^1328 and more must be a positive number"),
-        ({"rope_scaling": {"type": "yarn", "factor": 1e15}}, "takes 2048 to no whole length"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e15}}, "times 2048 is not a whole length"),
     ],
 )  # fmt: skip
 def test_settings_that_we_do_not_compute_are_named(changes, message):
@@ -274,7 +274,7 @@ def test_a_head_that_is_stored_and_tied_must_be_the_embedding(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     file = one_file(folder)
-    with pytest.raises(InputError, match="another than the embedding"):
+    with pytest.raises(InputError, match="differs from the embedding"):
         api.open_source(folder)
     rewrite(file, lambda a: a.update({"lm_head.weight": a["model.embed_tokens.weight"]}))
     source = api.open_source(folder)
@@ -285,9 +285,9 @@ def test_a_head_that_is_stored_and_tied_must_be_the_embedding(folder):
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"a": "../native/x.safetensors"}, "is no file of the folder"),
-        ({"a": "/etc/passwd"}, "is no file of the folder"),
-        ({"a": f"{'a' * 244}.safetensors"}, "is no file of the folder"),
+        ({"a": "../native/x.safetensors"}, "is not a file of the folder"),
+        ({"a": "/etc/passwd"}, "is not a file of the folder"),
+        ({"a": f"{'a' * 244}.safetensors"}, "is not a file of the folder"),
         ({"a": "gone.safetensors"}, "is missing, which the index names"),
         ({"a": 3}, "has no weight_map"),
         (None, "has no weight_map"),
@@ -383,7 +383,7 @@ def test_an_adapter_is_no_model(folder, tmp_path):
 def test_a_folder_of_pickles_says_what_to_do(folder):
     one_file(folder).rename(folder / "pytorch_model.bin")
     with pytest.raises(
-        InputError, match=r"pytorch_model\.bin is a pickle, which is not read: save"
+        InputError, match=r"pytorch_model\.bin is a pickle, which is never loaded: save"
     ):
         api.open_source(folder)
     (folder / "pytorch_model.bin").unlink()

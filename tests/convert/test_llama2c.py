@@ -178,7 +178,9 @@ def test_another_models_tokenizer_beside_it_is_left_out_and_said(tmp_path):
     write_tokenizer(tmp_path / "tokenizer.bin", grown, V + 1)
     found = llama2c.read(path)
     assert found.tokenizer is None
-    assert f"has {V + 1} pieces and the model {V} rows: it is another model's" in found.notes[0]
+    assert (
+        f"has {V + 1} tokens but the model's embedding has {V} rows: it belongs" in found.notes[0]
+    )
     assert_same_tensors(found, source(GROUPED))
     assert llama2c.read(path, tokenizer().model_bytes).tokenizer == tokenizer().model_bytes
     (tmp_path / "tokenizer.bin").write_bytes(b"damaged")
@@ -190,7 +192,7 @@ def test_another_models_tokenizer_beside_it_is_left_out_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(norm_eps=1e-6), "model.norm_eps=1e-06 cannot be told to llama2.c.* 1e-05"),
+        (dict(norm_eps=1e-6), "model.norm_eps=1e-06 cannot be stored for llama2.c.* 1e-05"),
         (dict(rope_theta=5e5), "model.rope_theta=500000.0"),
         (dict(rope_scaling="linear", rope_factor=2.0), "model.rope_scaling=linear"),
         (dict(head_dim=16), "model.head_dim=16"),

@@ -144,7 +144,7 @@ HOSTILE = {
     "longer than stated": (records((0.0, b"<unk>"), longest=4), "longest has 4 as stated"),
     "too few": (records(*RESERVED[:9]), "too few to hold all bytes"),
     "bare bytes": (records(*RESERVED[:3], *[(0.0, b"\0")] * 257), "older files"),
-    "no UTF-8": (records(*RESERVED, (0.0, b"\xff")), "record 259 is no UTF-8"),
+    "no UTF-8": (records(*RESERVED, (0.0, b"\xff")), "record 259 is not valid UTF-8"),
     "no space": (records(*RESERVED, (0.0, b"a")), "no piece for a space"),
     "a zero byte": (records(*RESERVED, (0.0, b"\0")), "U\\+2581 or a zero byte"),
     "twice": (records(*RESERVED, (0.0, b" "), (0.0, b" ")), "ids 259 and 260 are both"),

@@ -144,11 +144,11 @@ class Shout:
 
 INT = Global("torch", "IntStorage")
 REFUSED = {
-    "os.system": (pickle.dumps(Shout(), protocol=2), "which is no tensor"),
+    "os.system": (pickle.dumps(Shout(), protocol=2), "which is not a tensor"),
     "os.system, protocol 4": (pickle.dumps(Shout(), protocol=4), "STACK_GLOBAL"),
-    "eval": (b"c__builtin__\neval\n(X\x01\x00\x00\x001tR.", "which is no tensor"),
+    "eval": (b"c__builtin__\neval\n(X\x01\x00\x00\x001tR.", "which is not a tensor"),
     "an instance": (b"(i__main__\nX\n.", "INST"),
-    "an object": (b"\x80\x02c__main__\nX\n)\x81.", "which is no tensor"),
+    "an object": (b"\x80\x02c__main__\nX\n)\x81.", "which is not a tensor"),
     "an extension": (b"\x80\x02\x82\x01.", "EXT1"),
     "a call of a storage": ({"a": Call(FLOAT, 3)}, "it calls torch FloatStorage"),
     "a call of a string": (b"X\x01\x00\x00\x00a)R.", "as a _Global"),
@@ -164,8 +164,8 @@ REFUSED = {
     "an offset": ({"a": tensor("0", (2, 3), offset=1)}, "reaches number 6"),
     "strides": ({"a": tensor("0", (2, 3), strides=(100, 1))}, "reaches number 102"),
     "a wrong size": ({"a": tensor("0", (2, 3), size=7)}, "24 bytes, not 7 numbers"),
-    "negative strides": ({"a": tensor("0", (2, 3), strides=(-3, 1))}, "are no sizes"),
-    "a negative shape": ({"a": tensor("0", (-2, 3), size=6)}, "are no sizes"),
+    "negative strides": ({"a": tensor("0", (2, 3), strides=(-3, 1))}, "are not sizes"),
+    "a negative shape": ({"a": tensor("0", (-2, 3), size=6)}, "are not sizes"),
     "ranks": ({"a": tensor("0", (2, 3), strides=(1,))}, "has strides"),
     "a huge shape": ({"a": tensor("0", (2**47, 2**47), size=6)}, "has more numbers"),
     "strides of zero": ({"a": tensor("0", (2**40,), size=6, strides=(0,))}, "has more numbers"),
@@ -233,7 +233,7 @@ def test_pickles_that_are_no_tensors_are_one_line(tmp_path, case):
     state, message = REFUSED[case]
     with pytest.raises(InputError, match=message) as caught:
         read(tmp_path, state)
-    assert "x.pth is no sound file" in str(caught.value)
+    assert "x.pth is not a valid file" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not os.path.exists("/tmp/llama_jax_was_here")
 
@@ -243,7 +243,7 @@ def test_bombs_and_tricks_in_the_archive_are_refused(tmp_path):
     with pytest.raises(InputError, match="compressed"):
         read(tmp_path, STATE, [("x/data/0", b"\0" * 10_000_000)], compression=zipfile.ZIP_DEFLATED)
     for name in ("/x/data/2", "x/../../etc/passwd", "x\\data"):
-        with pytest.raises(InputError, match="no plain name"):
+        with pytest.raises(InputError, match="not a plain name"):
             read(tmp_path, STATE, [*DATA, (name, b"")])
     with pytest.raises(InputError, match=r"0 data\.pkl"):
         pth.map_tensors(archive(tmp_path / "x.pth", DATA))

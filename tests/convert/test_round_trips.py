@@ -191,13 +191,18 @@ def test_a_source_without_a_tokenizer_warns_and_one_can_be_given(tmp_path, caplo
     ("src", "dst", "options", "message"),
     [
         ("gone", "b", {}, "gone does not exist"),
-        ("empty", "b", {}, "empty is in no format that is known"),
+        ("empty", "b", {}, "empty is in no known format"),
         ("a", "a", {}, "a exists and is not empty"),
         ("a", "no/where", {}, "no does not exist"),
         ("a", "b", {"to": "pickle"}, "--to pickle is unknown; choose from native, hf"),
         ("a", "b", {"to": "hf:9"}, "choose the variant"),
         ("a", "b", {"tokenizer": "gone.model"}, "gone.model does not exist"),
-        ("a", "b", {"tokenizer": "large.model"}, "large.model has 401 pieces and the model 400"),
+        (
+            "a",
+            "b",
+            {"tokenizer": "large.model"},
+            "large.model has 401 tokens but the model's embedding has 400",
+        ),
     ],
 )
 def test_bad_requests_are_one_line(tmp_path, monkeypatch, src, dst, options, message):

@@ -57,14 +57,14 @@ def test_what_is_written_is_the_format_and_is_read(tmp_path):
 F = b"\0" * 8
 TWO = entry("F32", [2], 0, 8)
 HOSTILE = {
-    "empty": (b"", "no safetensors file"),
-    "short": (b"\1\0\0", "no safetensors file"),
+    "empty": (b"", "not a safetensors file"),
+    "short": (b"\1\0\0", "not a safetensors file"),
     "header of 100 MB": (file_of(b"{}", length=100_000_000), "and a header of 100000000"),
     "header of 2^64": (file_of(b"{}", length=2**64 - 1), "header of 18446744073709551615"),
-    "no JSON": (file_of(b"{]"), "header is no sound JSON"),
-    "a list": (file_of([]), "header is no object"),
+    "no JSON": (file_of(b"{]"), "header is not valid JSON"),
+    "a list": (file_of([]), "header is not an object"),
     "deep": (file_of(b"[" * 100_000), "header is nested too deep"),
-    "not UTF-8": (file_of(b'{"\xff": 1}'), "header is no sound JSON"),
+    "not UTF-8": (file_of(b'{"\xff": 1}'), "header is not valid JSON"),
     "twice": (file_of(b'{"a": 1, "a": 2}'), "a name comes twice"),
     "hole": (file_of({"a": TWO, "b": entry("F32", [1], 12, 16)}, F + F), "begins at 12, not 8"),
     "hole at the front": (file_of({"a": entry("F32", [2], 4, 12)}, F + F), "begins at 4, not 0"),
@@ -72,15 +72,15 @@ HOSTILE = {
     "past the end": (file_of({"a": entry("F32", [4], 0, 16)}, F), "cut short"),
     "too long": (file_of({"a": TWO}, F + b"!"), "cut short"),
     "wrong size": (file_of({"a": entry("F32", [3], 0, 8)}, F), r"8 bytes are not F32\[3\]"),
-    "negative": (file_of({"a": entry("F32", [-2], 0, -8)}, F), "no sizes"),
+    "negative": (file_of({"a": entry("F32", [-2], 0, -8)}, F), "not sizes"),
     "huge": (file_of({"a": entry("F32", [2**62, 2**62], 0, 8)}, F), "bytes are not"),
-    "boolean": (file_of({"a": entry("F32", [True], 0, 4)}, F), "no sizes"),
-    "float": (file_of({"a": entry("F32", [2.0], 0, 8)}, F), "no sizes"),
-    "infinite": (file_of({"a": entry("F32", [float("inf")], 0, 8)}, F), "no sizes"),
+    "boolean": (file_of({"a": entry("F32", [True], 0, 4)}, F), "not sizes"),
+    "float": (file_of({"a": entry("F32", [2.0], 0, 8)}, F), "not sizes"),
+    "infinite": (file_of({"a": entry("F32", [float("inf")], 0, 8)}, F), "not sizes"),
     "reversed": (file_of({"a": entry("F32", [0], 8, 0)}, F), "bytes are not"),
     "unknown type": (file_of({"a": entry("F33", [2], 0, 8)}, F), "'a' is of type 'F33'"),
     "integers": (file_of({"a": entry("I64", [1], 0, 8)}, F), "'a' is I64; weights in F32"),
-    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [2]}}, F), "no sizes"),
+    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [2]}}, F), "not sizes"),
     "no entry": (file_of({"a": 7}, F), "is of type None"),
 }  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_the_largest_header_is_bounded(tmp_path):
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", MAX_HEADER + 1))
         stream.truncate(MAX_HEADER + 100)  # sparse: it would fit the file
-    with pytest.raises(InputError, match="no safetensors file"):
+    with pytest.raises(InputError, match="not a safetensors file"):
         map_tensors(file)
 
 

@@ -46,7 +46,7 @@ def test_a_file_and_what_lies_beside_it(tmp_path):
     make(tmp_path / "model", True, model="1", tokenizer="2")
     make(tmp_path / "again", True, again="3", tokenizer="2")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "model", "tokenizer"]
-    with pytest.raises(InputError, match="tokenizer exists and is another model's"):
+    with pytest.raises(InputError, match="tokenizer already exists and belongs to a different"):
         make(tmp_path / "other", True, other="4", tokenizer="5")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "model", "tokenizer"]
     assert (tmp_path / "tokenizer").read_text() == "2"
@@ -61,7 +61,7 @@ def test_what_another_program_made_meanwhile_is_not_replaced(tmp_path, is_file):
         theirs.parent.mkdir(exist_ok=True)
         theirs.write_text("theirs")
 
-    with pytest.raises(InputError, match=r"made by another program meanwhile|another model's"):
+    with pytest.raises(InputError, match=r"made by another program meanwhile|a different model"):
         make(target, is_file, meanwhile, model="ours")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert theirs.read_text() == "theirs"

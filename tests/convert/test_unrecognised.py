@@ -18,7 +18,7 @@ FILES = {
     "config.json": ("{}", "is one file of a model: name its folder"),
     "consolidated.00.pth": (b"PK\3\4" + bytes(99), "is a pickle of torch: of Meta's models name"),
     "model.tar.gz": ("x" * 99, "is an archive: unpack it"),
-    "notes.txt": ("x" * 99, "is in no format that is known: a model folder or run folder, a Hug"),
+    "notes.txt": ("x" * 99, "is in no known format: a model folder or run folder, a Hug"),
 }
 
 
@@ -40,12 +40,12 @@ FOLDERS = {
     "no parameters": ({"consolidated.00.pth": "x"}, r"has weights and no params\.json"),
     "no weights": ({"params.json": {}}, r"params\.json and no consolidated"),
     "a stub": ({"config.json": LFS}, r"config\.json is a Git LFS pointer"),
-    "no JSON": ({"config.json": "{"}, r"config\.json is no sound JSON"),
+    "no JSON": ({"config.json": "{"}, r"config\.json is not valid JSON"),
     "another's": (
         {"config.json": {"a": 1}},
         r"names no model_type and is none of ours \(\['a'\]\)",
     ),
-    "nothing": ({}, "is in no format that is known"),
+    "nothing": ({}, "is in no known format"),
 }
 
 

@@ -179,7 +179,7 @@ def test_broken_files(tokenizer, tmp_path):
     model = tokenizer.model_bytes
     for content in (b"", b"junk", model[:100], model[: len(model) // 2], model[:-5]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="not a whole sentencepiece model"):
+        with pytest.raises(InputError, match="not a complete sentencepiece model"):
             Tokenizer.load(tmp_path)
 
 

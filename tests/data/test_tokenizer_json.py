@@ -145,16 +145,16 @@ def test_what_no_sentencepiece_model_can_be_is_named(change, message):
 
 
 DAMAGED = {
-    "no model": (lambda v: v.pop("model"), "no tokenizer.json"),
+    "no model": (lambda v: v.pop("model"), "not a tokenizer.json"),
     "no vocabulary": (lambda v: v["model"].update(vocab=[]), "no vocabulary"),
-    "a text as an id": (lambda v: v["model"]["vocab"].update(a="x"), "'a' has the id 'x'"),
+    "a text as an id": (lambda v: v["model"]["vocab"].update(a="x"), "'a' has the invalid id 'x'"),
     "an id twice": (lambda v: v["model"]["vocab"].update(neu=5), "an id twice"),
     "no merges": (lambda v: v["model"].pop("merges"), "no list of merges"),
-    "a merge of three": (lambda v: v["model"]["merges"].append(["a", "b", "c"]), "is none of two"),
-    "a merge of nothing": (lambda v: v["model"]["merges"].append("a"), "is none of two"),
-    "a merge to nothing": (lambda v: v["model"]["merges"].append(["z", "z"]), "makes no piece"),
+    "a merge of three": (lambda v: v["model"]["merges"].append(["a", "b", "c"]), "is not a pair"),
+    "a merge of nothing": (lambda v: v["model"]["merges"].append("a"), "is not a pair"),
+    "a merge to nothing": (lambda v: v["model"]["merges"].append(["z", "z"]), "not make a piece"),
     "added tokens": (lambda v: v.update(added_tokens=[{"id": -1, "content": "x"}]), "added token"),
-    "long pieces": (lambda v: v["model"]["vocab"].update({"x" * 9000: 500}), "a length that no"),
+    "long pieces": (lambda v: v["model"]["vocab"].update({"x" * 9000: 500}), "too long for a tok"),
 }  # fmt: skip
 
 
@@ -182,5 +182,5 @@ def test_other_tokenizers_are_told_by_name(tmp_path):
     with pytest.raises(UnusableTokenizer, match="is a tiktoken vocabulary, as Llama 3 has"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(ours().model_bytes[:-100])
-    with pytest.raises(InputError, match="not a whole sentencepiece model"):
+    with pytest.raises(InputError, match="not a complete sentencepiece model"):
         Tokenizer.load(tmp_path)

@@ -28,7 +28,7 @@ ODD = {
     "another id is the unknown one": ([], dict(unk_id=7), {0: "unknown", 7: "byte"}, ["not id 7"]),
     "two unknown ones": ([(399, "[UNK]", 0.0, "unknown")], {}, {0: "unknown", 399: "control"}, []),
     "no text": ([(398, "", -1.0, "normal")], {}, {398: "unused"}, ["id 398 has no text"]),
-    "no Unicode": ([(398, "\udcff", -1.0, "normal")], {}, {398: "unused"}, ["id 398 is no"]),
+    "no Unicode": ([(398, "\udcff", -1.0, "normal")], {}, {398: "unused"}, ["id 398 is not valid"]),
     "no score": ([(398, "t", float("nan"), "normal")], {}, {398: "unused"}, ["not finite"]),
     "twice": ([(390, "qq", -1.0, "normal"), (397, "qq", -1.0, "normal")], {},
               {390: "unused", 397: "normal"}, ["id 390 is spelled like id 397"]),

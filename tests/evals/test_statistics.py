@@ -55,7 +55,7 @@ def test_the_permutation_test_agrees_with_all_permutations():
     assert paired_p_value(ours, theirs, draws=200_000) == pytest.approx(exact, abs=0.003)
     assert paired_p_value(theirs, ours) > 0.9
     assert paired_p_value([1.0] * 30, [0.0] * 30) < 0.001
-    with pytest.raises(InputError, match="2 and 1 values are no pairs"):
+    with pytest.raises(InputError, match="2 and 1 values are not pairs"):
         paired_p_value([1.0, 2.0], [1.0])
 
 

@@ -48,7 +48,7 @@ def test_every_shipped_task_is_read():
         ({"prompt": "{}"}, "has {}, which names no field"),
         ({"filter": "wiki"}, "filter 'wiki' is unknown"),
         ({"until": ["\n", ""]}, "until holds an empty text"),
-        ({"extract": "(a"}, "extract is no regular expression: missing )"),
+        ({"extract": "(a"}, "extract is not a regular expression: missing )"),
         ({"choices": 5}, "choices"),
         ({"answer": ""}, "kind choice needs the key answer"),
         ({"source": {}}, "a source needs file or hf"),
@@ -70,7 +70,7 @@ def test_missing_keys_names_and_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"gone.toml cannot be read"):
         tasks.find(str(tmp_path / "gone.toml"))
     (tmp_path / "bad.toml").write_text("title = ")
-    with pytest.raises(InputError, match=r"bad.toml is no sound TOML"):
+    with pytest.raises(InputError, match=r"bad.toml is not valid TOML"):
         tasks.find(str(tmp_path / "bad.toml"))
     (tmp_path / "bare.toml").write_text('title = "T"\n')
     with pytest.raises(InputError, match="lacks the key version"):

@@ -87,9 +87,9 @@ def test_a_file_of_900_mb_is_not_read(tmp_path):
         (b'{"a": ' + b"9" * 9000 + b"}", "a number of 9000 digits"),
         (b'{"a": "\\ud800"}', "surrogates not allowed"),
         (b'{"a": 1, "a": 2}', "a name comes twice"),
-        (b"{]", "no sound JSON"),
-        (b"\xff", "no sound JSON"),
-        (b"", "no sound JSON"),
+        (b"{]", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"", "not valid JSON"),
     ],
 )
 def test_hostile_json_is_one_short_line(text, message):

@@ -19,7 +19,7 @@ REASONS = re.compile(
     r"logit_bias names |"
     r"response_format\.json_schema\.schema (cannot be enforced|has)|"
     r"response_format has a schema that is too complex|"
-    r"The body is no sound JSON: a number of \d+ digits|"
+    r"The body is not valid JSON: a number of \d+ digits|"
     r"messages, message \d+: |messages.*(last message|take turns|holds|NUL)|"
     r"prompt.*NUL"
 )

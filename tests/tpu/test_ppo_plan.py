@@ -120,7 +120,7 @@ def test_the_command_prints_it(compiled):
     assert set(found["hbm_bytes_per_chip"]) == {
         "policy", "value", "reference", "helpfulness", "safety",
     }  # fmt: skip
-    with pytest.raises(InputError, match="plans iterations: not with --save or --search"):
+    with pytest.raises(InputError, match="plans iterations: drop --save or --search"):
         run([*arguments, "--search"], ArgumentParser)
 
 

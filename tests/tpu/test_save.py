@@ -83,7 +83,7 @@ def test_a_program_that_the_compiler_refuses_is_not_saved(compiler, tmp_path, mo
 
 @pytest.mark.parametrize("option", ["--search", "--decode"])
 def test_only_one_training_step_is_saved(option):
-    with pytest.raises(InputError, match="not with --search or --decode"):
+    with pytest.raises(InputError, match="drop --search or --decode"):
         run([*MODEL, "--save", "steps", option], argparse.ArgumentParser)
 
 

@@ -51,7 +51,7 @@ def test_each_evaluation_asks_what_the_command_asks_of_the_model(call, tmp_path)
     [
         (["--eval-tasks", "arc_eazy"], "did you mean arc_easy?"),
         (["--eval-tasks", "humaneval"], "which training never does"),
-        (["--eval-tasks", "MINE", "--eval-every", "0"], "never asked with eval_every=0"),
+        (["--eval-tasks", "MINE", "--eval-every", "0"], "need evaluations: set eval_every"),
         (["--eval-tasks", "MINE", "--eval-questions", "-1"], "eval_questions=-1 must not be"),
     ],
 )

@@ -44,7 +44,7 @@ def test_a_run_goes_on_from_weights_at_its_place_in_the_schedule(runs, tiny, cap
     config = tiny.config("--workdir", str(runs / "weights"), *WEIGHTS, "--steps", "6")
     summary = train(config)
     assert (summary.resumed_from, summary.step) == (4, 6)
-    assert "the optimizer's moments start anew at step 4" in caplog.text
+    assert "the optimizer's moments restart at step 4" in caplog.text
     rates = [m["train/learning_rate"] for m in facts(runs / "weights") if m["step"] > 4]
     schedule = learning_rate(config.optimizer, 6)
     assert rates == pytest.approx([float(schedule(4)), float(schedule(5))])
