@@ -25,7 +25,7 @@ class TokenScores(NamedTuple):
     logp: Float[Array, "B T"]
     """Nats."""
     entropy: Float[Array, "B T"]
-    """Of the distribution that the target is drawn from, nats."""
+    """Entropy of the distribution that the target is sampled from, nats."""
     best: Float[Array, "B T"]
     """Log-probability of the most likely token, nats; equals `logp` where that is the target."""
 

@@ -25,7 +25,7 @@ class Scores:
     helpfulness: Float[np.ndarray, " R"] | None = None
     safety: Float[np.ndarray, " R"] | None = None
     by_safety: Bool[np.ndarray, " R"] | None = None
-    """Where R_c is the safety score."""
+    """True where R_c is the safety score."""
 
     def of(self, row: int) -> dict[str, float]:
         """The scores of one answer, rounded for display."""

@@ -47,7 +47,7 @@ class ScoreScale(NamedTuple):
     count: Float[Array, ""]
     mean: Float[Array, ""]
     variance: Float[Array, ""]
-    """Of the population: divided by count."""
+    """Population variance: divided by count."""
 
 
 def score_scale(scores: Float[Array, " B"]) -> ScoreScale:

@@ -107,7 +107,7 @@ def _nothing(path: Path) -> str:
 
 
 def adapter(path: Path) -> str:
-    """What to do with the folder of a LoRA adapter."""
+    """Advice for the folder of a LoRA adapter."""
     base = "its base model"
     try:
         name = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")

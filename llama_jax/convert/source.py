@@ -78,7 +78,7 @@ class Source:
     usage: Usage = field(default_factory=Usage)
     """Usage settings in the files."""
     notes: tuple[str, ...] = ()
-    """What was left out, changed or assumed: sentences for the report and the log."""
+    """Sentences for the report and the log on what was left out, changed or assumed."""
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:
         """All of one tensor."""

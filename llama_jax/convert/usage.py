@@ -103,7 +103,7 @@ class Words:
     """A serialised sentencepiece model."""
     usage: Usage = field(default_factory=Usage)
     notes: tuple[str, ...] = ()
-    """What was left out, changed or assumed: sentences for the report and the log."""
+    """Sentences for the report and the log on what was left out, changed or assumed."""
 
     @property
     def own_ends(self) -> "Words":

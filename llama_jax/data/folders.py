@@ -55,7 +55,7 @@ def search(path: AnyPath, suffixes: tuple[str, ...]) -> Found:
 
 
 def describe(left: Mapping[str, Sequence[str]]) -> str:
-    """What was left out, on one line: "LICENSE.txt (licence or readme); 9 .png such as a.png"."""
+    """The excluded files on one line: "LICENSE.txt (licence or readme); 9 .png such as a.png"."""
     return "; ".join(f"{_some(names)} ({why})" for why, names in left.items())
 
 

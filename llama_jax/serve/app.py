@@ -32,7 +32,7 @@ IDLE_SECONDS = 75.0
 _FILES = ("page.css", "api.js", "store.js", "tokens.js", "page.js")
 PAGE = {"/": "index.html", **{f"/{name}": name for name in _FILES}}
 PUBLIC = {"/health", "/ready", *PAGE}
-"""What needs no key."""
+"""Paths that need no key."""
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -60,7 +60,7 @@ _http_logger.addFilter(_without_its_bytes)
 
 
 def runner(service: Service) -> web.AppRunner:
-    """What runs the routes of a service. A client that goes away cancels its handler."""
+    """Runner of the routes of a service. A client that goes away cancels its handler."""
     return web.AppRunner(
         Api(service).app(),
         handler_cancellation=True,
@@ -99,7 +99,7 @@ class Api:
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Who may ask, and refusals as OpenAI's error objects."""
+        """Middleware that checks access, and turns refusals into OpenAI's error objects."""
         number, begun = secrets.token_hex(8), time.monotonic()
         try:
             self._admit(request)

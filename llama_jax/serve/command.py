@@ -48,7 +48,7 @@ def serve(path: str, settings: Settings) -> int:
 
 
 def served_as(opened: Opened, settings: Settings) -> Served:
-    """What requests see of a model. Raises InputError as `serve` does, for the model."""
+    """The model as requests see it. Raises InputError as `serve` does, for the model."""
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise InputError("the model has no tokenizer: add one with `llama-jax convert --tokenizer`")

@@ -54,6 +54,6 @@ def too_long(prompt: int, new: int, context: int, param: str) -> ApiError:
 
 
 def retry_later(status: int, message: str, kind: str, code: str, seconds: int) -> ApiError:
-    """What would be taken at another time."""
+    """A refusal of a request that may succeed at another time."""
     headers = {"Retry-After": str(seconds)}
     return ApiError(status, message, kind=kind, code=code, headers=headers)

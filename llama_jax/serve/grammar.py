@@ -74,7 +74,7 @@ class Grammars:
 
 
 class JsonGrammar:
-    """Where one answer stands in its grammar: the engine's `Grammar`."""
+    """The state of one answer in its grammar: the engine's `Grammar`."""
 
     def __init__(self, matcher: Any, words: int):
         self._matcher, self._words = matcher, words

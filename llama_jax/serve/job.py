@@ -57,7 +57,7 @@ class Served:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What requests may name: the model itself, then with each adapter."""
+        """Names that requests may use: the model itself, then with each adapter."""
         return (self.name, *self.adapters)
 
     @cached_property

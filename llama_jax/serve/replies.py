@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass
 class Delta:
-    """What is new of a choice."""
+    """New content of a choice."""
 
     text: str = ""
     entries: list[Entry] = field(default_factory=list)

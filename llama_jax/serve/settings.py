@@ -24,11 +24,11 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     name: str
-    """What requests call the model."""
+    """Name of the model in requests."""
     keys: tuple[bytes, ...] = ()
     """SHA-256 of the keys that are let in; none for everybody on this machine."""
     adapters: tuple[tuple[str, str], ...] = ()
-    """Of the model, each with the name that requests call the two together, and its folder."""
+    """The model's adapters, each with the name of the pair in requests, and its folder."""
     rows: int = 8
     """Answers that are drawn together."""
     queue: int = 64
@@ -45,7 +45,7 @@ class Settings:
     """Type of keys and values; None for what the model was quantised to, or its compute type."""
     body_bytes: int = 1 << 20
     deadline_seconds: float = 600.0
-    """Of a whole request, the time in the queue included."""
+    """Time limit of a whole request, including its time in the queue."""
     drain_seconds: float = 30.0
     """For what runs when the server is told to end."""
 

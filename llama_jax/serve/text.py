@@ -27,7 +27,7 @@ class TextStream:
         """The stop string that ended it."""
 
     def push(self, ids: Sequence[int], *, final: bool = False) -> str:
-        """What further tokens, or the end, make known of the text."""
+        """The text that becomes known by further tokens, or by the end."""
         if self.stopped is not None:
             return ""
         new = self._decode(ids, final=final)
@@ -65,7 +65,7 @@ class TextStream:
 
 
 def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """What a token spells; a control token its name."""
+    """The bytes that a token spells; for a control token, its name."""
     spelled = tokenizer.decode_bytes([token])
     return spelled or tokenizer.piece(token).encode()
 

@@ -12,7 +12,7 @@ from llama_jax.parallel.arrays import host_rows, shard_batch
 from llama_jax.runtime.hosts import exchange
 
 Observe = Callable[[Batch], Mapping[str, int]]
-"""What to count of the rows of a batch on the host, such as bytes of text."""
+"""Counts of the rows of a batch, taken on the host, such as bytes of text."""
 
 
 def evaluate(

@@ -26,7 +26,7 @@ class TrainState:
     """int32: batches consumed."""
     params: Any
     opt_state: optax.OptState
-    """Of the parameters that are trained."""
+    """Optimizer state of the trained parameters."""
     skipped: Any
     """int32: consecutive non-finite updates skipped."""
 

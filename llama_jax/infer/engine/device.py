@@ -36,7 +36,7 @@ class Draw(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What it drew."""
+    """Output of a row in one step."""
 
     tokens: list[int]
     scores: list[Score]

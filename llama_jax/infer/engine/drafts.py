@@ -17,7 +17,7 @@ WINDOW = 2048
 
 
 def from_the_text(tokens: Sequence[int], most: int) -> list[int]:
-    """What followed the last tokens where they stood together before, as late as possible.
+    """The continuation of the latest earlier occurrence of the last tokens.
 
     Prompt lookup (Saxena 2023): of the last 4, 3 or 2 tokens, the most that are found.
     """

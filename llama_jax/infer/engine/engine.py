@@ -43,7 +43,7 @@ class Ticket:
     tokens: list[int] = field(default_factory=list)
     """The prompt and what was drawn."""
     grammar: Grammar | None = None
-    """What the answer keeps to."""
+    """The grammar that the answer keeps to."""
 
     @property
     def cached_tokens(self) -> int:
@@ -53,7 +53,7 @@ class Ticket:
 
 @dataclass
 class Totals:
-    """What the engine did since it began."""
+    """Counters of the engine's work since its start."""
 
     prompt_tokens: int = 0
     generation_tokens: int = 0

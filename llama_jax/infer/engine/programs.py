@@ -34,10 +34,10 @@ STOPS = 16
 
 
 class State(NamedTuple):
-    """What stays on the device, and is given up to each program that changes it."""
+    """Arrays that stay on the device, and are donated to each program that changes them."""
 
     pages: list[tuple[Pool, Pool]]
-    """Of each layer, P pages as rows of a cache, see `ops.paged_attention`."""
+    """Pages of each layer: P pages as rows of a cache, see `ops.paged_attention`."""
     counts: Int[Array, "B V"]
     """How often each row drew each token."""
     bias: Float[Array, "B V"]
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What each row is and wants, made anew for each call. A row with length >= limit idles."""
+    """State and settings of each row, made anew for each call. A row with length >= limit idles."""
 
     token: Int[Any, " B"]
     """Its last one, not in the cache yet."""
@@ -57,7 +57,7 @@ class Rows(NamedTuple):
     """Page 0 throughout for rows that idle."""
     seeds: UInt32[Any, "B 2"]
     adapter: Int[Any, " B"]
-    """Which of the adapters it takes; 0 for none. See `model.by_row`."""
+    """Adapter of the row; 0 for none. See `model.by_row`."""
     temperature: Float[Any, " B"]
     top_k: Int[Any, " B"]
     top_p: Float[Any, " B"]
@@ -80,14 +80,14 @@ class Scores(NamedTuple):
     temperature."""
 
     logp: Float[Array, "*at"]
-    """Of the token itself."""
+    """Log-probability of the token itself."""
     top_ids: Int[Array, "*at top"]
     """The most probable tokens that spell something, of equals the lower id first."""
     top_logp: Float[Array, "*at top"]
 
 
 class Drawn(NamedTuple):
-    """What one call drew: of row b the first length[b] - (length before) tokens count."""
+    """Results of one call: the first length[b] - (length before) tokens of row b count."""
 
     tokens: Int[Array, "steps B"]
     scores: Scores
@@ -121,7 +121,7 @@ def begin_row(state: State, row: Int[Any, ""], bias: Float[Any, " V"]) -> State:
 
 @partial(jax.jit, donate_argnames="state")
 def allow(state: State, row: Int[Any, ""], allowed: UInt32[Any, " words"]) -> State:
-    """What a row may draw next."""
+    """Set the tokens that a row may draw next."""
     return state._replace(allowed=state.allowed.at[row].set(allowed))
 
 
@@ -153,7 +153,7 @@ def score(
     *,
     config: ModelConfig,
 ) -> Scores:
-    """Of the token that follows each position of a chunk."""
+    """Scores of the token that follows each position of a chunk."""
     head = dense(w["head"], jnp.float32)
     return _scores(jnp.tensordot(x[0].astype(jnp.float32), head, axes=1), targets, vocab_limit)
 

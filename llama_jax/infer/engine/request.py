@@ -18,7 +18,7 @@ Finish = Literal["stop", "length", "cancelled", "failed", "stuck"]
 
 @runtime_checkable
 class Grammar(Protocol):
-    """Where one answer stands in a grammar that it must keep to."""
+    """The state of one answer in a grammar that it must keep to."""
 
     def allowed(self) -> UInt32[np.ndarray, " words"] | None:
         """One bit for each token that may come next, the lowest of a word first; None if there is
@@ -58,7 +58,7 @@ class Request:
     prompt_scored: bool = False
     """And of the prompt's tokens. Their pages are then computed even where they are known."""
     adapter: int = 0
-    """Which of the engine's adapters answers; 0 for the model itself."""
+    """Number of the engine's adapter that answers; 0 for the model itself."""
     scope: bytes = b""
     """Prefixes of prompts are shared with requests of the same scope, and with no others."""
 
@@ -89,7 +89,7 @@ class Request:
 
 
 class Score(NamedTuple):
-    """Of one token."""
+    """Log-probabilities of one token."""
 
     logp: float
     top: list[tuple[int, float]]
@@ -97,12 +97,12 @@ class Score(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What happened to a request since the last piece."""
+    """Progress of a request since the last piece."""
 
     tokens: list[int]
     """Drawn; a stop token at the end included."""
     scores: list[Score]
-    """Of these tokens; empty where nobody asked."""
+    """Scores of these tokens; empty if nobody asked."""
     prompt_scores: list[Score]
     """In the first piece, of the prompt's tokens but the first, where they are wanted."""
     finish: Finish | None

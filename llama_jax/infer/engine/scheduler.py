@@ -80,11 +80,11 @@ class Scheduled:
     row: int | None = None
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
-    """Of the prompt's whole pages."""
+    """Names of the prompt's whole pages."""
     done: int = 0
     """Positions of the prompt that are in the cache."""
     cached: int = 0
-    """Of these, the ones that were there already."""
+    """Number of these that were in the cache already."""
     length: int = 0
     """Tokens so far, from the moment it draws."""
     ended: bool = False
