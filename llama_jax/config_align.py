@@ -106,7 +106,7 @@ class RolloutConfig(TrainConfig):
     max_new_tokens: int
     """Maximum length of an answer in tokens; seq_len must hold it and the longest prompt."""
     temperature: float = 1.0
-    """Of the answers."""
+    """Sampling temperature of the answers."""
     wave_rows: int = 0
     """Answers that are drawn at once; 0 for as many as the free memory holds, 64 on a CPU."""
 
@@ -349,7 +349,7 @@ class GattConfig(SftConfig):
     max_new_tokens: int = 64
     """Maximum length of an answer in tokens."""
     temperature: float = 1.0
-    """Of the answers."""
+    """Sampling temperature of the answers."""
     wave_rows: int = 0
     """Answers that are drawn at once; 0 for as many as the free memory holds, 64 on a CPU."""
 
@@ -380,7 +380,7 @@ class DistillConfig(SftConfig):
     max_new_tokens: int = 128
     """Maximum length of an answer in tokens."""
     temperature: float = 1.0
-    """Of the answers."""
+    """Sampling temperature of the answers."""
     wave_rows: int = 0
     """Answers that are drawn at once; 0 for as many as the free memory holds, 64 on a CPU."""
 

@@ -162,7 +162,9 @@ def test_the_value_starts_from_adapters_of_the_same_base_or_not_at_all(files, wo
     file.write_text(file.read_text().replace('"base": "dense"', '"base": "nf4"'))
     packed = settings(world, "refused", helpfulness=str(world / "on_nf4"))
     for changed in (other, whole, packed):
-        with pytest.raises(InputError, match=r"^helpfulness \S+ is no adapter of init_from \S+ in"):
+        with pytest.raises(
+            InputError, match=r"^helpfulness \S+ is not an adapter of init_from \S+ in"
+        ):
             ppo(files.ppo(**changed))
     assert not (world / "refused").exists()
 
