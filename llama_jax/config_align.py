@@ -155,8 +155,8 @@ class PolicyConfig(RolloutConfig):
     """Mean KL divergence of an answer from the reference, in nats, above which the run ends; 0 for
     no limit."""
     max_truncated: float = 0.2
-    """Share of an iteration's answers that do not end within max_new_tokens, above which the run
-    ends; 0 for no limit."""
+    """Share of answers that do not end within max_new_tokens above which the run ends, unless it
+    was as large at first; 0 for no limit."""
     max_drift: float = 0.05
     """Mean distance in nats of the sampler's log-probabilities from the trainer's, above which the
     run fails: it would learn from answers of a different model."""
@@ -388,8 +388,7 @@ class DistillConfig(SftConfig):
         super().__post_init__()
         require(self.init_from, "init_from is empty: name the model to start from")
         require(self.preprompts, "preprompts is empty: give at least one system text")
-        value = self.max_new_tokens
-        require(value > 0, f"max_new_tokens={value} must be positive")
+        require(self.max_new_tokens > 0, f"max_new_tokens={self.max_new_tokens} must be positive")
         require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")
         require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
 

@@ -36,6 +36,8 @@ class Model:
 
     config: ModelConfig
     params: dict[str, Any]
+    """Stacked layers, as they are stored; or the result of `prepare`, which only generates, where
+    the model is `Opened.generator`'s."""
     tokenizer: Tokenizer | None
     """None if the folder has none: such a model computes logits, but generates no text."""
     usage: Usage = field(default_factory=Usage)

@@ -1,4 +1,5 @@
-"""Ghost attention of `make chat`, on the model that PPO made.
+"""Ghost attention of `make chat`, on the result of rejection sampling: it keeps instructions that
+it sees more often than the models that reinforcement learning makes of it.
 
 Command   llama-jax gatt experiments/chat/gatt.py
 Hardware  two CPU cores, a few minutes
@@ -10,12 +11,12 @@ from llama_jax.config_align import GattConfig
 
 CONFIG = GattConfig(
     workdir="runs/chat/gatt",
-    init_from="runs/chat/ppo",
+    init_from="runs/chat/rejection",
     dialogues=384,
     turns=20,
     context_turns=4,
     max_new_tokens=40,
-    temperature=0.7,
+    temperature=0.3,
     steps=320,
     batch_size=4,
     seq_len=1024,

@@ -51,7 +51,7 @@ JUDGED = {
     "ppo": "rejection",
     "grpo": "rejection",
     "dpo": "rejection",
-    "gatt": "ppo",
+    "gatt": "rejection",
 }
 """Stages, and the one that each starts from."""
 PROMPTS, UNKIND, PAIRS = 1024, 256, 1024
@@ -178,7 +178,7 @@ def write_report(kept: dict[str, float]) -> dict[str, Any]:
     report = {
         "stages": stages,
         "reward_accuracy": {name: rated_accuracy(pairs[name], gaps[name]) for name in pairs},
-        "gatt": {"with": recall("gatt"), "without": recall("ppo")},
+        "gatt": {"with": recall("gatt"), "without": recall(JUDGED["gatt"])},
         **{name: from_first_to_last(lines) for name, lines in policies.items()},
         "hero_kept": hero_kept(),
         "seconds": time.perf_counter()

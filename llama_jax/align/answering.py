@@ -42,6 +42,8 @@ class Answerer:
     wave_rows: int
     prompt_len: int
     """Longest conversation, in tokens; all calls share their compiled programs."""
+    most: int | None = None
+    """Conversations of a call at most; None for those of each call."""
     told: str = ""
     """Label of the progress bar of a call; if empty, no bar is shown."""
 
@@ -82,6 +84,7 @@ class Answerer:
             seeds=seeds,
             wave_rows=self.wave_rows,
             prompt_len=self.prompt_len,
+            most=self.most,
         )
         found = {}
         for answer in counted(drawn, len(conversations), self.told) if self.told else drawn:

@@ -61,6 +61,7 @@ def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         wave_rows=config.wave_rows,
+        most=len(ghosts),
         prompt_len=_longest_prompt(config, ghosts, tokenizer),
     )
     conversations = converse(

@@ -27,10 +27,12 @@ def why_stop(config: PolicyConfig, lines: Sequence[Mapping[str, int | float]]) -
             return f"{name} had its best, {max(found):.3f}, {since} evaluations ago{why}"
     if config.max_kl and lines and lines[-1]["kl/answer"] > config.max_kl:
         return f"KL of an answer is {lines[-1]['kl/answer']:.2f} nats, above max_kl={config.max_kl}"
-    if config.max_truncated and lines and lines[-1]["answer/truncated"] > config.max_truncated:
+    cut = [m["answer/truncated"] for m in lines]
+    if config.max_truncated and cut and cut[-1] > max(config.max_truncated, cut[0]):
         return (
-            f"{lines[-1]['answer/truncated']:.0%} of the answers were cut at max_new_tokens="
-            f"{config.max_new_tokens}, more than max_truncated={config.max_truncated:g}"
+            f"{cut[-1]:.0%} of the answers were cut at max_new_tokens={config.max_new_tokens}, "
+            f"more than max_truncated={config.max_truncated:g} and the {cut[0]:.0%} at first: a "
+            "larger --max-truncated goes on"
         )
     return None
 

@@ -36,7 +36,8 @@ def sample_of(prompts: Sequence[EncodedPrompt], seed: int, count: int) -> list[E
     """Up to `count` different prompts, in the proportions of their shares as far as these reach."""
     if count >= len(prompts):
         return list(prompts)
-    shares, wanted = [p.share for p in prompts], count
+    shares = [p.share for p in prompts]
+    count = wanted = min(count, sum(share > 0 for share in shares))
     while True:
         found = list(dict.fromkeys(prompt_order(shares, seed, 0, wanted)))
         if len(found) >= count:

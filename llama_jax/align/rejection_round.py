@@ -96,7 +96,8 @@ class Round:
             f"round {self.number}: no prompt has different answers that are not empty: raise "
             "the temperature or samples, in another --workdir",
         )
-        self._write_winners(best)
+        if not exists_on_main(self.folder / "sft" / "config.json"):
+            self._write_winners(best)  # else newer reward models come too late for this round
         figure = best_of_n(found.reshape(len(chosen), config.samples), FIGURE_COUNTS)
         write_on_main(self.folder / "best_of_n.json", to_line(figure).encode())
         lengths = [len(s.tokens) for s in samples]
@@ -210,6 +211,7 @@ class Round:
             wanted=wanted,
             seeds=[(config.seed, purpose, self.number, prompt_seed(p)) for p in prompts],
             wave_rows=config.wave_rows,
+            most=len(prompts) * config.samples,  # also where a resumed round lacks fewer
             prompt_len=config.seq_len - config.max_new_tokens,
         )
 

@@ -40,17 +40,23 @@ def _folder(path: Path) -> str:
     return _runs(path)
 
 
+def _is_run(folder: Path) -> bool:
+    try:
+        return native.is_format(folder) or (folder / "round_1").is_dir()
+    except OSError:  # a folder that only its owner may read
+        return False
+
+
 def _runs(path: Path) -> str:
     """A folder of runs, as `make chat` writes one."""
-    inside = [f for f in path.iterdir() if f.is_dir()]
-    found = [f for f in inside if native.is_format(f) or (f / "round_1").is_dir()]
+    found = [folder for folder in path.iterdir() if _is_run(folder)]
     if not found:
         return ""
     names = [run.name for run in sorted(found)]
     newest = max(found, key=lambda run: run.stat().st_mtime)
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return (
-        f"{path} is no model but a folder with {', '.join(names[:12])}{more}: name one of them, "
+        f"{path} is not a model but a folder with {', '.join(names[:12])}{more}: name one of them, "
         f"such as {newest}"
     )
 

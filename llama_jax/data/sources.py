@@ -104,6 +104,8 @@ def _source(name: str, text_field: str, cache_dir: str | None) -> Source:
         source = Tales if kind == "tales" else ShortTales
         return source(count(name, rest) if rest else tales.NUM_TRAIN)
     if name == "python_docs":
+        from llama_jax.data.corpora.python_docs import PythonDocs
+
         return PythonDocs()
     if kind == "tfds":
         return TfdsData(rest, text_field)
@@ -184,30 +186,6 @@ class ShortTales(Tales):
     def documents(self, split: str, chunk: range) -> Iterator[str]:
         """Generated on the fly."""
         return (instructions.short_story(i, split) for i in chunk)
-
-
-@dataclass(frozen=True)
-class PythonDocs:
-    """The embedded English text."""
-
-    name = "python_docs"
-
-    @property
-    def identity(self) -> str:
-        """Version of the Python whose documentation it is."""
-        from llama_jax.data.corpora import python_docs
-
-        return f"python_docs {python_docs.VERSION}"
-
-    def chunks(self, split: str) -> list[None]:
-        """A single chunk: parsing the standard library is the work."""
-        return [None]
-
-    def documents(self, split: str, chunk: None) -> Iterator[str]:
-        """Help topics, then docstrings."""
-        from llama_jax.data.corpora import python_docs
-
-        return iter(python_docs.documents(split))
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ class Task:
     normalise: Literal["exact", "answer", "number"] = "exact"
     """Normalisation of answers before they are compared, see `normalise.NORMALISE`."""
     program: str = ""
-    """Template of the program that passes if an answer, its field `completion`, is right."""
+    """Template of the program that passes if an answer, its field `completion`, is right: if it
+    runs to its last line, so not one that calls exit() or unittest.main()."""
     seconds: float = 5.0
     """Time limit of a program."""
 

@@ -136,8 +136,8 @@ def _score_of(
     if judge == RULES:
         return score_by_rules, "the rules of the tales"
     # A space and EOS may follow an answer; those of the longest count for nothing if they are cut.
-    longest = max(a.prompt_len + a.max_new_tokens + 2 for a in answerers)
-    longest = min(longest, open_model(judge).config.max_seq_len)
+    longest = max(a.prompt_len + a.max_new_tokens for a in answerers)
+    longest = max(longest, min(longest + 2, open_model(judge).config.max_seq_len))
     model = open_reward_model(judge, tokenizer, seq_len=longest, block=rows)
 
     def score(prompts: Sequence[Prompt], answers: Sequence[Answered]) -> Sequence[float]:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llama_jax.config import ModelConfig, require
+from llama_jax.config import InputError, ModelConfig, require
 from llama_jax.infer.decode_loop import (
     CHUNKS,
     Rows,
@@ -49,6 +49,9 @@ could change the last bits of a logit, and so a token."""
 IDLE_SHARE = 8
 """One row in so many may be done before others take their places."""
 UNKNOWN_ROWS = 64
+"""Answers that are drawn together where devices do not tell how much memory is free."""
+_LOGITS = 6
+"""Float32 arrays [V] of each row that sampling holds at once: logits, and sorted copies."""
 _NO_LIMIT = np.int32(2**31 - 1)
 
 
@@ -115,6 +118,7 @@ def stream_answers(
     seeds: Sequence[Sequence[int]],
     wave_rows: int,
     prompt_len: int | None = None,
+    most: int | None = None,
     work: Work | None = None,
 ) -> Iterator[Answer]:
     """The answers of the wanted (prompt, sample) pairs, each when it is done, in no fixed order.
@@ -129,6 +133,8 @@ def stream_answers(
         rows over; 0 for as many as the free memory of the devices holds, see `fitting_rows`.
       prompt_len: the longest prompt of this and later calls, which then share their compiled
         programs; None for the longest of these.
+      most: the most answers of this and later calls, for the same reason; None for those wanted.
+        It counts where wave_rows is 0.
 
     Raises:
       InputError: a prompt is empty, too long or holds an id out of range; seeds, or a number, are
@@ -143,7 +149,7 @@ def stream_answers(
     if wave_rows == 0:
         mesh = jax.sharding.get_mesh()
         fit = fitting_rows(config, longest, params.max_new_tokens, mesh)
-        wave_rows = min(fit, power_of_two(len(wanted)))
+        wave_rows = min(fit, max(PREFILL_ROWS, power_of_two(most or len(wanted))))
     P, S = _positions(longest, params.max_new_tokens, config)
     chunk = max(c for c in CHUNKS if P % c == 0)
     shards = num_shards("batch")
@@ -284,17 +290,26 @@ def fitting_rows(
     Raises:
       InputError: not one fits.
     """
-    free = free_bytes()
-    if free is None:
-        return UNKNOWN_ROWS
+    free, problem, rows = free_bytes(), None, UNKNOWN_ROWS
     together = 1 if mesh.empty else num_shards("batch") * num_shards("kv_heads")
-    rows = rows_that_fit(
-        config,
-        prompt_len=prompt_len,
-        max_new_tokens=max_new_tokens,
-        free_bytes=free * 4 // 5 * together,
-    )
+    try:
+        if free is not None:
+            rows = rows_that_fit(
+                config,
+                prompt_len=prompt_len,
+                max_new_tokens=max_new_tokens,
+                free_bytes=free * 4 // 5 * together,
+            )
+    except InputError as error:  # raised below: the other hosts wait for this one's number
+        problem, rows = error, 0
     fewest = int(np.min(multihost_utils.process_allgather(np.array(rows))))
+    if problem is not None:
+        raise problem
+    require(
+        fewest > 0,
+        "not one answer fits the free memory of another host: shorten prompts or answers, or use "
+        "more devices",
+    )
     return 1 << fewest.bit_length() - 1
 
 
@@ -320,7 +335,8 @@ def rows_that_fit(
     prompt, row = _positions(prompt_len, max_new_tokens, config)
     token = cache_bytes(config)
     waiting = PREFILL_ROWS * prompt * token
-    rows = (free_bytes - waiting) // (row * token)
+    drawing = 4 * config.vocab_size * _LOGITS
+    rows = (free_bytes - waiting) // (row * token + drawing)
     require(
         rows > 0,
         f"{free_bytes:,} bytes hold no row of {row} positions beside the prompts: it takes "

@@ -170,8 +170,9 @@ def prepare(
     """The parameters as generation reads them: layers apart, in the type it computes with, adapters
     merged.
 
-    With `release` the stacks of `params` are deleted one by one, as soon as each is taken apart: a
-    device that a model nearly fills has no room for two copies of it.
+    With `release` the stacks of `params`, or those that adapters were merged into, are deleted one
+    by one, as soon as each is taken apart: a device that a model nearly fills has no room for two
+    copies of it.
     """
     if config.lora is not None:
         params = _merged(params, cfg=config)

@@ -18,8 +18,9 @@ from llama_jax.serve.metrics import Metrics
 from llama_jax.serve.replies import Choice, Delta, Reply
 from llama_jax.serve.settings import Settings
 
-STALLED_SECONDS = 10.0
-"""A device that says nothing for so long, and for five of its longest cycles, is not healthy."""
+STALLED_SECONDS, MOST_SECONDS = 10.0, 300.0
+"""A device that says nothing for so long, and for five of its longest cycles, is not healthy; nor
+is one that says nothing for the second."""
 UNAVAILABLE = "service_unavailable"
 News = tuple[Ticket, Piece]
 
@@ -56,7 +57,7 @@ class Service:
         engine = self.engine
         if engine is None:
             return True
-        patience = max(STALLED_SECONDS, 5 * engine.longest)
+        patience = max(STALLED_SECONDS, min(5 * engine.longest, MOST_SECONDS))
         return not engine.broken and time.monotonic() - engine.beat < patience
 
     @property

@@ -6,7 +6,9 @@ read.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -130,7 +132,11 @@ def _put(array: jax.Array, place: Any) -> jax.Array:
     there = array.sharding.is_equivalent_to(place.sharding, array.ndim)
     if there and array.dtype == place.dtype:
         return array
-    cast = jax.jit(lambda a: a.astype(place.dtype), out_shardings=place.sharding)
-    found = cast(array)
+    found = _cast(place.dtype, place.sharding)(array)
     array.delete()
     return found
+
+
+@cache
+def _cast(dtype: Any, sharding: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array.astype(dtype), out_shardings=sharding)

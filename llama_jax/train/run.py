@@ -147,7 +147,7 @@ def write_run(
     if jax.process_index():
         return
     warmup, peak = config.optimizer.warmup_steps, config.optimizer.learning_rate
-    if config.updates <= warmup:
+    if config.updates < warmup:
         logger.warning(
             "the learning rate warms up over %d updates and the run has %d: it ends at %.3g, not "
             "at %.3g; --optimizer.warmup-steps shortens the warm-up",

@@ -152,7 +152,8 @@ def sharded_init(
 ) -> TrainState:
     """`init_state` with every tensor born where it belongs: no device ever holds the whole.
 
-    params: some that are there already, and shapes of the others: those alone are made.
+    params: some that are there already, and shapes of the others: those alone are made. The state
+      holds the former, so a step that donates its state deletes them.
     """
     given = abstract.params if params is None else params
 

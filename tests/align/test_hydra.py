@@ -171,9 +171,7 @@ def test_the_value_starts_from_adapters_of_the_same_base_or_not_at_all(files, wo
 
 def test_a_policy_keeps_its_base_as_it_is(files, world):
     packed = LoraConfig(rank=2, base="nf4")
-    with pytest.raises(
-        InputError, match=r"^lora.base=nf4 is for train, sft, reward and dpo; ppo"
-    ):
+    with pytest.raises(InputError, match=r"^lora.base=nf4 is for train, sft, reward and dpo; ppo"):
         files.ppo(**settings(world, "refused", lora=packed))
 
 

@@ -61,8 +61,10 @@ def test_a_run_ends_far_from_its_reference():
 def test_a_run_ends_when_answers_no_longer_end():
     lines = [GOOD, {**GOOD, "answer/truncated": 0.25}]
     assert why_stop(settings(max_truncated=0.2), lines) == (
-        "25% of the answers were cut at max_new_tokens=12, more than max_truncated=0.2"
+        "25% of the answers were cut at max_new_tokens=12, more than max_truncated=0.2 and the 10% "
+        "at first: a larger --max-truncated goes on"
     )
+    assert why_stop(settings(max_truncated=0.2), lines[1:]) is None  # no worse than at first
     assert why_stop(settings(max_truncated=0.25), lines) is None
     assert why_stop(settings(max_truncated=0.0), lines) is None
 

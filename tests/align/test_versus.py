@@ -1,12 +1,14 @@
 """Win rates by a reward model, with the models of the small world."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from llama_jax import cli
 from llama_jax.align.answering import Answered
 from llama_jax.align.scoring import open_reward_model, rows_of
+from llama_jax.config import InputError
 from llama_jax.data.chat import encode_answer, encode_prompt
 from llama_jax.data.records import Prompt
 from llama_jax.evals.versus import _answerer, _score_of, versus
@@ -44,3 +46,11 @@ def test_an_answer_that_was_cut_off_does_not_look_finished(chat):
     texts = [prompts[0] + encode_answer(tokenizer, "Yes."), prompts[1] + tokenizer.encode(" Yes.")]
     assert tokenizer.eos_id not in texts[1]
     assert found == pytest.approx(model.scores(rows_of(texts, T)).tolist(), abs=1e-5)
+
+
+def test_a_judge_that_cannot_read_the_longest_answers_is_refused(chat):
+    """It would judge their beginnings."""
+    answerer = _answerer(str(chat.folder / "sft"), 8, 8)
+    longer = replace(answerer, max_new_tokens=40, prompt_len=40)
+    with pytest.raises(InputError, match="has a context of 64 tokens"):
+        _score_of(str(chat.folder / "helpfulness"), chat.tokenizer, [longer], 8)

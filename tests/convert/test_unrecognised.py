@@ -68,8 +68,8 @@ def test_a_folder_of_runs(tmp_path):
     with pytest.raises(InputError) as caught:
         api.open_source(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} is no model but a folder with base, gatt, rejection: name one of them, such "
-        f"as {tmp_path / 'gatt'}"
+        f"{tmp_path} is not a model but a folder with base, gatt, rejection: name one of them, "
+        f"such as {tmp_path / 'gatt'}"
     )
     for n in range(20):
         (tmp_path / f"run{n:02}" / "params").mkdir(parents=True)

@@ -287,7 +287,8 @@ def test_as_many_rows_as_fit(prompt_len, new, monkeypatch):
         context.setattr(_Wave, "advance", lambda self, *_: self.drawing.clear() or ())
         assert not list(stream_answers(w, [[1]], params, **options, wave_rows=rows))
     taken = [sum(a.nbytes for a in jax.tree.leaves(cache)) for cache in caches]
-    assert 0 <= free - sum(taken) < taken[0] / rows
+    drawing = 24 * SMALL.vocab_size  # logits and their sorted copies
+    assert 0 <= free - sum(taken) - rows * drawing < taken[0] / rows + drawing
     with pytest.raises(InputError, match=r"1,000 bytes hold no row"):
         rows_that_fit(SMALL, **fit, free_bytes=1000)
 
@@ -297,7 +298,8 @@ def test_rows_of_the_paper(monkeypatch):
     1,024 positions take 256 and 160 GiB."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     for config, gibibytes in ((LLAMA2_7B, 256), (LLAMA2_70B, 160)):
-        free = gibibytes * 2**30 + PREFILL_ROWS * 512 * cache_bytes(config)
+        drawing = 512 * 24 * config.vocab_size  # logits and their sorted copies
+        free = gibibytes * 2**30 + PREFILL_ROWS * 512 * cache_bytes(config) + drawing
         fit = {"prompt_len": 512, "max_new_tokens": 512, "free_bytes": free}
         assert rows_that_fit(config, **fit) == 512
 
@@ -329,6 +331,41 @@ def test_waves_where_no_memory_is_told(free, drawn):
     free(None)
     assert fitting_rows(SMALL, 20, 8, jax.sharding.get_mesh()) == UNKNOWN_ROWS
     assert_same(run(wave_rows=0), drawn, atol=3e-4)
+
+
+def test_what_a_stopped_run_lacks_is_drawn_by_the_same_programs(free, monkeypatch):
+    """A wave of fewer rows rounds in another way, so a token could differ."""
+    free(None)
+    rows, real = [], rollout.new_rows
+
+    def spy(params, keys, config):
+        rows.append(len(keys))
+        return real(params, keys, config)
+
+    monkeypatch.setattr(rollout, "new_rows", spy)
+    params = SamplingParams(max_new_tokens=4)
+    settings = {"config": SMALL, "seeds": SEEDS, "wave_rows": 0, "prompt_len": 20, "most": 15}
+    for wanted in ([(p, j) for p in range(5) for j in range(3)], [(4, 2)]):
+        list(stream_answers(params_of(SMALL), PROMPTS, params, wanted=wanted, **settings))
+    assert rows == [16, 16]
+
+
+def test_a_host_without_room_does_not_leave_the_others_waiting(free, monkeypatch):
+    free(2_000)
+    told = []
+
+    def gather(number):
+        told.append(int(number))
+        return np.array([64, int(number)])
+
+    monkeypatch.setattr(rollout.multihost_utils, "process_allgather", gather)
+    with pytest.raises(InputError, match="hold no row"):
+        fitting_rows(SMALL, 20, 8, jax.sharding.get_mesh())
+    assert told == [0]
+    free(None)
+    monkeypatch.setattr(rollout.multihost_utils, "process_allgather", lambda _: np.array([0, 64]))
+    with pytest.raises(InputError, match="memory of another host"):
+        fitting_rows(SMALL, 20, 8, jax.sharding.get_mesh())
 
 
 def test_rows_for_training(drawn):

@@ -129,6 +129,20 @@ def test_every_answer_to_a_prompt_echoes_its_log_probabilities(server, model, as
             assert other["tokens"] != first["tokens"]
 
 
+@pytest.mark.parametrize("length", [17, 25, 33, 41])
+def test_a_prompt_that_is_asked_twice_is_echoed_to_all_answers(server, length):
+    """The second copy's other answers wait for their own first one, which computes it again."""
+    ids = [1, *(5 + i % 40 for i in range(length - 1))]
+    body = server.post(
+        "/v1/completions", prompt=[ids, ids], max_tokens=2, n=2, logprobs=0, echo=True,
+        ignore_eos=True,
+    )  # fmt: skip
+    for choice in body["choices"]:
+        assert len(choice["logprobs"]["token_logprobs"]) == length + 2
+        first = body["choices"][0]["logprobs"]["token_logprobs"]
+        assert choice["logprobs"]["token_logprobs"][:length] == first[:length]
+
+
 def test_best_of_tells_the_most_probable_of_the_answers_that_are_drawn(server):
     asked = {"prompt": [PROMPT, "The"], "max_tokens": 6, "seed": 11, "logprobs": 0,
              "temperature": 2, "ignore_eos": True}  # fmt: skip

@@ -74,7 +74,7 @@ def test_bad_input_is_one_line(capsys, folder, model, tmp_path):
     tokens = train_tokenizer(["others say other things"] * 20, 300).model_bytes
     save_model(other, model.params, model_json(model.config), tokens, {})
     assert "has another tokenizer than the model" in refused(capsys, folder, "--draft", other)
-    assert f"is no model but a folder with tiny: name one of them, such as {folder}" in refused(
+    assert f"is not a model but a folder with tiny: name one of them, such as {folder}" in refused(
         capsys, folder.parent
     )
     assert "has no tokenizer" in refused(capsys, untold(folder, tmp_path / "dumb"))

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,26 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.
 MIN_CHARACTERS = 80
 """Shorter docstrings are left out."""
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class PythonDocs:
+    """The embedded English text."""
+
+    name = "python_docs"
+
+    @property
+    def identity(self) -> str:
+        """Version of the Python whose documentation it is."""
+        return f"python_docs {VERSION}"
+
+    def chunks(self, split: str) -> list[None]:
+        """A single chunk: parsing the standard library is the work."""
+        return [None]
+
+    def documents(self, split: str, chunk: None) -> Iterator[str]:
+        """Help topics, then docstrings."""
+        return iter(documents(split))
 
 
 @cache

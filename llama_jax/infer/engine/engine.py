@@ -147,7 +147,8 @@ class Engine:
                 reuse=not request.prompt_scored,
                 after=first.get(alike),
             )
-            first.setdefault(alike, sequence)
+            if alike not in first or request.prompt_scored:  # the others tell its scores
+                first[alike] = sequence
             self.scheduler.check(sequence)
             grammar = None if request.grammar is None else request.grammar()
             tokens = list(request.prompt)

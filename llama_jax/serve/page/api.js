@@ -62,7 +62,7 @@ async function fitted(body, context, signal) {
     return found.count;
   };
   const room = Math.min(body.max_tokens ?? context, Math.floor(context / 2));
-  let [dropped, most] = [0, (said.length - 1) / 2];
+  let [dropped, most] = [0, Math.floor((said.length - 1) / 2)];
   while (dropped < most) {
     const middle = Math.floor((dropped + most) / 2);
     if (await tokens(middle) + room <= context) most = middle;
