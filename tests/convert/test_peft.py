@@ -69,14 +69,17 @@ def test_the_root_of_the_rank_scales_rslora(folder):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"peft_type": "IA3"}, "peft_type 'IA3' is not LORA"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
         ({"r": 0}, "r=0 must be a positive integer"),
         ({"lora_alpha": float("nan")}, "."),
         ({"lora_alpha": "x"}, "lora_alpha='x' must be a positive number"),
-        ({"use_dora": True}, "use_dora=True is not read"),
-        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens=\[1, 2\] is not read"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changes the"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not read"),
+        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens=\[1, 2\] is not supported"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "init_lora_weights='pissa_niter_4' also changes the",
+        ),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
         ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
         ({"r": 3}, r"q_proj.lora_A.weight is \[2, 32\], not \[3, 32\]"),
     ],

@@ -26,14 +26,14 @@ def test_it_comes_back(usage):
     [
         ({"format_version": 2}, "has format_version 2, not 1"),
         ({"extra": 1}, r"has unknown keys \['extra'\]"),
-        ({"end_ids": [1, -1]}, r"end_ids is \[1, -1\]"),
-        ({"end_ids": [True]}, r"end_ids is \[True\]"),
-        ({"end_ids": list(range(99))}, "end_ids is"),
-        ({"end_ids": None}, "end_ids is None"),
-        ({"add_bos": 1}, "add_bos is 1"),
-        ({"chat_template": 3}, "chat_template is 3"),
-        ({"special_tokens": {"a": 3}}, "special_tokens is {'a': 3}"),
-        ({"generation": []}, r"generation is \[\]"),
+        ({"end_ids": [1, -1]}, r"end_ids=\[1, -1\]"),
+        ({"end_ids": [True]}, r"end_ids=\[True\]"),
+        ({"end_ids": list(range(99))}, "end_ids="),
+        ({"end_ids": None}, "end_ids=None"),
+        ({"add_bos": 1}, "add_bos=1"),
+        ({"chat_template": 3}, "chat_template=3"),
+        ({"special_tokens": {"a": 3}}, "special_tokens={'a': 3}"),
+        ({"generation": []}, r"generation=\[\]"),
     ],
 )
 def test_what_no_such_file_holds_is_named(change, message):

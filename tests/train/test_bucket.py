@@ -124,7 +124,9 @@ for path in sys.argv[1:]:
         assert line.endswith(
             "llama-jax convert SRC DST, then gcloud storage cp --recursive DST gs://pods/models/"
         )
-    assert nothing.endswith("none is no model folder and no run folder: it has no config.json")
+    assert nothing.endswith(
+        "none is neither a model folder nor a run folder: it has no config.json"
+    )
 
 
 @pytest.mark.parametrize(
