@@ -141,8 +141,7 @@ class PolicyConfig(RolloutConfig):
     clip: float = 0.2
     """Limit of the ratio of new to old probability: at most this far from 1."""
     eval_every: int = 10
-    """Iterations between evaluations on held-out prompts; the last one is always evaluated. 0 for
-    never."""
+    """Iterations between evaluations on held-out prompts, and one at the end; 0 for never."""
     heldout: str | None = None
     """Run folder of a reward model trained on other pairs: its scores on held-out prompts can end
     the run early."""
@@ -152,8 +151,7 @@ class PolicyConfig(RolloutConfig):
     patience: int = 2
     """Evaluations without a better mean held-out score before the run ends; 0 for never."""
     max_kl: float = 0.0
-    """Mean KL divergence of an answer from the reference, in nats, above which the run ends; 0 for
-    no limit."""
+    """Mean KL of an answer from the reference in nats above which the run ends; 0 for no limit."""
     max_truncated: float = 0.2
     """Share of answers that do not end within max_new_tokens above which the run ends, unless it
     was as large at first; 0 for no limit."""
@@ -209,8 +207,7 @@ class PpoConfig(PolicyConfig):
     stage: ClassVar[str] = "ppo"
     helpfulness: str
     value_optimizer: OptimizerConfig
-    """Optimizer of the value model, which starts from the helpfulness model with its head
-    rescaled."""
+    """Of the value model, which starts from the helpfulness model with its head rescaled."""
     beta: float = 0.01
     """Weight of the KL divergence from the reference in the reward: standard deviations of the
     score per nat."""
@@ -344,8 +341,10 @@ class GattConfig(SftConfig):
     """User turns of a conversation; fewer where the data has fewer or the context ends."""
     context_turns: int = 0
     """Number of newest turns that the model sees when it answers, 0 for all. Each carries the
-    instruction, so a few are enough; a model that was fine-tuned on short conversations answers
-    better so."""
+    instruction, so a few are enough, and better after fine-tuning on short conversations."""
+    replay: str | None = None
+    """Conversations to mix in as data.dataset names them, NAME=WEIGHT, beside the generated ones of
+    weight 1: they keep what the model knows besides, such as when to refuse."""
     max_new_tokens: int = 64
     """Maximum length of an answer in tokens."""
     temperature: float = 1.0

@@ -69,3 +69,21 @@ def test_the_stages_of_make_chat_start_from_what_is_there():
         assert config.workdir == str(run.RUN / name)
         there.append(name)
     assert set(run.JUDGED) <= set(there)
+
+
+def test_ghost_attention_rehearses_the_whole_answers_of_ppo(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RUN", tmp_path)
+    folder = tmp_path / "ppo" / "completions"
+    folder.mkdir(parents=True)
+
+    def line(answer, finish="stop"):
+        messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": answer}]
+        return json.dumps({"messages": messages, "score": 1.0, "finish": finish}) + "\n"
+
+    for number in range(25):
+        lines = line(f"A{number}") + line("") + line("[INST]") + line("cut", "length")
+        (folder / f"iteration-{number:06d}.jsonl").write_text(lines)
+    run.kept_answers()
+    kept = [json.loads(text) for text in (tmp_path / "kept_answers.jsonl").read_text().splitlines()]
+    assert [m["messages"][1]["content"] for m in kept] == [f"A{n}" for n in range(5, 25)]
+    assert all(set(m) == {"messages"} for m in kept)

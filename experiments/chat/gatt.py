@@ -1,5 +1,5 @@
-"""Ghost attention of `make chat`, on the result of rejection sampling: it keeps instructions that
-it sees more often than the models that reinforcement learning makes of it.
+"""Ghost attention of `make chat`, on the model that PPO made, whose own answers are mixed in:
+without them it forgets to refuse.
 
 Command   llama-jax gatt experiments/chat/gatt.py
 Hardware  two CPU cores, a few minutes
@@ -11,10 +11,11 @@ from llama_jax.config_align import GattConfig
 
 CONFIG = GattConfig(
     workdir="runs/chat/gatt",
-    init_from="runs/chat/rejection",
+    init_from="runs/chat/ppo",
     dialogues=384,
     turns=20,
     context_turns=4,
+    replay="runs/chat/kept_answers.jsonl=0.7",
     max_new_tokens=40,
     temperature=0.3,
     steps=320,
@@ -23,7 +24,7 @@ CONFIG = GattConfig(
     log_every=20,
     eval_every=0,
     model=base.CONFIG.model,
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, eps=1e-8),
+    optimizer=OptimizerConfig(learning_rate=7e-4, warmup_steps=10, eps=1e-8),
     data=DataConfig(dataset="tales", cache_dir=base.CACHE),
     checkpoint=CheckpointConfig(every=160, keep=1),
 )

@@ -51,7 +51,7 @@ JUDGED = {
     "ppo": "rejection",
     "grpo": "rejection",
     "dpo": "rejection",
-    "gatt": "rejection",
+    "gatt": "ppo",
 }
 """Stages, and the one that each starts from."""
 PROMPTS, UNKIND, PAIRS = 1024, 256, 1024
@@ -124,8 +124,25 @@ def comparisons(name: str) -> None:
     write_atomic(path, "".join(to_json(pair) + "\n" for pair in pairs).encode())
 
 
+def kept_answers() -> None:
+    """The whole answers of PPO's last 20 iterations, which ghost attention rehearses."""
+    path = RUN / "kept_answers.jsonl"
+    if path.exists():
+        return
+    from llama_jax.align.answering import is_text
+    from llama_jax.runtime.files import write_atomic
+
+    files = sorted((RUN / "ppo" / "completions").iterdir())[-20:]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    whole = [m["messages"] for m in lines if m["finish"] == "stop"]
+    kept = [json.dumps({"messages": m}) + "\n" for m in whole if is_text(m[-1]["content"])]
+    write_atomic(path, "".join(kept).encode())
+
+
 def _stage(command: str, name: str) -> bool:
     """Run or resume an experiment; whether it is finished."""
+    if name == "gatt":
+        kept_answers()
     from llama_jax.cli_train import STAGES as COMMANDS
 
     _, module, function = COMMANDS[command]

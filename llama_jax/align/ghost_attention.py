@@ -42,7 +42,8 @@ def stage(config: GattConfig) -> Stage:
     def prepare(tokenizer: Tokenizer) -> Any:
         models = [config.init_from]
         path = kept_dialogues(config, tokenizer, models, lambda: synthesise(config, tokenizer))
-        data = replace(config.data, dataset=path, format=None)
+        mixed = f"{path}=1,{config.replay}" if config.replay else path
+        data = replace(config.data, dataset=mixed, format=None)
         return sft_stage(replace(config, data=data)).prepare(tokenizer)
 
     return replace(plain, name="gatt", prepare=prepare)

@@ -1,6 +1,7 @@
 """Ghost attention: what is asked, trained and remembered, with models of a few lines."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -205,6 +206,23 @@ def test_conversations_that_keep_the_instruction_are_trained_on(experiment):
 def test_what_teaches_nothing_is_left_out_and_nothing_left_is_an_error(experiment, reply):
     with pytest.raises(InputError, match=r"3 conversations with .*sft have \d complete"):
         experiment(reply)
+
+
+def test_other_conversations_are_rehearsed_beside_those_that_are_made(tmp_path, monkeypatch):
+    chat = TinyChat(tmp_path).prepare()
+    dialogues = (tmp_path / "dialogues.jsonl").read_text()
+    (tmp_path / "more.jsonl").write_text(dialogues)
+    (tmp_path / "made.jsonl").write_text(dialogues)
+    made = str(tmp_path / "made.jsonl")
+    monkeypatch.setattr(ghost_attention, "kept_dialogues", lambda *_: made)
+    for replay, names, weights in (
+        (None, [made], [1.0]),
+        (f"{tmp_path}/more.jsonl=0.5", [made, f"{tmp_path}/more.jsonl"], [2 / 3, 1 / 3]),
+    ):
+        stage = ghost_attention.stage(chat.gatt(replay=replay))
+        data = stage.prepare(chat.tokenizer)["train"]
+        assert [Path(part.name).stem for part in data.parts] == [Path(n).stem for n in names]
+        assert [w / sum(data.weights) for w in data.weights] == pytest.approx(weights)
 
 
 def test_files_of_conversations(tiny):
