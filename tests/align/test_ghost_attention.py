@@ -210,9 +210,9 @@ def test_what_teaches_nothing_is_left_out_and_nothing_left_is_an_error(experimen
 
 def test_other_conversations_are_rehearsed_beside_those_that_are_made(tmp_path, monkeypatch):
     chat = TinyChat(tmp_path).prepare()
-    dialogues = (tmp_path / "dialogues.jsonl").read_text()
-    (tmp_path / "more.jsonl").write_text(dialogues)
-    (tmp_path / "made.jsonl").write_text(dialogues)
+    dialogues = (tmp_path / "dialogues.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "more.jsonl").write_text("".join(dialogues[:99]))
+    (tmp_path / "made.jsonl").write_text("".join(dialogues[99:]))
     made = str(tmp_path / "made.jsonl")
     monkeypatch.setattr(ghost_attention, "kept_dialogues", lambda *_: made)
     for replay, names, weights in (
