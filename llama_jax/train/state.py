@@ -156,20 +156,26 @@ def sharded_init(
       holds the former, so a step that donates its state deletes them.
     """
     given = abstract.params if params is None else params
-
-    def without_given(state: TrainState) -> TrainState:
-        left = jax.tree.map(
-            lambda a, g: None if isinstance(g, jax.Array) else a, state.params, given
-        )
-        return dataclasses.replace(state, params=left)
-
-    def init(key: jax.Array) -> TrainState:
-        return without_given(init_state(key, objective, tx))
-
-    places = shardings_of(without_given(abstract))
-    state = jax.jit(init, out_shardings=places)(jax.random.key(seed))
+    there = tuple(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given))
+    places = shardings_of(_without(abstract, there))
+    # One function for all calls: jax knows it again, and compiles the same state once.
+    init = jax.jit(_init_rest, static_argnums=(1, 2, 3), out_shardings=places)
+    state = init(jax.random.key(seed), objective, tx, there)
     whole = jax.tree.map(lambda g, a: g if a is None else a, given, state.params)
     return dataclasses.replace(state, params=whole)
+
+
+def _init_rest(
+    key: jax.Array, objective: Objective, tx: optax.GradientTransformation, there: tuple[bool, ...]
+) -> TrainState:
+    return _without(init_state(key, objective, tx), there)
+
+
+def _without(state: TrainState, there: tuple[bool, ...]) -> TrainState:
+    """The state with None for the parameters that are there already."""
+    leaves, structure = jax.tree.flatten(state.params)
+    left = [None if given else leaf for leaf, given in zip(leaves, there, strict=True)]
+    return dataclasses.replace(state, params=jax.tree.unflatten(structure, left))
 
 
 def shardings_of(abstract: Any) -> Any:
