@@ -175,11 +175,11 @@ def test_what_is_wrong_on_one_host_ends_all(tiny, tmp_path):
     (taken / "thesis.tex").write_text("mine")
     script = tmp_path / "elsewhere.py"  # a host whose disk has something else at that path
     script.write_text(
-        "import sys\n"
+        "import dataclasses, sys\n"
         "from llama_jax import cli\n"
         "from llama_jax.train import loop\n"
         "check = loop.check_run\n"
-        f"loop.check_run = lambda c: check(loop.dataclasses.replace(c, workdir={str(taken)!r}))\n"
+        f"loop.check_run = lambda c: check(dataclasses.replace(c, workdir={str(taken)!r}))\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     odd = {"program": [str(script)]}
