@@ -41,6 +41,7 @@ from llama_jax.infer.decode_loop import (
 from llama_jax.infer.samples import Answer, Samples
 from llama_jax.infer.sampling_params import SamplingParams, check_seeds, count
 from llama_jax.model.cache import cache_bytes, is_prepared, prepare
+from llama_jax.parallel.devices import free_bytes
 from llama_jax.parallel.rules import num_shards
 
 PREFILL_ROWS = 8
@@ -311,14 +312,6 @@ def fitting_rows(
         "more devices",
     )
     return 1 << fewest.bit_length() - 1
-
-
-def free_bytes() -> int | None:
-    """What the fullest device of this host has left; None if one does not tell."""
-    told = [device.memory_stats() or {} for device in jax.local_devices()]
-    if not all("bytes_limit" in stats for stats in told):
-        return None
-    return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)
 
 
 def rows_that_fit(

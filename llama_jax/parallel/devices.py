@@ -28,3 +28,13 @@ def on_cpus() -> bool:
 
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() == "cpu" if device is None else device.device_kind == "cpu"
+
+
+def free_bytes() -> int | None:
+    """Memory that the fullest device of this host has left; None if one does not tell, as CPUs."""
+    import jax
+
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all("bytes_limit" in stats for stats in told):
+        return None
+    return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told)

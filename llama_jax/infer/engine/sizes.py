@@ -8,6 +8,7 @@ import jax
 from llama_jax.config import ModelConfig, require
 from llama_jax.infer.engine.scheduler import Layout
 from llama_jax.model.cache import cache_bytes
+from llama_jax.parallel.devices import free_bytes
 
 # Tokens of a page, of the chunks of a prompt, and of prompts between two draws. On TPUs the decode
 # kernel reads whole registers of tokens, and a short chunk leaves the matrix unit idle.
@@ -63,9 +64,8 @@ def layout_of(
 
 
 def _free_bytes() -> int:
-    stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if (free := free_bytes()) is not None:
+        return free
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (ValueError, OSError):  # a system that does not say
