@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
+import jax
 import pytest
 
-from llama_jax.parallel.devices import peak_flops
+from llama_jax.parallel.devices import free_bytes, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,17 @@ from llama_jax.parallel.devices import peak_flops
 )
 def test_the_peak_is_that_of_the_kind(kind, peak):
     assert peak_flops(kind) == peak
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        ([{"bytes_limit": 100, "bytes_in_use": 30}, {"bytes_limit": 100, "bytes_in_use": 60}], 40),
+        ([{"bytes_limit": 100}], 100),
+        ([{"bytes_limit": 100}, None], None),  # as a CPU
+    ],
+)
+def test_the_fullest_device_says_what_is_left(monkeypatch, told, left):
+    devices = [SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in told]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert free_bytes() == left
