@@ -21,6 +21,9 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
+# A device that waits in a collective holds a thread; when others wait in another one that does not
+# depend on it, and no thread is left, all wait for ever. XLA would make 8.
+os.environ.setdefault("PJRT_NPROC", "64")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept_programs()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
