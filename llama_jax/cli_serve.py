@@ -10,6 +10,7 @@ HELP = """\
 examples:
   llama-jax serve runs/quickstart                  then open http://127.0.0.1:8000
   llama-jax serve MODEL --adapter poems=runs/poems --adapter mail=runs/mail
+  llama-jax serve MODEL --tensor 8                 on all chips of a v5e-8
   llama-jax serve MODEL --host 0.0.0.0 --api-key-file keys.txt
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"model": "quickstart", "prompt": "Once upon a time", "max_tokens": 50}'
@@ -39,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--api-key-file", str, None, "FILE", "accepted API keys, one a line (no key is asked for)"
     )
+    option("--tensor", int, 1, "N", "devices that the model is split over (1; -1: all there are)")
     option("--rows", int, 8, "N", "answers generated at the same time (8)")
     option("--queue", int, 64, "N", "answers that may wait for a row (64)")
     option("--speculate", int, None, "N", "tokens guessed while rows idle (0; 4 with --draft)")
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             name=args.name or os.path.basename(os.path.normpath(args.model)),
             keys=() if args.api_key_file is None else read_keys(args.api_key_file),
             adapters=tuple(args.adapter),
+            tensor=args.tensor,
             rows=args.rows,
             queue=args.queue,
             drafts=args.speculate if args.speculate is not None else 4 * (args.draft is not None),

@@ -26,7 +26,9 @@ ARROWS = {
     "kernels": set(),
     "ops": {"kernels"},
     "parallel": {"config"},
-    "model": {"config", "ops", "parallel.rules", "parallel.fsdp"},
+    "model": {
+        "config", "ops", "parallel.arrays", "parallel.devices", "parallel.fsdp", "parallel.rules",
+    },
     "data": {"config", "runtime.files", "runtime.places"},
     "convert": {
         "config", "config_file", "model", "ops", "checkpoint", "data.tokenizer",

@@ -20,7 +20,6 @@ from llama_jax.infer.decode_loop import (
     CHUNKS,
     MIN_POSITIONS,
     check_prompts,
-    everywhere,
     new_state,
     power_of_two,
     prefill,
@@ -31,6 +30,7 @@ from llama_jax.model.layer import Cache
 from llama_jax.model.matrix import dense
 from llama_jax.ops.loss import chunk_length
 from llama_jax.ops.token_logprobs import token_logprobs
+from llama_jax.parallel.arrays import everywhere
 from llama_jax.parallel.rules import num_shards
 
 MIN_BLOCK = 4

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from llama_jax.config import ModelConfig, require
@@ -24,6 +22,7 @@ from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import copy_rows, decode, empty_cache, inference_config, logits_of
 from llama_jax.model.layer import Cache
 from llama_jax.ops.sampling import draw, log_probability, sampling_logits
+from llama_jax.parallel.arrays import everywhere
 from llama_jax.parallel.rules import constrain
 
 # Compiled programs are shared by all prompts whose buffers have one shape: positions a multiple of
@@ -99,12 +98,6 @@ def new_state(
         limit=everywhere(limit),
         cache=empty_cache(inference_config(config), B, S),
     )
-
-
-def everywhere(array: np.ndarray | np.generic) -> Array:
-    """Replicates an array over the mesh in context, or puts it on the default device."""
-    mesh = jax.sharding.get_mesh()
-    return jnp.asarray(array) if mesh.empty else jax.device_put(array, NamedSharding(mesh, P()))
 
 
 @partial(jax.jit, static_argnames=("config", "chunk"), donate_argnames="state")

@@ -31,7 +31,6 @@ from llama_jax.infer.decode_loop import (
     admit,
     advance,
     check_prompts,
-    everywhere,
     new_rows,
     new_state,
     power_of_two,
@@ -41,6 +40,7 @@ from llama_jax.infer.decode_loop import (
 from llama_jax.infer.samples import Answer, Samples
 from llama_jax.infer.sampling_params import SamplingParams, check_seeds, count
 from llama_jax.model.cache import cache_bytes, is_prepared, prepare
+from llama_jax.parallel.arrays import everywhere
 from llama_jax.parallel.devices import free_bytes
 from llama_jax.parallel.rules import num_shards
 

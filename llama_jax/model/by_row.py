@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import LoraConfig
 from llama_jax.model.weights import A, B
+from llama_jax.parallel.arrays import everywhere
 
 
 class Adapter(NamedTuple):
@@ -78,7 +79,8 @@ def _stacks(name: str, layer: int, adapters: Sequence[Adapter], dtype: str) -> t
             r = adapter.lora.rank
             a[n, ..., :r] = adapter.layers[name + A][layer]
             b[n, :r] = adapter.lora.scale * np.asarray(adapter.layers[name + B][layer], np.float32)
-    return jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    stored = jnp.dtype(dtype)
+    return everywhere(a.astype(stored)), everywhere(b.astype(stored))
 
 
 def taking(w: dict[str, Any], taken: Int[Array, " B"]) -> dict[str, Any]:

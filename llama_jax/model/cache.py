@@ -30,7 +30,8 @@ from llama_jax.ops.cached_attention import VALUES
 from llama_jax.ops.int8_cache import SCALE_BYTES, Int8Pages
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.paged_attention import Pool
-from llama_jax.parallel.rules import named_sharding, spec_in_context
+from llama_jax.parallel.devices import on_cpus
+from llama_jax.parallel.rules import constrain, named_sharding, spec_in_context
 
 
 def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
@@ -39,15 +40,17 @@ def empty_cache(config: ModelConfig, B: int, S: int) -> list[Cache]:
     With a mesh in context, each device makes the rows and heads that it will read.
     """
     sizes = {"B": B, "K": config.num_kv_heads, "S": S, "H": config.head_dim}
-    names = {"B": "batch", "K": "kv_heads", "S": None, "H": "head_dim"}
 
     def zeros(order):
         shape = tuple(sizes[letter] for letter in order)
-        spec = spec_in_context([names[letter] for letter in order], shape)
+        spec = spec_in_context([_AXES[letter] for letter in order], shape)
         return _zeros(shape, config.dtype, spec)
 
     order = order_of_cache(config, B)
     return [(zeros(order), zeros(VALUES[order])) for _ in range(config.num_layers)]
+
+
+_AXES = {"B": "batch", "K": "kv_heads", "S": None, "H": "head_dim"}
 
 
 def empty_pages(config: ModelConfig, P: int, page: int, kv: str) -> list[tuple[Pool, Pool]]:
@@ -57,11 +60,32 @@ def empty_pages(config: ModelConfig, P: int, page: int, kv: str) -> list[tuple[P
     # Their shapes alone: in the compute type the pages may be more than there is memory.
     pools = jax.eval_shape(partial(empty_cache, config, P, page))
 
-    def packed(pool: jax.ShapeDtypeStruct) -> Int8Pages:
-        scale = jnp.zeros((P, config.num_kv_heads, page), jnp.float32)
-        return Int8Pages(jnp.zeros(pool.shape, jnp.int8), scale)
+    def packed(pool: jax.ShapeDtypeStruct, axes: str) -> Int8Pages:
+        spec = spec_in_context([_AXES[letter] for letter in axes], pool.shape)
+        scale = P, config.num_kv_heads, page
+        scales = _zeros(scale, "float32", spec_in_context(_SCALE_AXES, scale))
+        return Int8Pages(_zeros(pool.shape, "int8", spec), scales)
 
-    return [(packed(keys), packed(values)) for keys, values in pools]
+    order = order_of_cache(config, P)
+    return [(packed(keys, order), packed(values, VALUES[order])) for keys, values in pools]
+
+
+_SCALE_AXES = "batch", "kv_heads", None
+
+
+def pages_in_place(
+    pages: Sequence[tuple[Pool, Pool]], config: ModelConfig
+) -> list[tuple[Pool, Pool]]:
+    """The same pages, laid out over the mesh in context as `empty_pages` lays them out: so that no
+    program returns them as the next one does not expect them."""
+
+    def placed(pool: Any, axes: str) -> Any:
+        if isinstance(pool, Int8Pages):
+            return Int8Pages(placed(pool.numbers, axes), constrain(pool.scale, _SCALE_AXES))
+        return constrain(pool, [_AXES[letter] for letter in axes])
+
+    order = order_of_cache(config, pages[0][0].shape[0])
+    return [(placed(keys, order), placed(values, VALUES[order])) for keys, values in pages]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -155,13 +179,14 @@ def logits_of(w: dict[str, Any], x: Float[Array, "B 1 D"]) -> Float[Array, "B V"
     """The head: float32 logits of one position per row."""
     head = w["head"]
     head = head.astype(jnp.float32) if isinstance(head, jax.Array) else head
-    return project(x.astype(jnp.float32), head)[:, 0]
+    # Said here, or a program that wants them whole would gather the head and not the logits.
+    return constrain(project(x.astype(jnp.float32), head)[:, 0], ("batch", "vocab"))
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:
     """The configuration for generation: float32 on CPUs, where bfloat16 products of one row run
     several times slower than float32 ones; the configured dtype elsewhere."""
-    return replace(config, dtype="float32") if jax.default_backend() == "cpu" else config
+    return replace(config, dtype="float32") if on_cpus() else config
 
 
 def prepare(
@@ -202,17 +227,21 @@ def gather(w: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return w
-    config = _prepared(config)
 
     def whole(array: Array, axes: Sequence[str]) -> Array:
         kept = [None if axis == "embed" else axis for axis in axes]
         return jax.device_put(array, named_sharding(kept, mesh, array.shape))
 
+    return jax.tree.map(whole, w, prepared_axes(config))
+
+
+def prepared_axes(config: ModelConfig) -> dict[str, Any]:
+    """Prepared parameters with each tensor's logical axes for a leaf."""
+    config = _prepared(config)
     outer = {name: weight.axes for name, weight in outer_weights(config).items()}
     inner = {name: weight.axes for name, weight in layer_weights(config).items()}
     outer, inner = outer_matrices(outer, config), matrices(inner, config)
     table = outer["embed"]
     packed = isinstance(table, Int8Rows)
     tied = Int8(table.values[::-1], table.scale) if packed else table[::-1]
-    axes = {"head": tied, **outer, "layers": [inner] * len(w["layers"])}
-    return jax.tree.map(whole, w, axes)
+    return {"head": tied, **outer, "layers": [inner] * config.num_layers}

@@ -145,7 +145,8 @@ def attend_to_cache(q, k, v, kv: Cache | Pages, start: Int[Array, " B"], *, cfg:
     if isinstance(kv, Pages):
         order = order_of_cache(cfg, kv.keys.shape[0])
         pool = write_pages(kv.keys, kv.values, k, v, kv.table, start, order=order)
-        return paged_attention(q, *pool, kv.table, start, order=order), Pages(*pool, kv.table)
+        out = paged_attention(q, *pool, kv.table, start, order=order, spec=cache_spec(cfg, B))
+        return out, Pages(*pool, kv.table)
     order = order_of_cache(cfg, B)
     kv = write_cache(kv, k, v, start, order)
     return cached_attention(q, *kv, start, order=order, spec=cache_spec(cfg, B)), kv

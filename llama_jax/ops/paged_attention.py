@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -73,6 +74,7 @@ def paged_attention(
     start: Int[Array, " B"],
     *,
     order: Order,
+    spec: PartitionSpec | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal attention of T new tokens per row, at start[b] onwards of the row's pages.
 
@@ -80,15 +82,16 @@ def paged_attention(
 
     Args:
       keys, values: the pool with axes as in `order` and `VALUES[order]`, the new tokens included.
+      spec: how q is split over the mesh in scope; the pool by its heads alone.
     """
     if order == "BKHS":
         return _by_page(q, keys, values, table, start)
     B, T, N, _ = q.shape
     if T * N <= DECODE_QUERIES:
-        return _by_kernel(q, keys, values, table, start)
+        return _by_kernel(q, keys, values, table, start, spec)
     pages = (_read(pool, table, VALUES[order], q.dtype) for pool in (keys, values))
     whole = (found.reshape(B, -1, *found.shape[3:]) for found in pages)
-    return dot_product_attention(q, *whole, q_offset=start, implementation="pallas")
+    return dot_product_attention(q, *whole, q_offset=start, implementation="pallas", spec=spec)
 
 
 def _read(pool: Pool, at: Int[Array, "*rows"], axes: str, dtype: DTypeLike) -> Array:
@@ -143,7 +146,19 @@ def _by_page(q, keys, values, table, start):
     return (out / total).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(dtype)
 
 
-def _by_kernel(q, keys, values, table, start):
+def _by_kernel(q, keys, values, table, start, spec):
+    if spec is None:
+        return _decode(q, keys, values, table, start)
+    heads = spec[2]
+    numbers, scale = PartitionSpec(None, None, heads, None), PartitionSpec(None, heads, None)
+    pools = jax.tree.map(lambda pool: numbers if pool.ndim == 4 else scale, (keys, values))
+    rows = PartitionSpec(spec[0])
+    specs = (spec, *pools, rows, rows)
+    split = jax.shard_map(_decode, in_specs=specs, out_specs=spec, check_vma=False)
+    return split(q, keys, values, table, start)
+
+
+def _decode(q, keys, values, table, start):
     from llama_jax.kernels.decode_attention import paged_decode_attention  # for TPUs alone
 
     device = capabilities.device()

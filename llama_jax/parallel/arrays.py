@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -89,6 +90,12 @@ def abstract_with(tree: Any, shardings: Any) -> Any:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def everywhere(array: np.ndarray | np.generic) -> jax.Array:
+    """Replicates an array over the mesh in context, or puts it on the default device."""
+    mesh = jax.sharding.get_mesh()
+    return jnp.asarray(array) if mesh.empty else jax.device_put(array, replicated(mesh))
 
 
 def to_host(tree: Any) -> Any:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from llama_jax.adapters import OpenedAdapter, open_adapter
 from llama_jax.config import InputError, require
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.infer.engine.draft_model import DraftModel
 from llama_jax.infer.engine.engine import Engine
-from llama_jax.infer.engine.sizes import layout_of
+from llama_jax.infer.engine.sizes import layout_of, tensor_mesh
 from llama_jax.models import Opened, open_model
 from llama_jax.serve.job import Served
 from llama_jax.serve.service import Service
@@ -42,8 +45,12 @@ def serve(path: str, settings: Settings) -> int:
     served = served_as(opened, settings)
     draft = None if settings.draft is None else _open_draft(settings.draft, served.tokenizer)
     adapters = [open_adapter(folder, opened) for _, folder in settings.adapters]
+    mesh = None
+    if settings.tensor != 1:
+        models = [opened] if draft is None else [opened, draft]
+        mesh = tensor_mesh(settings.tensor, [model.config for model in models])
     with listening(settings) as bound:
-        make = partial(make_engine, opened, draft, adapters, settings)
+        make = partial(make_engine, opened, draft, adapters, settings, mesh)
         return asyncio.run(_serve(Service(settings, served), make, bound))
 
 
@@ -107,8 +114,19 @@ def make_engine(
     draft: Opened | None,
     adapters: Sequence[OpenedAdapter],
     settings: Settings,
+    mesh: Mesh | None = None,
 ) -> Engine:
     """The engine of a model, warmed up, with guesses of a `draft` model, and adapters."""
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _warm_engine(opened, draft, adapters, settings)
+
+
+def _warm_engine(
+    opened: Opened,
+    draft: Opened | None,
+    adapters: Sequence[OpenedAdapter],
+    settings: Settings,
+) -> Engine:
     layout = layout_of(
         opened.config,
         rows=settings.rows,

@@ -29,6 +29,8 @@ class Settings:
     """SHA-256 of the keys that are let in; none for everybody on this machine."""
     adapters: tuple[tuple[str, str], ...] = ()
     """The model's adapters, each with the name of the pair in requests, and its folder."""
+    tensor: int = 1
+    """Devices of this machine that the model is split over; -1 for all."""
     rows: int = 8
     """Answers that are drawn together."""
     queue: int = 64
@@ -55,6 +57,10 @@ class Settings:
         names = [self.name, *(name for name, _ in self.adapters)]
         twice = next((name for name in names if names.count(name) > 1), None)
         require(twice is None, f"two of the model and its adapters are called {twice}")
+        require(
+            self.tensor == -1 or self.tensor >= 1,
+            f"tensor={self.tensor} is out of range: use 1 or more devices, or -1 for all of them",
+        )
         count(self.rows, "rows", 1, "the answers that are drawn together")
         count(self.queue, "queue", 1, "the answers that may wait")
         count(self.drafts, "speculate", 0, "the tokens that are guessed")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import jax
 import pytest
@@ -18,12 +19,14 @@ from llama_jax.checkpoint import save_model
 from llama_jax.config_file import model_json
 from llama_jax.convert.usage import Usage
 from llama_jax.data.tokenizer import train_tokenizer
+from llama_jax.infer.engine.sizes import tensor_mesh
 from llama_jax.model.llama import init_params
 from llama_jax.models import open_model
-from llama_jax.serve.command import served_as
+from llama_jax.serve.command import make_engine, served_as
 from llama_jax.serve.fields import Fields
 from llama_jax.serve.job import completion
 from llama_jax.serve.settings import Settings
+from tests.infer.engine.tiny import Heard, request
 from tests.serve.server import wait_until
 
 
@@ -44,6 +47,26 @@ def test_a_model_is_served_as_its_files_say(folder, model):
     request = completion(Fields({"model": "m", "prompt": "a dog"}), served, b"").requests[0][0]
     assert request.sampling.stop_ids == (eos, 7, 9)
     assert list(request.prompt) == model.tokenizer.encode("a dog", bos=False)
+
+
+def test_a_model_is_split_over_devices_as_it_is_read(folder):
+    """Weights and pages; and the server answers in the engine's own thread."""
+    opened, settings = open_model(folder), Settings(name="m", rows=2)
+    mesh = tensor_mesh(2, [opened.config])
+    answers = []
+    for place in (None, mesh):
+        engine = make_engine(opened, None, [], settings, place)
+        engine.start()
+        heard = Heard()
+        tickets = engine.submit([request([5, 6, 7], 8)], heard)
+        wait_until(partial(heard.all_ended, tickets))
+        answers.append(heard.result(tickets[0])[0])
+        engine.stop()
+        devices = {len(a.sharding.device_set) for a in jax.tree.leaves(engine._device.state)}
+        assert devices == {1 if place is None else 2}
+        assert engine.compiled.count == 0
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 8
 
 
 def refused(capsys, *arguments):
@@ -67,6 +90,9 @@ def test_bad_input_is_one_line(capsys, folder, model, tmp_path):
         said = refused(capsys, folder, "--port", port)
         assert f"127.0.0.1 port {port} is in use" in said
     assert "context=65 is out of range" in refused(capsys, folder, "--context", 65)
+    assert "tensor=0 is out of range" in refused(capsys, folder, "--tensor", 0)
+    assert "needs 9 devices, and this machine has 8" in refused(capsys, folder, "--tensor", 9)
+    assert "is not divisible by 8 (mesh tensor=8)" in refused(capsys, folder, "--tensor", -1)
     assert "rows=0 is out of range" in refused(capsys, folder, "--rows", 0)
     assert "guesses nothing" in refused(capsys, folder, "--draft", folder, "--speculate", 0)
     assert "no-model does not exist" in refused(capsys, folder, "--draft", tmp_path / "no-model")
@@ -97,10 +123,10 @@ def untold(folder, copy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drain", ["60", "0"])
-def test_sigterm_ends_streams_with_their_last_event_and_exits_0(folder, drain):
+@pytest.mark.parametrize(("drain", "tensor"), [("60", "1"), ("0", "2")])
+def test_sigterm_ends_streams_with_their_last_event_and_exits_0(folder, drain, tensor):
     command = [sys.executable, "-m", "llama_jax", "serve", str(folder), "--port", "0",
-               "--drain", drain, "--rows", "2"]  # fmt: skip
+               "--drain", drain, "--rows", "2", "--tensor", tensor]  # fmt: skip
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -7,6 +7,7 @@ compiled afterwards.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import UInt32
 from llama_jax.config import ModelConfig
 from llama_jax.infer.engine import programs
 from llama_jax.infer.engine.drafts import agreed
-from llama_jax.infer.engine.programs import STEPS, STOPS, Rows
+from llama_jax.infer.engine.programs import STEPS, Rows
 from llama_jax.infer.engine.request import Request, Score
 from llama_jax.infer.engine.scheduler import Chunk, Layout, Scheduled
 
@@ -56,9 +57,15 @@ class Device:
     ):
         self.w, self.config, self.layout, self.adapters = w, config, layout, adapters
         self.vocab_limit = np.int32(vocab_limit)
+        self.mesh = jax.sharding.get_mesh()
+        """The mesh that the weights are split over, in context whenever a program runs."""
         self.row_counts = [layout.rows]
         """Rows that programs draw for, ascending; all give a row the same bits."""
         self.clear()
+
+    def on_mesh(self) -> AbstractContextManager[Any]:
+        """Context for a thread that calls anything else here."""
+        return nullcontext() if self.mesh.empty else jax.set_mesh(self.mesh)
 
     def clear(self) -> None:
         """Empty pages; no row wants anything."""
@@ -71,23 +78,7 @@ class Device:
         place = jax.tree.leaves(self.w)[0].sharding
         alone = len(place.device_set) == 1
         self.state = jax.device_put(state, place) if alone else state
-        self.rows = Rows(
-            token=np.zeros(B, np.int32),
-            length=np.ones(B, np.int32),
-            limit=np.zeros(B, np.int32),
-            table=np.zeros((B, layout.width), np.int32),
-            seeds=np.zeros((B, 2), np.uint32),
-            adapter=np.zeros(B, np.int32),
-            temperature=np.zeros(B, np.float32),
-            top_k=np.zeros(B, np.int32),
-            top_p=np.ones(B, np.float32),
-            presence=np.zeros(B, np.float32),
-            frequency=np.zeros(B, np.float32),
-            shaped=np.zeros(B, bool),
-            constrained=np.zeros(B, bool),
-            scored=np.zeros(B, bool),
-            stop_ids=np.full((B, STOPS), -1, np.int32),
-        )
+        self.rows = programs.idle_rows(B, layout.width)
 
     def warm_up(self, tell: Callable[[int, int, str], None]) -> float:
         """Compile everything there is; `tell` hears which of how many programs comes next.

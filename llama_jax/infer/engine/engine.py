@@ -70,6 +70,8 @@ class Totals:
 class Engine:
     """Continuous batching over a paged cache for one model.
 
+    Made with a mesh in context it works on that mesh; see `programs`.
+
     Args:
       w: what `model.cache.prepare` made of the parameters.
       vocab_limit: ids from here on spell nothing and are never drawn.
@@ -234,14 +236,15 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while not self.broken:
-                with self._wake:
-                    while self.idle and not self._ending:
-                        self._wake.wait(1.0)
-                        self.beat = time.monotonic()
-                    if self._ending:
-                        return
-                self.step()
+            with self._device.on_mesh():
+                while not self.broken:
+                    with self._wake:
+                        while self.idle and not self._ending:
+                            self._wake.wait(1.0)
+                            self.beat = time.monotonic()
+                        if self._ending:
+                            return
+                    self.step()
         finally:
             # Whatever ended it: who watches must see that nothing will move again.
             self.broken = self.broken or not self._ending

@@ -5,6 +5,9 @@ them: a prompt is computed one row at a time, in chunks whose borders depend on 
 rows draw together in programs in which no row's arithmetic reads another's, for few rows in a
 smaller one only where that gives the same bits (`Device.warm_up` looks); and the pages of a longer
 neighbour change no bit (`ops.paged_attention`).
+
+A mesh in context splits heads, MLP and vocabulary over its `tensor` axis, and the pages by heads.
+What a program returns lies where the next one expects it, or that would be compiled again.
 """
 
 import logging
@@ -13,16 +16,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.config import ModelConfig
 from llama_jax.infer.decode_loop import row_keys
 from llama_jax.model.by_row import taking
-from llama_jax.model.cache import decode, empty_pages, inference_config, logits_of
+from llama_jax.model.cache import (
+    decode,
+    empty_pages,
+    inference_config,
+    logits_of,
+    pages_in_place,
+)
 from llama_jax.model.layer import Pages
 from llama_jax.model.matrix import dense
 from llama_jax.ops.paged_attention import Pool
 from llama_jax.ops.sampling import draw, sampling_logits
+from llama_jax.parallel.rules import constrain
 
 logger = logging.getLogger(__name__)
 STEPS = 8
@@ -99,13 +110,41 @@ def new_state(
     config: ModelConfig, *, rows: int, num_pages: int, page: int, kv: str = "model"
 ) -> State:
     """Empty pages, nothing drawn."""
-    shape = rows, config.vocab_size
-    return State(
-        pages=empty_pages(inference_config(config), num_pages, page, kv),
-        counts=jnp.zeros(shape, jnp.int32),
-        bias=jnp.zeros(shape, jnp.float32),
-        allowed=jnp.zeros((rows, words_of(config.vocab_size)), jnp.uint32),
+    pages = empty_pages(inference_config(config), num_pages, page, kv)
+    return State(pages, *_no_rows(rows, config.vocab_size))
+
+
+def idle_rows(B: int, width: int) -> Rows:
+    """B rows that nobody has, with page tables of this width."""
+    return Rows(
+        token=np.zeros(B, np.int32),
+        length=np.ones(B, np.int32),
+        limit=np.zeros(B, np.int32),
+        table=np.zeros((B, width), np.int32),
+        seeds=np.zeros((B, 2), np.uint32),
+        adapter=np.zeros(B, np.int32),
+        temperature=np.zeros(B, np.float32),
+        top_k=np.zeros(B, np.int32),
+        top_p=np.ones(B, np.float32),
+        presence=np.zeros(B, np.float32),
+        frequency=np.zeros(B, np.float32),
+        shaped=np.zeros(B, bool),
+        constrained=np.zeros(B, bool),
+        scored=np.zeros(B, bool),
+        stop_ids=np.full((B, STOPS), -1, np.int32),
     )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _no_rows(rows: int, vocab_size: int) -> tuple[Array, ...]:
+    shape = rows, vocab_size
+    counts, bias = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+    return _whole((counts, bias, jnp.zeros((rows, words_of(vocab_size)), jnp.uint32)))
+
+
+def _whole[T](tree: T) -> T:
+    """Each array complete on each device of the mesh in context."""
+    return jax.tree.map(lambda a: constrain(a, (None,) * a.ndim), tree)
 
 
 def words_of(vocab_size: int) -> int:
@@ -116,13 +155,14 @@ def words_of(vocab_size: int) -> int:
 @partial(jax.jit, donate_argnames="state")
 def begin_row(state: State, row: Int[Any, ""], bias: Float[Any, " V"]) -> State:
     """A row that drew nothing, with a bias of its own."""
-    return state._replace(counts=state.counts.at[row].set(0), bias=state.bias.at[row].set(bias))
+    counts, bias = state.counts.at[row].set(0), state.bias.at[row].set(bias)
+    return state._replace(counts=_whole(counts), bias=_whole(bias))
 
 
 @partial(jax.jit, donate_argnames="state")
 def allow(state: State, row: Int[Any, ""], allowed: UInt32[Any, " words"]) -> State:
     """Set the tokens that a row may draw next."""
-    return state._replace(allowed=state.allowed.at[row].set(allowed))
+    return state._replace(allowed=_whole(state.allowed.at[row].set(allowed)))
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -141,7 +181,7 @@ def prefill(
     What pads the end of a prompt is written too, where the decoder will write over it.
     """
     x, pages = _decode(w, state, tokens, table, start, adapter, config)
-    return state._replace(pages=pages), x
+    return state._replace(pages=pages), _whole(x)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -155,7 +195,8 @@ def score(
 ) -> Scores:
     """Scores of the token that follows each position of a chunk."""
     head = dense(w["head"], jnp.float32)
-    return _scores(jnp.tensordot(x[0].astype(jnp.float32), head, axes=1), targets, vocab_limit)
+    logits = jnp.tensordot(x[0].astype(jnp.float32), head, axes=1)
+    return _scores(_whole(constrain(logits, (None, "vocab"))), targets, vocab_limit)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -192,7 +233,7 @@ def draw_steps(
         state, drawn, token, limit = carry
         length, step = drawn.length, drawn.taken
         x, pages = _decode(w, state, token[:, None], rows.table, length - 1, rows.adapter, config)
-        logits = logits_of(w, x)
+        logits = _whole(logits_of(w, x))
         shaped = jax.lax.cond(
             jnp.any(rows.shaped), lambda: _shape(logits, state, rows), lambda: logits
         )
@@ -234,7 +275,7 @@ def draw_steps(
     begin = state, drawn, jnp.asarray(rows.token), jnp.asarray(rows.limit)
     state, drawn, _, _ = jax.lax.while_loop(unfinished, body, begin)
     counts = whole.counts.at[:B].set(state.counts)
-    return whole._replace(pages=state.pages, counts=counts), drawn
+    return whole._replace(pages=state.pages, counts=_whole(counts)), _whole(drawn)
 
 
 def _decode(w, state: State, tokens, table, start, adapter, config: ModelConfig):
@@ -244,7 +285,7 @@ def _decode(w, state: State, tokens, table, start, adapter, config: ModelConfig)
     table = jnp.asarray(table)
     cache = [Pages(keys, values, table) for keys, values in state.pages]
     x, written = decode(w, jnp.asarray(tokens), cache, jnp.asarray(start), config=cfg)
-    return x, [(pages.keys, pages.values) for pages in written]
+    return x, pages_in_place([(pages.keys, pages.values) for pages in written], cfg)
 
 
 def _shape(logits, state: State, rows: Rows):

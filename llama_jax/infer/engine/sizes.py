@@ -1,14 +1,19 @@
-"""Default sizes of the engine."""
+"""Default sizes of the engine, and the devices that share it."""
 
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
+from jax.sharding import Mesh
 
-from llama_jax.config import ModelConfig, require
+from llama_jax.config import MeshConfig, ModelConfig, require
 from llama_jax.infer.engine.scheduler import Layout
 from llama_jax.model.cache import cache_bytes
+from llama_jax.model.weights import map_weights
 from llama_jax.parallel.devices import free_bytes
+from llama_jax.parallel.mesh import make_mesh
+from llama_jax.parallel.rules import named_sharding, num_shards
 
 # Tokens of a page, of the chunks of a prompt, and of prompts between two draws. On TPUs the decode
 # kernel reads whole registers of tokens, and a short chunk leaves the matrix unit idle.
@@ -33,6 +38,7 @@ def layout_of(
 
     The cache holds all rows at full length where a quarter of the free memory, or `cache_gib`, is
     enough for that, and fewer pages otherwise. The pages of a `draft` model lie beside the others.
+    Bytes are those of all devices of the mesh in context together.
 
     kv: type of keys and values; in int8 they take a quarter to a half of their bytes.
 
@@ -63,9 +69,28 @@ def layout_of(
     )
 
 
+def tensor_mesh(tensor: int, models: Sequence[ModelConfig]) -> Mesh:
+    """A mesh of so many devices of this machine, -1 for all of them, over which heads, MLP and
+    vocabulary are split.
+
+    Raises:
+      InputError: there are fewer devices, or one of the models cannot be split over them.
+    """
+    devices = jax.local_devices()
+    require(
+        tensor <= len(devices),
+        f"tensor={tensor} needs {tensor} devices, and this machine has {len(devices)}",
+    )
+    devices = devices if tensor == -1 else devices[:tensor]
+    mesh = make_mesh(MeshConfig(fsdp=1, tensor=len(devices)), devices)
+    for config in models:
+        map_weights(lambda w: named_sharding(w.axes, mesh, w.shape, "the model"), config)
+    return mesh
+
+
 def _free_bytes() -> int:
     if (free := free_bytes()) is not None:
-        return free
+        return free * num_shards("kv_heads")
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (ValueError, OSError):  # a system that does not say

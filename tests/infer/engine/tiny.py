@@ -16,6 +16,10 @@ class Heard:
     def __call__(self, ticket, piece):
         self.pieces.setdefault(ticket, []).append(piece)
 
+    def all_ended(self, tickets):
+        """Whether the last pieces came."""
+        return all(self.pieces.get(t) and self.pieces[t][-1].finish for t in tickets)
+
     def result(self, ticket):
         pieces = self.pieces[ticket]
         assert [p.finish is None for p in pieces] == [True] * (len(pieces) - 1) + [False]
