@@ -143,8 +143,10 @@ def estimate(config: TrainConfig, topology: Topology) -> Estimate:
     count = parameter_count(c)
     held = count / (mesh["fsdp"] * mesh["tensor"])
     stored, copied = held * BYTES[c.param_dtype], held * width
+    if config.lora.rank:
+        stored = kept_bytes(adapted(config).model) / (mesh["fsdp"] * mesh["tensor"])
     if config.lora.base != "dense":  # made dense layer by layer
-        stored, copied = kept_bytes(adapted(config).model) / (mesh["fsdp"] * mesh["tensor"]), 0
+        copied = 0
     own = parameter_count(adapted(config).model) - count if config.lora.rank else count
     trained = own / (mesh["fsdp"] * mesh["tensor"])
     layer = sum(math.prod(w.shape) for w in layer_weights(c).values())

@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.tpu import llama2_7b_ppo
 from llama_jax.align.grpo import grpo
-from llama_jax.align.ppo import Ppo, ppo
+from llama_jax.align.ppo import Ppo, objectives, ppo
 from llama_jax.align.reward import reward
-from llama_jax.config import InputError, LoraConfig, adapted
+from llama_jax.config import InputError, LoraConfig, MeshConfig, adapted
+from llama_jax.model.weights import abstract_params
 from llama_jax.models import load, open_model
 from llama_jax.parallel.mesh import make_mesh
+from llama_jax.tpu.chips import GiB
 from llama_jax.train.state import abstract_state, saved_part, with_updates
 from llama_jax.train.step import jit_adapter_step, jit_train_step
 from tests.devices import devices
@@ -183,3 +186,27 @@ def test_groups_learn_adapters_too(files, world):
     saved = digests(Path(summary.workdir), 2)
     assert {n.removeprefix("params/") for n in saved if n.startswith("params/")} == names(LORA)
     assert not any(n.startswith("value/") for n in saved)
+
+
+def test_a_hydra_of_the_7b_holds_17_gib_where_whole_models_hold_200():
+    """Of abstract trees: weights, adapters and moments, as the stages make them."""
+    mesh, whole = make_mesh(MeshConfig(), jax.devices()[:1]), llama2_7b_ppo.CONFIG
+    model = replace(whole.model, param_dtype="bfloat16")
+    hydra = adapted(replace(whole, model=model, lora=LoraConfig(rank=64)))
+
+    def bytes_of(tree):
+        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+    def trained(config):
+        score = replace(config.model, head="score")
+        parts, tx = objectives(config, score)
+        own = {k: saved_part(abstract_state(parts[k], tx[k], mesh), parts[k]) for k in parts}
+        return bytes_of(own), bytes_of(own["value"].params)
+
+    own, reward = trained(hydra)
+    base = bytes_of(abstract_params(model))
+    assert (base + own + 2 * reward) / GiB == pytest.approx(17.3, abs=0.05)
+    states, score = trained(whole)
+    # And the reference, two reward models, and a copy in bfloat16 that answers.
+    frozen = bytes_of(abstract_params(whole.model)) + 2 * score + base
+    assert (states + frozen) / GiB > 200

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from llama_jax.config import InputError, LoraConfig
+from llama_jax.config_align import SftConfig
+from llama_jax.experiment import load_experiment
 from llama_jax.model.presets import LLAMA2_7B, LLAMA2_70B, PRESETS
 from llama_jax.tpu.arithmetic import estimate, flops
 from llama_jax.tpu.chips import GiB
@@ -36,6 +38,26 @@ def test_qlora_of_the_70b_fits_16_chips():
     assert found.total < place.chip.hbm_bytes
     dense = replace(config, lora=replace(config.lora, base="dense"))
     assert estimate(dense, place).total > place.chip.hbm_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "base"),
+    [("v5e1", "v5e-1", "int8"), ("v5e4", "v5e-4", "dense"), ("v5e8", "v5e-8", "dense")],
+)
+def test_adapters_of_the_7b_fit_one_chip_four_and_eight(name, topology, base):
+    """Only they have moments, and their checkpoint is a fiftieth of a whole one's."""
+    config = load_experiment([f"tpu/llama2_7b_lora_{name}"], kind=SftConfig)
+    place = parse(topology)
+    assert config.lora.base == base
+    L, D, F = 32, 4096, 11008
+    matrices, outputs, rest = L * (4 * D * D + 3 * D * F), L * (5 * D + 2 * F), 262_410_240
+    adapters = 16 * L * (4 * (D + D) + 3 * (D + F))
+    stored = matrices + 4 * outputs + 2 * rest if base == "int8" else 2 * (matrices + rest)
+    found = estimate(config, place)
+    assert found.hbm["parameters"] == (stored + 4 * adapters) / place.devices
+    assert found.hbm["optimizer"] == 8 * adapters / place.devices
+    assert found.total < place.chip.hbm_bytes
+    assert 12 * adapters < (12 * (matrices + rest)) / 50
 
 
 @pytest.mark.parametrize("model", ["llama2-7b", "llama2-13b", "llama2-70b", "llama1-33b"])
