@@ -46,8 +46,7 @@ class Int8:
 
     def times(self, x: Array, inputs: int) -> Array:
         """x W: the integers are exact in any compute dtype, and the scale is applied last."""
-        y = linear.project(x, self.values, inputs)
-        return (y * self.scale[None, None]).astype(x.dtype)
+        return linear.project(x, self.values, inputs, self.scale)
 
 
 @jax.tree_util.register_dataclass

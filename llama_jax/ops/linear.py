@@ -6,6 +6,7 @@ generation, where each row has one position (T = 1), and not for training.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,9 @@ ROWS = 32
 # A product of two rows or more with 2 BLOCK terms and a multiple of as many outputs is, bit by bit,
 # two sums of BLOCK terms, each added up term by term as one row's product is (to 32 rows).
 BLOCK = 128
-FUSED = 16
+FUSED = 32
 """Terms that are summed in registers while int8 is read."""
-FUSED_ROWS = 4
+FUSED_ROWS = 32
 """Rows processed at a time, whose sums of FUSED terms lie in memory."""
 
 
@@ -28,8 +29,10 @@ def project(
     x: Float[Array, "B T *inputs"],
     w: Float[Array, "*weight"] | Int8[Array, "*weight"],
     inputs: int = 1,
+    scale: Float[Array, "*outputs"] | None = None,
 ) -> Array:
-    """Contract the last `inputs` axes of x with the first of w: [B, T, *outputs] in x's dtype.
+    """Contract the last `inputs` axes of x with the first of w: [B, T, *outputs] in x's dtype,
+    times a scale for each output.
 
     With T = 1 on a CPU a row's result is the same, bit by bit, for every B. There it is also
     faster for one row than one matrix product, and int8 is read as it is, without a copy in
@@ -38,14 +41,24 @@ def project(
     if x.shape[1] == 1:
         one = _from_int8 if w.dtype == jnp.int8 else _by_row
         return jax.lax.platform_dependent(
-            x, w, cpu=lambda x, w: one(x, w, inputs), default=lambda x, w: _dot(x, w, inputs)
+            x, w, scale, cpu=partial(_alone, one, inputs), default=partial(_dot, inputs)
         )
-    return _dot(x, w, inputs)
+    return _dot(inputs, x, w, scale)
 
 
-def _dot(x, w, inputs):
+def _dot(inputs, x, w, scale):
     # tensordot keeps the order of the axes; einsum may not, and then XLA transposes the weight.
-    return jnp.tensordot(x, w.astype(x.dtype), axes=inputs)
+    y = jnp.tensordot(x, w.astype(x.dtype), axes=inputs)
+    return y if scale is None else (y * scale[None, None]).astype(x.dtype)
+
+
+def _alone(one, inputs, x, w, scale):
+    y = one(x, w, inputs)
+    if scale is None:
+        return y
+    # Without the barrier the scale would be multiplied in with what is added later, in one rounding
+    # or in two as the number of rows decides.
+    return jax.lax.optimization_barrier((y * scale[None, None]).astype(x.dtype))
 
 
 def _by_row(x, w, inputs):

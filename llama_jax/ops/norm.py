@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LANES, FUSED = 16, 16
+from llama_jax.ops.ordered_sum import ordered_sum
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], *, eps: float) -> Array:
@@ -29,30 +29,10 @@ def _forward(x, scale, eps):
 
 
 def _mean_square(x):
-    """[..., 1]. For one position per row its order of summation on a CPU does not depend on the
-    number of rows, as in `ops.linear`."""
+    """[..., 1]. One position per row is one step of a decoder: see `ops.ordered_sum`."""
     if x.ndim == 3 and x.shape[1] == 1:
-        return jax.lax.platform_dependent(x, cpu=_by_lanes, default=_at_once)
-    return _at_once(x)
-
-
-def _at_once(x):
+        return ordered_sum(jnp.square(x[:, 0]))[:, None, None] / x.shape[2]
     return jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-
-
-def _by_lanes(x):
-    """Plain additions of whole vector registers, FUSED at a time, and of the last one's numbers in
-    pairs: the order of a sum over an axis is for XLA to choose."""
-    B, _, D = x.shape
-    padded = jnp.pad(x, [(0, 0), (0, 0), (0, -D % LANES)])
-    sums = jnp.square(padded).reshape(B, -1, LANES)
-    while (terms := min(FUSED, sums.shape[1])) > 1:
-        sums = jnp.pad(sums, [(0, 0), (0, -sums.shape[1] % terms), (0, 0)])
-        parts = sums.reshape(B, -1, terms, LANES)
-        sums = jax.lax.optimization_barrier(sum(parts[:, :, i] for i in range(terms)))
-    while sums.shape[2] > 1:
-        sums = sums[:, :, ::2] + sums[:, :, 1::2]
-    return sums / D
 
 
 def _backward(eps, residuals, g):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from llama_jax.ops.ordered_sum import ordered_sum
+
 
 def sampling_logits(
     logits: Float[Array, "B V"],
@@ -80,7 +82,8 @@ def truncate(
     descending = jnp.sort(logits, axis=-1, descending=True)
     limit = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)[:, None]
     inside = jnp.arange(V)[None] < limit
-    probability = jax.nn.softmax(jnp.where(inside, descending, -jnp.inf), axis=-1)
+    weight = jnp.exp(jnp.where(inside, descending - descending[:, :1], -jnp.inf))
+    probability = weight / ordered_sum(weight)[:, None]
     before = jnp.cumsum(probability, axis=-1) - probability
     # top_p = 1 keeps everything: rounding of the running sum must not drop the tail.
     wanted = jnp.logical_or(before < top_p[:, None], top_p[:, None] >= 1)

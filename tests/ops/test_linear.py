@@ -41,11 +41,13 @@ def int8(shape):
 
 @pytest.mark.parametrize(("shape", "inputs"), [((288, 2, 8), 1), ((97, 33), 1)], ids=str)
 def test_so_it_does_where_integers_are_read(optimized, shape, inputs):
-    """Also where terms, or sums of them, come in no whole groups."""
-    (x, _), w = arrays(9, shape, inputs), int8(shape)
-    run = jax.jit(lambda x: project(x, w, inputs))
+    """Also where terms, or sums of them, come in no whole groups; and with a scale, which could be
+    rounded together with what is added."""
+    (x, _), w = arrays(35, shape, inputs), int8(shape)
+    scale = jnp.asarray(np.random.default_rng(2).standard_normal(shape[inputs:]), jnp.float32)
+    run = jax.jit(lambda x: 0.1 + project(x, w, inputs, scale))
     alone = np.asarray(run(x[:1]))[0]
-    for B in (2, 4, 9):
+    for B in (2, 4, 9, 35):
         np.testing.assert_array_equal(np.asarray(run(x[:B]))[0], alone, err_msg=f"{B} rows")
 
 

@@ -21,6 +21,20 @@ def test_agrees_with_the_formula(shape):
     assert_close(rms_norm(x, scale, eps=1e-5), oracle.rms_norm(x, scale, 1e-5), 1e-6)
 
 
+@pytest.mark.parametrize("width", [40, 288, 512, 4096])
+def test_one_position_is_normed_alike_among_any_number_of_rows(optimized, width):
+    rng = np.random.default_rng(width)
+    x = rng.standard_normal((33, 1, width)).astype(np.float32)
+    scale = jnp.asarray(rng.standard_normal(width), jnp.float32)
+    run = jax.jit(lambda x: rms_norm(x, scale, eps=1e-5))
+    found = np.asarray(run(jnp.asarray(x)))
+    np.testing.assert_allclose(found, oracle.rms_norm(x, scale, eps=1e-5), rtol=2e-6, atol=2e-6)
+    for B in (1, 2, 4, 5, 8, 16):
+        np.testing.assert_array_equal(
+            np.asarray(run(jnp.asarray(x[:B]))), found[:B], err_msg=f"{B} rows"
+        )
+
+
 def test_eps_stands_inside_the_root():
     x = jnp.full((1, 4), 1e-3)  # mean square 1e-6: small against eps
     expected = 1e-3 / np.sqrt(1e-6 + 1e-2)

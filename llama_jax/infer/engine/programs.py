@@ -31,6 +31,7 @@ from llama_jax.model.cache import (
 )
 from llama_jax.model.layer import Pages
 from llama_jax.model.matrix import dense
+from llama_jax.ops.ordered_sum import ordered_sum
 from llama_jax.ops.paged_attention import Pool
 from llama_jax.ops.sampling import draw, sampling_logits
 from llama_jax.parallel.rules import constrain
@@ -307,7 +308,9 @@ def _constrain(logits, state: State, rows: Rows):
 
 def _scores(logits, tokens, vocab_limit) -> Scores:
     """From logits [R,V] of all distributions, tokens [R]."""
-    logp = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    below = logits - largest
+    logp = below - jnp.log(ordered_sum(jnp.exp(below)))[:, None]
     own = jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
     spelled = jnp.arange(logp.shape[-1])[None] < vocab_limit
     top_logp, top_ids = jax.lax.top_k(jnp.where(spelled, logp, -jnp.inf), min(TOP, logp.shape[-1]))

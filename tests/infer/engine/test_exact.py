@@ -3,18 +3,23 @@
 import random
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_jax.config import InputError
+from llama_jax.config import InputError, Quantization, QuantizedModel
 from llama_jax.infer.engine.engine import Engine
 from llama_jax.infer.engine.programs import CompileCounter
 from llama_jax.infer.engine.request import Busy, Request
+from llama_jax.infer.engine.sizes import layout_of
 from llama_jax.infer.generate import generate_tokens
 from llama_jax.infer.sampling_params import SamplingParams
 from llama_jax.model.cache import prepare
+from llama_jax.model.llama import init_params
+from llama_jax.model.presets import STORIES_15M
+from llama_jax.model.quantize import quantized
 from tests.infer.engine.tiny import LAYOUT, Heard, all_free, alone, request
 from tests.infer.small import SMALL, full, params_of
 from tests.infer.test_decoding import greedy_oracle
@@ -36,8 +41,8 @@ def test_greedy_tokens_and_their_scores_are_those_of_full_forward_passes(engine,
     np.testing.assert_allclose(given_, expected, atol=1e-3)
     for at, score in enumerate(prompt_scores + scores):
         ids, values = zip(*score.top, strict=True)
-        np.testing.assert_allclose(values, logp[at, list(ids)], atol=1e-3)
-        np.testing.assert_allclose(values, np.sort(logp[at])[::-1][:20], atol=1e-3)
+        np.testing.assert_allclose(values, logp[at, list(ids)], rtol=2e-4, atol=1e-3)
+        np.testing.assert_allclose(values, np.sort(logp[at])[::-1][:20], rtol=2e-4, atol=1e-3)
     assert all(score.logp == max(p for _, p in score.top) for score in scores)
 
 
@@ -240,3 +245,19 @@ def test_a_sequence_that_the_cache_cannot_hold_is_refused():
     small = Engine(prepare(params_of(SMALL), SMALL), config=SMALL, layout=layout)
     with pytest.raises(InputError, match="takes 4 pages and the cache has 3"):
         small.submit([request([1, 2], 12)], Heard())
+
+
+@pytest.mark.parametrize("bits", [None, pytest.param("int8", marks=pytest.mark.slow)])
+def test_few_rows_draw_in_programs_for_few(optimized, bits):
+    """At widths that no power of two divides, as stories-15m has them: if a sum were added in
+    another order for one row than for sixteen, a lone request would pay for sixteen."""
+    config = replace(STORIES_15M, vocab_size=500, num_layers=2, max_seq_len=64)
+    params = init_params(jax.random.key(0), config)
+    if bits:
+        config = QuantizedModel.of(config, Quantization.of(bits))
+        params = quantized(params, config)
+    layout = layout_of(config, rows=16)
+    w = prepare(jax.device_put(params, jax.devices()[0]), config)
+    engine = Engine(w, config=config, layout=layout)
+    engine.warm_up()
+    assert engine._device.row_counts == [1, 4, 16]
