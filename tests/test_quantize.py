@@ -90,6 +90,7 @@ def test_keys_and_values_are_rounded_where_asked(folder, small, call, capsys):
     assert 0 < np.abs(a - b).max() < 0.1
 
 
+@pytest.mark.slow
 def test_int4_is_chosen_for_a_text_and_kept_as_chosen(folder, call, capsys):
     argv = ("@model", "@int4", "--weights", "int4", "--group", "128")
     assert call(*argv, "--calibration", "@text.jsonl", "--seq-len", "24", "--json") == 0

@@ -204,7 +204,13 @@ def test_padding_and_packing_change_nothing(objective):
     assert_same_step(gradient_of(objective, packed), expected)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        OBJECTIVES[0],
+        *(pytest.param(*o.values, id=o.id, marks=pytest.mark.slow) for o in OBJECTIVES[1:]),
+    ],
+)
 def test_micro_batches_add_up_to_the_batch(objective):
     """Rows of unequal answers: a mean of the means of micro-batches would be another number."""
     rows = {name: np.concatenate([a, a[:1]]) for name, a in answers().items()}

@@ -71,8 +71,19 @@ def on_one_device(name):
     return step_of(name)(PARAMS[OBJECTIVES[name].model.head], batch_of(name))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+FSDP, THREE = {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}
+FAST = {("sft", str(THREE)), ("reward", str(FSDP)), ("policy", str(THREE)), ("grouped", str(FSDP))}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        pytest.param(name, sizes, marks=() if (name, str(sizes)) in FAST else pytest.mark.slow)
+        for name in OBJECTIVES
+        for sizes in (FSDP, THREE)
+    ],
+    ids=str,
+)
 def test_eight_devices_agree_with_one(name, sizes):
     mesh, model = make_mesh(MeshConfig(**sizes)), OBJECTIVES[name].model
     params = jax.tree.map(

@@ -66,8 +66,8 @@ def lower_gradient(cfg, mesh, B, T):
         ("llama2-70b", "fsdp 64 x tensor 4"),
         ("llama2-70b", "2 slices of fsdp 32 x sequence 2 x tensor 8"),
         ("llama2-7b", "fsdp 256"),
-        ("llama2-13b", "fsdp 64 x tensor 4"),
-        ("llama1-65b", "fsdp 64 x tensor 4"),
+        pytest.param("llama2-13b", "fsdp 64 x tensor 4", marks=pytest.mark.slow),
+        pytest.param("llama1-65b", "fsdp 64 x tensor 4", marks=pytest.mark.slow),
     ],
 )
 def test_the_gradient_lowers_for_a_pod(preset, mesh):

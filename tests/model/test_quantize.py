@@ -133,7 +133,7 @@ def test_the_gated_product_is_that_of_the_dense_matrix(kind):
 
 
 @kinds
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_model_computes_what_its_dense_weights_do(kind, tied):
     cfg = replace(TINY, tie_embeddings=tied)
     small = QuantizedModel.of(cfg, KINDS[kind])
@@ -243,7 +243,8 @@ def test_adapters_learn_as_on_the_dense_base_that_theirs_stands_for(base):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("base", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["int8", "nf4"])
 def test_a_mesh_gives_the_same_loss_and_gradients(base):
     cfg = AdaptedModel.of(TINY, LORA[base])
     params, batch = adapted_params(cfg), make_batch()

@@ -162,6 +162,7 @@ def test_non_finite_updates_stop_the_run_with_their_batches(tiny, tmp_path, monk
     assert all(len(r["records"]) == 8 for r in report)
 
 
+@pytest.mark.slow
 def test_eight_devices_save_and_two_by_two_go_on(tiny, tmp_path, finished):
     workdir = ("--workdir", str(tmp_path / "run"), "--eval-every", "0")
     with devices(8):

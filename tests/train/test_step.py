@@ -83,7 +83,7 @@ def test_mean_loss_is_the_average_over_targets():
     assert float(found.total) == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [2, 8])
+@pytest.mark.parametrize("accumulate", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_accumulation_changes_nothing_but_rounding(accumulate):
     _, _, _, state = make_state()
     batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
@@ -219,7 +219,7 @@ def curve(config, devices, steps=3):
     [
         pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
         {"data": 2, "fsdp": 2, "tensor": 2},
-        {"fsdp": 4, "sequence": 2},
+        pytest.param({"fsdp": 4, "sequence": 2}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 2, "sequence": 4}, marks=pytest.mark.slow),
     ],
 )

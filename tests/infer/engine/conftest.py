@@ -32,7 +32,7 @@ def engine():
     return engine
 
 
-@pytest.fixture(scope="session", params=["int8", "int4"])
+@pytest.fixture(scope="session", params=[pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def rounded(request):
     """An engine whose weights have fewer bits, in groups of 32 where they have four."""
     small = QuantizedModel.of(SMALL, Quantization.of(request.param))

@@ -53,7 +53,10 @@ def wide():
     return engine
 
 
-@pytest.fixture(scope="module", params=DRAFTS)
+@pytest.fixture(
+    scope="module",
+    params=["good", pytest.param("bad", marks=pytest.mark.slow), "contrary"],
+)
 def draft(request):
     w, config = DRAFTS[request.param]()
     model = DraftModel(w, config=config, layout=WIDE, vocab_limit=SMALL.vocab_size)
