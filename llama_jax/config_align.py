@@ -319,11 +319,6 @@ class RejectionConfig(RolloutConfig):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
         require(self.prompts >= 0, f"prompts={self.prompts} must not be negative")
-        require(
-            not self.lora.rank,
-            f"lora.rank={self.lora.rank} does not go with {self.stage}, which trains all weights: "
-            "leave it out",
-        )
         bad = [t for t in self.temperatures if not 0 < t < float("inf")]
         require(not bad, f"temperatures={bad} must be positive: greedy answers are all the same")
 

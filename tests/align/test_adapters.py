@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from llama_jax.adapters import open_adapter
+from llama_jax.align.rejection import rejection
 from llama_jax.align.sft import sft
 from llama_jax.config import AdaptedModel, InputError, LoraConfig, QuantizedModel
 from llama_jax.convert.usage import Usage
@@ -108,8 +110,30 @@ def test_adapters_without_a_base_or_wider_than_it_are_refused(files, world):
         files.base(lora=LORA)
     with pytest.raises(InputError, match=r"lora.rank=33 exceeds model.d_model=32"):
         config_of(files, world, "wide", lora=LoraConfig(rank=33))
-    with pytest.raises(InputError, match=r"lora.rank=2 does not go with rejection"):
-        files.rejection(lora=LORA)
+
+
+@pytest.mark.slow
+def test_each_round_of_rejection_trains_adapters_of_the_round_before(chat, tmp_path):
+    """What the rounds before have added is in their base's matrices."""
+    lora = LoraConfig(rank=2, targets=("q", "down"))
+    run = Path(rejection(chat.rejection(workdir=str(tmp_path / "run"), lora=lora)).workdir)
+    models = [
+        load(chat.folder / "sft"),
+        *(load(run / f"round_{n}" / "sft") for n in (1, 2)),
+        load(run),
+    ]
+    for before, after in pairwise(models[:3]):
+        changed = {
+            name
+            for name, w in after.params["layers"].items()
+            if not np.array_equal(w, before.params["layers"][name])
+        }
+        assert changed == {"q", "down"}
+        np.testing.assert_array_equal(after.params["embed"], before.params["embed"])
+    assert params_digest(models[3].params) == params_digest(models[2].params)
+    saved = digests(run / "round_2" / "sft", 1)
+    names = {n.removeprefix("params/layers/") for n in saved if n.startswith("params/")}
+    assert names == {"q_a", "q_b", "down_a", "down_b"}
 
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])
