@@ -4,9 +4,11 @@ Each row has its own key, so that what a row draws depends on its own logits and
 whatever its neighbours in the batch.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from llama_jax.ops.ordered_sum import ordered_sum
 
@@ -76,20 +78,69 @@ def truncate(
     logits: Float[Array, "B V"], *, top_k: Int[Array, " B"], top_p: Float[Array, " B"]
 ) -> Float[Array, "B V"]:
     """The logits with everything outside top-k and top-p at -inf; the largest always stays."""
-    V = logits.shape[-1]
-    # How many stay is read off the sorted values; sorting indices along would cost several times
-    # as much. Which stay is then a comparison with the smallest of them.
-    descending = jnp.sort(logits, axis=-1, descending=True)
-    limit = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)[:, None]
-    inside = jnp.arange(V)[None] < limit
-    weight = jnp.exp(jnp.where(inside, descending - descending[:, :1], -jnp.inf))
-    probability = weight / ordered_sum(weight)[:, None]
-    before = jnp.cumsum(probability, axis=-1) - probability
-    # top_p = 1 keeps everything: rounding of the running sum must not drop the tail.
-    wanted = jnp.logical_or(before < top_p[:, None], top_p[:, None] >= 1)
-    count = jnp.maximum(jnp.sum(jnp.logical_and(inside, wanted), axis=-1, keepdims=True), 1)
-    smallest = jnp.take_along_axis(descending, count - 1, axis=-1)
-    above, equal = logits > smallest, logits == smallest
-    ties = count - jnp.sum(above, axis=-1, keepdims=True)
-    first = jnp.logical_and(equal, jnp.cumsum(equal, axis=-1) <= ties)
-    return jnp.where(jnp.logical_or(above, first), logits, -jnp.inf)
+    rank = _ranks(logits)
+    everything = jnp.ones(logits.shape, bool)
+    inside = jax.lax.cond(
+        jnp.any(top_k > 0), lambda: _most_probable(rank, top_k), lambda: everything
+    )
+    kept = jax.lax.cond(
+        jnp.any(top_p < 1), lambda: _nucleus(logits, rank, inside, top_p), lambda: inside
+    )
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def _ranks(x: Float[Array, "B V"]) -> UInt32[Array, "B V"]:
+    """Numbers in the order of x: its bits, those of negative numbers turned over."""
+    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)  # -0.0 equals 0.0
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _largest_reaching(
+    rank: UInt32[Array, "B V"],
+    reaches: Callable[[Bool[Array, "B V"]], Bool[Array, " B"]],
+) -> UInt32[Array, "B 1"]:
+    """The largest rank of each row such that those from it upwards are enough: bit by bit, where
+    sorting would order all that nobody asks for.
+
+    reaches: whether some tokens of each row are enough.
+    """
+
+    def body(n, found):
+        tried = found | jnp.uint32(1) << (jnp.uint32(31) - n.astype(jnp.uint32))
+        return jnp.where(reaches(rank >= tried[:, None]), tried, found)
+
+    return jax.lax.fori_loop(0, 32, body, jnp.zeros(len(rank), jnp.uint32))[:, None]
+
+
+def _most_probable(rank, top_k):
+    """The top_k largest of each row; all where it is 0."""
+    V = rank.shape[1]
+    count = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
+    smallest = _largest_reaching(rank, lambda some: jnp.sum(some, axis=-1) >= count)
+    above = rank > smallest
+    ties = count - jnp.sum(above, axis=-1)
+    return jnp.logical_or(above, _first(rank == smallest, ties))
+
+
+def _nucleus(logits, rank, inside, top_p):
+    """The fewest of those inside that reach top_p of their probability; all where it is 1."""
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    weight = jnp.where(inside, jnp.exp(logits - largest), 0.0)
+
+    def mass(some):
+        return ordered_sum(jnp.where(some, weight, 0.0))
+
+    wanted = top_p * mass(inside)
+    smallest = _largest_reaching(rank, lambda some: mass(some) >= wanted)
+    above = rank > smallest
+    equal = jnp.logical_and(inside, rank == smallest)
+    each = jnp.max(jnp.where(equal, weight, 0.0), axis=-1)
+    ties = jnp.ceil((wanted - mass(above)) / each)
+    kept = jnp.logical_or(jnp.logical_and(inside, above), _first(equal, jnp.maximum(ties, 1)))
+    # Rounding of the sums must not drop the tail.
+    return jnp.where(top_p[:, None] < 1, kept, inside)
+
+
+def _first(some, count):
+    """The first `count` of some tokens in each row."""
+    return jnp.logical_and(some, jnp.cumsum(some, axis=-1) <= count[:, None])
