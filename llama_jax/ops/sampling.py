@@ -135,7 +135,7 @@ def _nucleus(logits, rank, inside, top_p):
     above = rank > smallest
     equal = jnp.logical_and(inside, rank == smallest)
     each = jnp.max(jnp.where(equal, weight, 0.0), axis=-1)
-    ties = jnp.ceil((wanted - mass(above)) / each)
+    ties = jnp.ceil((wanted - mass(above)) / each).astype(jnp.int32)
     kept = jnp.logical_or(jnp.logical_and(inside, above), _first(equal, jnp.maximum(ties, 1)))
     # Rounding of the sums must not drop the tail.
     return jnp.where(top_p[:, None] < 1, kept, inside)
