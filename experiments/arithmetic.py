@@ -7,7 +7,8 @@ solution.
 Command   llama-jax grpo experiments/arithmetic.py  the second half alone, with any option
           python experiments/arithmetic.py          all of it, and the share of right answers
 Hardware  two CPU cores
-Expected  not measured yet
+Expected  seven minutes; of 1,024 problems that no training saw, GRPO lifts the right answers from
+          0.27 to 0.38 at temperature 1, and from 0.49 to 0.51 of greedy ones
 """
 
 import json
@@ -52,19 +53,19 @@ CONFIG = GrpoConfig(
     workdir=str(RUN / "grpo"),
     init_from=str(RUN / "sft"),
     reward="experiments/arithmetic.py:reward",
-    steps=40,
-    batch_size=128,
+    steps=100,
+    batch_size=256,
     group=8,
-    minibatch=64,
+    minibatch=128,
     seq_len=88,
     max_new_tokens=32,
     wave_rows=128,
     beta=0.01,
-    eval_every=10,
+    eval_every=50,
     heldout_prompts=128,
     model=MODEL,
     optimizer=OptimizerConfig(
-        learning_rate=3e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
+        learning_rate=1e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, eps=1e-8
     ),
     data=DataConfig(dataset=str(RUN / "problems.jsonl")),
     checkpoint=CheckpointConfig(every=10, keep=1),
@@ -138,7 +139,7 @@ def texts() -> Iterator[str]:
         yield f"[INST] {asked['content']} [/INST] {solution['content']}"
 
 
-def accuracy(run: str, temperature: float, count: int = 256) -> float:
+def accuracy(run: str, temperature: float, count: int = 1024) -> float:
     """Share of right answers to problems that no training saw."""
     from llama_jax.align.answering import Answerer
 
