@@ -106,7 +106,7 @@ def _largest_reaching(
     """
 
     def body(n, found):
-        tried = found | jnp.uint32(1) << (jnp.uint32(31) - n.astype(jnp.uint32))
+        tried = found | jnp.uint32(1) << (31 - jnp.asarray(n, jnp.uint32))
         return jnp.where(reaches(rank >= tried[:, None]), tried, found)
 
     return jax.lax.fori_loop(0, 32, body, jnp.zeros(len(rank), jnp.uint32))[:, None]

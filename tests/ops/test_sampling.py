@@ -75,6 +75,14 @@ def test_top_p_stops_where_the_mass_is_reached():
     assert np.isfinite(left).tolist() == [[True, True, False, False]]
 
 
+def test_the_same_stays_where_nothing_is_compiled():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, V)), jnp.float32)
+    settings_ = logits, jnp.array([5, 0]), jnp.array([0.9, 0.7], jnp.float32)
+    with jax.disable_jit():
+        found = CUT(*settings_)
+    np.testing.assert_array_equal(found, CUT(*settings_))
+
+
 def test_rows_may_want_different_things():
     logits = np.random.default_rng(0).standard_normal((3, V))
     options = {"top_k": [0, 1, 0], "top_p": [1.0, 1.0, 1e-6]}
