@@ -1,11 +1,10 @@
-"""The engine's programs compiled for chips that are not here: memory, traffic and kernels."""
+"""The engine's programs compiled for chips that are not here: memory and traffic."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from llama_jax.config import MeshConfig, Quantization, QuantizedModel
 from llama_jax.infer.engine import programs
@@ -13,7 +12,7 @@ from llama_jax.infer.engine.sizes import DEVICE_SIZES
 from llama_jax.model.cache import prepare, prepared_axes
 from llama_jax.model.presets import PRESETS
 from llama_jax.model.weights import abstract_params
-from llama_jax.parallel.arrays import abstract_with
+from llama_jax.parallel.arrays import abstract_with, replicated
 from llama_jax.parallel.rules import named_sharding
 from llama_jax.tpu.collectives import collectives
 from llama_jax.tpu.command import preset_experiment
@@ -35,12 +34,7 @@ def lowered(program, config, mesh, kv):
         return abstract_with(tree, places)
 
     def whole(tree):
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(
-                a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec())
-            ),
-            tree,
-        )
+        return abstract_with(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
     heads = {3: (None, "kv_heads", None), 4: (None, None, "kv_heads", None)}
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -70,7 +70,7 @@ class Totals:
 class Engine:
     """Continuous batching over a paged cache for one model.
 
-    Made with a mesh in context it works on that mesh; see `programs`.
+    If it is made with a mesh in context, it works on that mesh; see `programs`.
 
     Args:
       w: what `model.cache.prepare` made of the parameters.
