@@ -337,6 +337,9 @@ class GattConfig(SftConfig):
     context_turns: int = 0
     """Number of newest turns that the model sees when it answers, 0 for all. Each carries the
     instruction, so a few are enough, and better after fine-tuning on short conversations."""
+    samples: int = 1
+    """Answers drawn to a question at most: the first that is complete and keeps the instruction
+    continues the conversation; the last if none does."""
     replay: str | None = None
     """Conversations to mix in as data.dataset names them, NAME=WEIGHT, beside the generated ones of
     weight 1: they keep what the model knows besides, such as when to refuse."""
@@ -350,7 +353,7 @@ class GattConfig(SftConfig):
     def __post_init__(self):
         super().__post_init__()
         require(self.init_from, "init_from is empty: name the model to start from")
-        for name in ("dialogues", "max_new_tokens"):
+        for name in ("dialogues", "samples", "max_new_tokens"):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
         require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")

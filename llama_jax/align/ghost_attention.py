@@ -66,8 +66,9 @@ def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
         prompt_len=_longest_prompt(config, ghosts, tokenizer),
     )
     conversations = converse(
-        answerer, ghosts, config.turns, seed=config.seed, every=True, newest=config.context_turns
-    )
+        answerer, ghosts, config.turns, seed=config.seed, every=True, newest=config.context_turns,
+        samples=config.samples,
+    )  # fmt: skip
     later = [a for answers in conversations for a in answers[1:]]
     whole = sum(a.ended for a in later)
     rows = [training_row(*pair) for pair in zip(ghosts, conversations, strict=True)]
@@ -105,13 +106,15 @@ def converse(
     seed: int,
     every: bool,
     newest: int = 0,
+    samples: int = 1,
 ) -> list[list[Answered]]:
     """The model's answers to the first turns of each conversation.
 
     The instruction is put before `every` question, or before the first alone. The model sees the
-    `newest` turns, including the one that it answers; 0 means all. A conversation ends early after
-    its last question, after an answer that is empty or contains tags of the chat template, or when
-    it no longer fits the model's context.
+    `newest` turns, including the one that it answers; 0 means all. Of at most `samples` answers to
+    a question the first that is complete and keeps the instruction is taken, or else the last. A
+    conversation ends early after its last question, after an answer that is empty or contains tags
+    of the chat template, or when it no longer fits the model's context.
     """
     answers: list[list[Answered]] = [[] for _ in ghosts]
     begin = 1 - 2 * newest if newest else 0  # two messages a turn, less the answer that is due
@@ -122,11 +125,20 @@ def converse(
             if turn < len(ghost.questions) and len(answers[number]) == turn
         }
         asked = {n: m for n, m in asked.items() if answerer.reads(m)}
-        found = answerer.answer(list(asked.values()), [(seed, n, turn) for n in asked])
-        for number, answer in zip(asked, found, strict=True):
+        taken: dict[int, Answered] = {}
+        for sample in range(samples):
+            found = answerer.answer(list(asked.values()), [(seed, n, turn, sample) for n in asked])
+            taken |= zip(asked, found, strict=True)
+            asked = {n: m for n, m in asked.items() if not _keeps(ghosts[n], taken[n])}
+        for number, answer in taken.items():
             if is_text(answer.text):
                 answers[number].append(answer)
     return answers
+
+
+def _keeps(ghost: Ghost, answer: Answered) -> bool:
+    """Whether an answer is an example of the instruction."""
+    return answer.ended and is_text(answer.text) and ghost.keeps(answer.text)
 
 
 def messages_of(ghost: Ghost, answers: Sequence[Answered], *, every: bool) -> list[Message]:
@@ -143,7 +155,7 @@ def messages_of(ghost: Ghost, answers: Sequence[Answered], *, every: bool) -> li
 def training_row(ghost: Ghost, answers: Sequence[Answered]) -> Dialogue:
     """The instruction in the first turn, and loss on the later answers that keep it."""
     messages = messages_of(ghost, answers, every=False)[: 2 * len(answers)]
-    kept = [turn > 0 and a.ended and ghost.keeps(a.text) for turn, a in enumerate(answers)]
+    kept = [turn > 0 and _keeps(ghost, a) for turn, a in enumerate(answers)]
     messages[1::2] = [{**m, "train": t} for m, t in zip(messages[1::2], kept, strict=True)]
     return Dialogue(messages=tuple(messages), source="gatt")
 

@@ -124,8 +124,33 @@ def test_a_conversation_holds_the_models_own_answers_and_seeds_of_its_own():
     assert [[a.text for a in one] for one in answers] == [["boo", "no", "no"], ["boo"]]
     last, seeds = model.asked[-1]
     assert contents(last) == ["Say boo. Question 0?", "boo", "Question 1?", "no", "Question 2?"]
-    assert seeds == (7, 0, 2)
+    assert seeds == (7, 0, 2, 0)
     assert len({seeds for _, seeds in model.asked}) == len(model.asked) == 4
+
+
+def test_the_first_answer_that_keeps_the_instruction_goes_on(tiny):
+    """Its neighbours are asked no more; the last one stands where none keeps it."""
+    second = Ghost("Say moo.", QUESTIONS[:2], lambda answer: "moo" in answer)
+    third = Ghost("Say boo, whole.", QUESTIONS[:2], GHOST.keeps)
+    replies = iter([
+        [said("boo 1"), said("no 1"), said("boo 1", ended=False)],
+        [said("no 2"), said("")], [said("moo 3"), said("[INST] boo")],
+        [said("boo 4"), said("moo 4")],
+    ])  # fmt: skip
+    model = Model(None)
+
+    def answer(conversations, seeds):
+        model.asked.append([*seeds])
+        return next(replies, [])
+
+    model.__dict__["answer"] = answer
+    made = converse(model, [GHOST, second, third], 2, seed=7, every=True, samples=3)
+    assert [[a.text for a in one] for one in made] == [["boo 1", "boo 4"], ["moo 3", "moo 4"], []]
+    assert model.asked == [
+        [(7, 0, 0, 0), (7, 1, 0, 0), (7, 2, 0, 0)],
+        [(7, 1, 0, 1), (7, 2, 0, 1)], [(7, 1, 0, 2), (7, 2, 0, 2)],
+        [(7, 0, 1, 0), (7, 1, 1, 0)], [], [],
+    ]  # fmt: skip
 
 
 def test_who_answers_sees_the_newest_turns_each_with_its_instruction():

@@ -20,6 +20,7 @@ from llama_jax.tpu.chips import GiB
 from llama_jax.train.state import abstract_state, saved_part, with_updates
 from llama_jax.train.step import jit_adapter_step, jit_train_step
 from tests.devices import devices
+from tests.optimized import optimizing
 from tests.train.tiny import digests, facts
 
 LORA = LoraConfig(rank=3, targets=("q", "v", "down"))
@@ -63,7 +64,8 @@ def settings(folder, name, **changes):
 
 @pytest.fixture(scope="module")
 def ppo_run(files, world):
-    summary = ppo(files.ppo(**settings(world, "ppo")))
+    with optimizing():  # exactly equal is a word about the programs that users have
+        summary = ppo(files.ppo(**settings(world, "ppo")))
     assert summary.step == 2
     return Path(summary.workdir)
 
@@ -92,7 +94,7 @@ def test_the_run_opens_as_its_base_with_the_policy_merged(ppo_run, world):
     assert changed == set(LORA.targets)
 
 
-def test_a_run_that_stopped_and_went_on_has_the_same_bytes(files, world, ppo_run):
+def test_a_run_that_stopped_and_went_on_has_the_same_bytes(files, world, ppo_run, optimized):
     for steps in (1, 2):
         summary = ppo(files.ppo(**settings(world, "cut", steps=steps)))
     assert summary.resumed_from == 1

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.config import InputError
+from llama_jax.config import AdaptedModel, InputError, LoraConfig
 from llama_jax.model.llama import apply
-from llama_jax.model.weights import abstract_params
+from llama_jax.model.matrix import MATRICES
+from llama_jax.model.weights import abstract_params, dense_weights
 from llama_jax.ops.loss import next_token_targets
 from tests.comparison import assert_trees_close, quick_jit, random_params
 from tests.model.small import SMALL, loss_and_gradient, packed, tokens_of
@@ -128,6 +129,21 @@ def test_attention_is_computed_again_only_where_its_output_is_not_kept(remat, ca
     batch = batch_of(cfg, (9, 7))
     traced = ours(cfg).trace(abstract_params(cfg), batch)
     assert str(traced.jaxpr).count("pallas_call[") == calls
+
+
+@pytest.mark.parametrize("base", ["dense", "int8", "nf4"])
+def test_a_packed_base_is_dense_one_layer_at_a_time(base, optimized):
+    """Neither pass of the compiled gradient holds the matrices of all layers as floats."""
+    L = 5
+    cfg = AdaptedModel.of(replace(SMALL, num_layers=L), LoraConfig(rank=3, base=base))
+    gradient = jax.jit(partial(loss_and_gradient, cfg=cfg))
+    batch = batch_of(cfg, (20, 12), (32,))
+    hlo = gradient.lower(abstract_params(cfg), batch).compile().as_text()
+    found = re.findall(r"\b(?:f32|bf16)\[([\d,]+)\]", hlo)
+    floats = {tuple(map(int, shape.split(","))) for shape in found}
+    sizes = {L * int(np.prod(dense_weights(SMALL)[name].shape)) for name in MATRICES}
+    stacked = {s for s in floats if s[0] == L and int(np.prod(s)) in sizes}
+    assert bool(stacked) == (base == "dense"), stacked
 
 
 def test_an_attention_that_cannot_be_used_is_a_setting_refused():
