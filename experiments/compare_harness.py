@@ -4,9 +4,10 @@ Command   python experiments/compare_harness.py MODEL            (default runs/q
 Hardware  any; needs the extra [eval]
 Expected  a minute on two CPU cores; LOG.md has results
 
-Three tasks over the embedded tales: multiple choice (acc, acc_norm), greedy answers (exact match)
-and perplexity of whole stories. The harness runs our model in this process through
-`llama_jax.evals.harness`, with task settings of its own. Exit status 1 if a question differs.
+Four tasks over the embedded tales: multiple choice (acc, acc_norm), greedy answers (exact match),
+the same in the chat template, and perplexity of whole stories. The harness runs our model in this
+process through `llama_jax.evals.harness`, with task settings of its own. Exit status 1 if a
+question differs.
 """
 
 import json
@@ -45,6 +46,20 @@ max_new_tokens = 24
 [source]
 file = "generate.jsonl"
 """,
+    "chat": """\
+title = "Questions in the chat template"
+version = 1
+kind = "generate"
+metrics = ["exact_match"]
+prompt = "{question}"
+answers = "answer"
+until = ["\\n"]
+max_new_tokens = 40
+chat = true
+
+[source]
+file = "chat.jsonl"
+""",
     "perplexity": """\
 title = "Stories"
 version = 1
@@ -69,15 +84,21 @@ def theirs(folder: Path) -> list[dict[str, Any]]:
 
     means = [{"metric": name, "aggregation": "mean"} for name in ("acc", "acc_norm")]
     asked = {"doc_to_text": "Question: {{question}}\nAnswer:"}
+
+    def written(ends: str, most: int) -> dict[str, Any]:
+        stripped = [{"function": "remove_whitespace"}, {"function": "take_first"}]
+        return {
+            "output_type": "generate_until",
+            "generation_kwargs": {"until": [ends], "max_gen_toks": most, "do_sample": False},
+            "filter_list": [{"name": "stripped", "filter": stripped}],
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean"}],
+        }
+
     return [
         task("choice", output_type="multiple_choice", **asked, doc_to_choice="choices",
              doc_to_target="gold", metric_list=means),
-        task("generate", output_type="generate_until", doc_to_text="{{begin}}",
-             doc_to_target="{{end}}",
-             generation_kwargs={"until": ["."], "max_gen_toks": 24, "do_sample": False},
-             filter_list=[{"name": "stripped", "filter": [{"function": "remove_whitespace"},
-                                                          {"function": "take_first"}]}],
-             metric_list=[{"metric": "exact_match", "aggregation": "mean"}]),
+        task("generate", doc_to_text="{{begin}}", doc_to_target="{{end}}", **written(".", 24)),
+        task("chat", doc_to_text="{{question}}", doc_to_target="{{answer}}", **written("\n", 40)),
         task("perplexity", output_type="loglikelihood_rolling", doc_to_text="",
              doc_to_target="{{page}}",
              metric_list=[{"metric": name} for name in
@@ -88,15 +109,17 @@ def theirs(folder: Path) -> list[dict[str, Any]]:
 def write(folder: Path) -> None:
     """Rows and task files."""
     facts = [fact for fact in FACTS if len(fact.answers[0].split()) < 12]
-    choice, generate = [], []
+    choice, generate, chat = [], [], []
     for n, fact in enumerate(facts):
         wrong = [facts[(n + step) % len(facts)].answers[0] for step in (7, 19, 31)]
         choices = [*wrong[: n % 4], fact.answers[0], *wrong[n % 4 :]]
         choice.append({"question": fact.questions[0], "choices": choices, "gold": n % 4})
         *begin, end = fact.answers[0].rstrip(".!").split()
         generate.append({"begin": " ".join(begin), "end": end})
+        chat.append({"question": fact.questions[0], "answer": fact.answers[0]})
     pages = [{"page": story(n, "validation")} for n in range(STORIES)]
-    for name, rows in (("choice", choice), ("generate", generate), ("perplexity", pages)):
+    tables = {"choice": choice, "generate": generate, "chat": chat, "perplexity": pages}
+    for name, rows in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / f"{name}.toml").write_text(OURS[name])
 
@@ -114,9 +137,15 @@ def main(argv: list[str]) -> int:
         write(folder)
         spec = ",".join(str(folder / f"{name}.toml") for name in OURS)
         (mine,) = evaluate_tasks([path], spec, answers=str(folder / "answers"))
-        found = lm_eval.simple_evaluate(
-            model=harness_model(path), tasks=theirs(folder), log_samples=True, bootstrap_iters=0
-        )
+        model, tasks = harness_model(path), theirs(folder)
+        found: dict[str, Any] = {"samples": {}, "results": {}}
+        for chat in (False, True):
+            part = lm_eval.simple_evaluate(
+                model=model, tasks=[t for t in tasks if (t["task"] == "chat") == chat],
+                apply_chat_template=chat, log_samples=True, bootstrap_iters=0,
+            )  # fmt: skip
+            for key, values in found.items():
+                values.update(part[key])
     for result in mine.results:
         samples = sorted(found["samples"][result.task], key=lambda sample: sample["doc_id"])
         own = found["results"][result.task]

@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
     log_every=25,
     eval_every=1150,
     eval_batches=64,
-    sample_prompts=("Once upon a time", "One day, a little dog"),
+    sample_prompts=("Once upon a time", "There once was a boy"),
     model=replace(
         STORIES_260K,
         vocab_size=1024,

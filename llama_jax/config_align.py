@@ -326,10 +326,13 @@ class RejectionConfig(RolloutConfig):
 @dataclass(frozen=True, kw_only=True)
 class GattConfig(SftConfig):
     """Ghost attention: fine-tuning so that an instruction holds for a whole conversation (Llama 2,
-    section 3.3). init_from is the model that answers, and that is trained on its own answers."""
+    section 3.3), on answers that the model gave with the instruction in every turn."""
 
     stage: ClassVar[str] = "gatt"
     init_from: str
+    answers_from: str | None = None
+    """The model that gives the answers; None for init_from. An earlier stage may follow
+    instructions better, because no reward model has pulled it elsewhere."""
     dialogues: int
     """Number of conversations to generate."""
     turns: int = 6
@@ -357,6 +360,7 @@ class GattConfig(SftConfig):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
         require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")
+        require(self.answers_from != "", "answers_from is empty: name a model, or leave it out")
         require(self.turns > 1, f"turns={self.turns} must be 2 or more")
         seen = self.context_turns
         require(seen >= 0, f"context_turns={seen} must not be negative; 0 is all")

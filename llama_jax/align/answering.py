@@ -136,7 +136,7 @@ _ELSEWHERE = {
     "workdir", "steps", "batch_size", "accumulate", "optimizer", "checkpoint", "mesh", "log_every",
     "eval_every", "eval_batches", "eval_tasks", "eval_questions", "eval_data", "sample_prompts",
     "profile_steps", "max_skipped", "watchdog_seconds", "compilation_cache", "init_from", "safety",
-    "replay",
+    "replay", "answers_from",
 }  # fmt: skip
 """Settings that decide nothing about the answers, or are known by their weights."""
 OF_A_HOST = {"cache_dir", "workers"}

@@ -40,7 +40,7 @@ def stage(config: GattConfig) -> Stage:
     plain = sft_stage(config)
 
     def prepare(tokenizer: Tokenizer) -> Any:
-        models = [config.init_from]
+        models = [_answering(config)]
         path = kept_dialogues(config, tokenizer, models, lambda: synthesise(config, tokenizer))
         mixed = f"{path}=1,{config.replay}" if config.replay else path
         data = replace(config.data, dataset=mixed, format=None)
@@ -58,12 +58,17 @@ def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     """
     ghosts = ghost_conversations(config.data, config.dialogues, config.turns)
     answerer = Answerer.load(
-        config.init_from,
+        _answering(config),
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         wave_rows=config.wave_rows,
         most=len(ghosts),
         prompt_len=_longest_prompt(config, ghosts, tokenizer),
+    )
+    require(
+        answerer.tokenizer.fingerprint == tokenizer.fingerprint,
+        f"answers_from {config.answers_from} has another tokenizer than init_from "
+        f"{config.init_from}: name a model with the same one",
     )
     conversations = converse(
         answerer, ghosts, config.turns, seed=config.seed, every=True, newest=config.context_turns,
@@ -79,11 +84,16 @@ def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     )  # fmt: skip
     require(
         any(trained),
-        f"{len(ghosts)} conversations with {config.init_from} have {whole} complete answers "
+        f"{len(ghosts)} conversations with {_answering(config)} have {whole} complete answers "
         "after their first, and none keeps its instruction: start from a model that follows "
         "instructions in a single turn, or raise --max-new-tokens",
     )
     return [row for row, count in zip(rows, trained, strict=True) if count]
+
+
+def _answering(config: GattConfig) -> str:
+    """The path of the model that answers."""
+    return config.answers_from or config.init_from
 
 
 def _longest_prompt(config: GattConfig, ghosts: Sequence[Ghost], tokenizer: Tokenizer) -> int:

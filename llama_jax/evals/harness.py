@@ -3,9 +3,11 @@
     from llama_jax.evals.harness import harness_model
     lm_eval.simple_evaluate(model=harness_model("runs/docs"), tasks=["winogrande"])
 
-The harness decides prompts and scores; tokens and likelihoods are those of `ModelUnderTest`. The
-harness cannot reject a request that is too long and cuts contexts at their beginning, so this does
-too, and logs how often. `lm_eval` is imported only here, and only on use.
+The harness decides prompts and scores; tokens and likelihoods are those of `ModelUnderTest`. With
+apply_chat_template=True a question, with its few-shot examples, is a conversation as in training,
+and nothing in its texts becomes a control token. The harness cannot reject a request that is too
+long and cuts contexts at their beginning, so this does too, and logs how often. `lm_eval` is
+imported only here, and only on use.
 """
 
 import importlib
@@ -14,7 +16,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from llama_jax.config import InputError
+from llama_jax.config import InputError, require
+from llama_jax.data.chat import JINJA
 from llama_jax.evals.language_model import Likelihood, Request, Writing
 from llama_jax.evals.likelihood import Pair
 from llama_jax.evals.model_under_test import ModelUnderTest
@@ -61,6 +64,25 @@ def adapt(model: ModelUnderTest) -> Any:
         def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
             """The text that continues each context, up to the first of the texts that end it."""
             return _texts(model, [request.args for request in requests])
+
+        def apply_chat_template(
+            self, chat_history: Sequence[Any], add_generation_prompt: bool = True
+        ) -> str:
+            """Few-shot examples and question as one conversation, in the template of Llama 2."""
+            require(
+                add_generation_prompt,
+                "this model cannot continue an answer that the task began (gen_prefix): run the "
+                "task without apply_chat_template",
+            )
+            return model.written_out(chat_history)
+
+        def chat_template(self, chat_template: bool | str = False) -> str:
+            """The template, for the harness's log."""
+            require(
+                not isinstance(chat_template, str),
+                f"apply_chat_template={chat_template}: this model has one template; give True",
+            )
+            return JINJA
 
         @property
         def tokenizer_name(self) -> str:

@@ -8,14 +8,15 @@ all of an empty one.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from llama_jax.config import require
-from llama_jax.data.chat import encode_prompt
+from llama_jax.data.chat import encode_prompt, render
+from llama_jax.data.records import Message
 from llama_jax.data.sources import digest
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.evals.language_model import Answer, Likelihood, Request, Writing
@@ -41,6 +42,19 @@ class ModelUnderTest:
     rows: int
     """Contexts, continuations or answers that are computed together."""
     seed: int = 0
+    conversations: dict[str, list[int]] = field(default_factory=dict)
+    """Token ids of the contexts that `written_out` returned."""
+
+    def written_out(self, messages: Sequence[Message]) -> str:
+        """A conversation that ends with a user message as text, to be a context of requests.
+
+        As a context it has the ids of `encode_prompt`, with BOS and EOS between its turns, which
+        no other text gets. Raises InputError as encode_prompt does.
+        """
+        ids = encode_prompt(self._tokenizer, messages)
+        text = "".join(part for part, _ in render(messages))
+        self.conversations[text] = ids
+        return text
 
     @cached_property
     def digest(self) -> str:
@@ -72,6 +86,9 @@ class ModelUnderTest:
         """The tokens of a context and of its continuation; InputError without a continuation."""
         context, continuation = request
         require(context + continuation, "a continuation without any text has no likelihood")
+        if context in self.conversations:  # an answer is encoded apart, as in training
+            answer = self._tokenizer.encode(continuation.lstrip(" "))
+            return Pair(self.conversations[context], answer)
         kept = context.rstrip()
         continuation, context = context[len(kept) :] + continuation, kept
         encode = self._tokenizer.encode
@@ -169,6 +186,8 @@ class ModelUnderTest:
                 yield n, [found[j] for j in range(writing.samples)]
 
     def _prompt(self, text: str, chat: bool) -> list[int]:
+        if text in self.conversations:
+            return self.conversations[text]
         if chat:
             return encode_prompt(self._tokenizer, [{"role": "user", "content": text}])
         # sentencepiece writes a space with the word behind it: one at the end would be a token that

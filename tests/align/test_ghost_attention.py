@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,8 +32,8 @@ def said(text, ended=True):
 class Model(Answerer):
     """Answers with `reply(messages)`, and keeps what it was asked."""
 
-    def __init__(self, reply, longest=100):
-        self.__dict__.update(reply=reply, longest=longest, asked=[])
+    def __init__(self, reply, longest=100, tokenizer=None):
+        self.__dict__.update(reply=reply, longest=longest, tokenizer=tokenizer, asked=[])
 
     def reads(self, messages):
         return len(messages) <= self.longest
@@ -173,7 +174,7 @@ def test_prompts_get_no_more_room_than_they_need(tiny, monkeypatch, context_turn
 
     def load(path, **settings):
         found.update(settings)
-        return Model(obedient)
+        return Model(obedient, tokenizer=tiny.tokenizer)
 
     monkeypatch.setattr(ghost_attention.Answerer, "load", load)
     monkeypatch.setattr(ghost_attention, "ghost_conversations", lambda *a, **k: [GHOST])
@@ -200,9 +201,14 @@ def test_a_conversation_ends_where_it_cannot_go_on(reply, longest, ghost):
 def experiment(tiny, monkeypatch):
     """`synthesise` of a model that replies as told."""
 
-    def make(reply, ghosts=(GHOST, GHOST, SHORT), **changes):
-        model = Model(reply)
-        monkeypatch.setattr(ghost_attention.Answerer, "load", lambda path, **settings: model)
+    def make(reply, ghosts=(GHOST, GHOST, SHORT), tokenizer=tiny.tokenizer, **changes):
+        model = Model(reply, tokenizer=tokenizer)
+
+        def load(path, **settings):
+            model.__dict__["path"] = path
+            return model
+
+        monkeypatch.setattr(ghost_attention.Answerer, "load", load)
         monkeypatch.setattr(ghost_attention, "ghost_conversations", lambda *a: list(ghosts))
         return synthesise(tiny.gatt(**changes), tiny.tokenizer), model
 
@@ -218,6 +224,16 @@ def test_conversations_that_keep_the_instruction_are_trained_on(experiment):
     for dialogue in made:
         users = [m["content"] for m in dialogue.messages if m["role"] == "user"]
         assert [u.startswith("Say boo.") for u in users] == [True] + [False] * (len(users) - 1)
+
+
+def test_another_model_may_give_the_answers(experiment, tiny):
+    assert experiment(obedient)[1].path == tiny.gatt().init_from
+    assert experiment(obedient, answers_from="earlier")[1].path == "earlier"
+    other = SimpleNamespace(fingerprint="another")
+    with pytest.raises(InputError, match="answers_from earlier has another tokenizer than init_"):
+        experiment(obedient, answers_from="earlier", tokenizer=other)
+    with pytest.raises(InputError, match="answers_from is empty"):
+        tiny.gatt(answers_from="")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,16 @@ def test_likelihoods_come_back_in_order_and_what_is_cut_is_said(adapted, caplog)
     assert adapted.tokenizer_name == "d"
 
 
+def test_conversations_are_written_out_for_the_harness(adapted, monkeypatch):
+    monkeypatch.setattr(Recorder, "written_out", lambda self, messages: f"{len(messages)} turns")
+    assert adapted.apply_chat_template([{"role": "user", "content": "hi"}]) == "1 turns"
+    assert "[INST]" in adapted.chat_template(True)
+    with pytest.raises(InputError, match="gen_prefix"):
+        adapted.apply_chat_template([], add_generation_prompt=False)
+    with pytest.raises(InputError, match="apply_chat_template=fancy: this model has one"):
+        adapted.chat_template("fancy")
+
+
 def test_the_end_of_a_long_request_is_kept():
     """Inputs are all but the last id, so context + 1 ids are read."""
     assert _cut(Pair(range(10), [20, 21]), 6) == Pair(range(5, 10), [20, 21])

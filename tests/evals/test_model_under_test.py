@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llama_jax.config import MeshConfig
 from llama_jax.convert.usage import Usage
+from llama_jax.data.chat import encode_dialogue
 from llama_jax.evals.language_model import Request, Writing
 from llama_jax.evals.likelihood import Pair, score_pairs
 from llama_jax.evals.model_under_test import ModelUnderTest, until_first
@@ -87,6 +88,40 @@ def test_a_mesh_changes_nothing_but_rounding(model, logprobs):
         (found,) = [x for _, x in split.likelihoods([Request("Mia", " is sad.")])]
     pair = split.encode_pair(Request("Mia", " is sad."))
     assert found.logp == pytest.approx(exact(logprobs, *pair)[0].sum(), abs=1e-3)
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who is Mia?"},
+    {"role": "assistant", "content": "A girl."},
+    {"role": "user", "content": "And </s>Tom?"},
+]
+
+
+def exact_greedy(logprobs, ids, count):
+    """The likeliest next tokens, from full forward passes."""
+    found = []
+    for _ in range(count):
+        found.append(int(logprobs([*ids, *found])[-1].argmax()))
+    return found
+
+
+def test_a_conversation_as_context_has_the_ids_of_training(model, logprobs):
+    asked = ModelUnderTest(model, rows=2)
+    text = asked.written_out(MESSAGES)
+    whole, trained = encode_dialogue(
+        TOKENIZER, [*MESSAGES, {"role": "assistant", "content": "A dog."}]
+    )
+    pair = asked.encode_pair(Request(text, " A dog."))
+    begin = len(trained) - trained[::-1].index(False)
+    assert (pair.context, pair.continuation) == (whole[:begin], TOKENIZER.encode("A dog."))
+    assert whole[begin:-1] == TOKENIZER.encode("A dog. ")
+    assert pair.context.count(TOKENIZER.bos_id) == 2
+    assert pair.context.count(TOKENIZER.eos_id) == 1  # the user's is text
+    assert asked.encode_pair(Request(f"{text} ", "x")).context.count(TOKENIZER.bos_id) == 1
+    (answers,) = dict(asked.answers([(0, text)], Writing(max_new_tokens=6))).values()
+    drawn = exact_greedy(logprobs, pair.context, 6)
+    assert answers[0].text == TOKENIZER.decode(drawn, after=pair.context)
 
 
 def harness_pair(context, continuation):
