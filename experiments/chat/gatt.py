@@ -1,5 +1,6 @@
 """Ghost attention of `make chat`, on the model that PPO made, whose own answers are mixed in:
-without them it forgets to refuse.
+without them it forgets to refuse. The conversations are answered by the SFT model, which follows
+such instructions better, because no reward model has pulled it elsewhere.
 
 Command   llama-jax gatt experiments/chat/gatt.py
 Hardware  two CPU cores, a few minutes
@@ -12,12 +13,14 @@ from llama_jax.config_align import GattConfig
 CONFIG = GattConfig(
     workdir="runs/chat/gatt",
     init_from="runs/chat/ppo",
-    dialogues=384,
+    answers_from="runs/chat/sft",
+    dialogues=768,
+    samples=4,
     turns=20,
-    context_turns=4,
+    context_turns=2,
     replay="runs/chat/kept_answers.jsonl=0.5",
     max_new_tokens=40,
-    temperature=0.3,
+    temperature=0.7,
     steps=480,
     batch_size=4,
     seq_len=1024,
