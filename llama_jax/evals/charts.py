@@ -69,15 +69,13 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_l
     parts.append(
         f'<text x="{(W + LEFT) / 2:.1f}" y="{H - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
-    for i, (name, found) in enumerate(series.items()):
-        color = COLORS[i % len(COLORS)]
+    for i, found in enumerate(series.values()):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in found)
         parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
-            f'<text x="{W - RIGHT}" y="{TOP + 14 + 16 * i}" text-anchor="end" fill="{color}">'
-            f"{escape(name)}</text>"
+            f'<polyline points="{path}" fill="none" stroke="{_color(i)}" stroke-width="2"/>'
         )
-    return _svg(parts, f"{y_label} over {x_label}: {', '.join(series)}")
+    legend, above = _legend(list(series))
+    return _svg([*parts, legend], f"{y_label} over {x_label}: {', '.join(series)}", above=above)
 
 
 def heat(weights: Float[np.ndarray, "T T"], names: Sequence[str]) -> str:
@@ -103,6 +101,28 @@ def heat(weights: Float[np.ndarray, "T T"], names: Sequence[str]) -> str:
     return _svg(parts, "attention of each token to earlier ones", left + size + 40, top + size + 4)
 
 
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
+
+
+def _legend(names: Sequence[str]) -> tuple[str, int]:
+    """The names in the colours of their lines, above the plot where no line runs, and the height
+    that they take."""
+    x, line, placed = LEFT, 0, []
+    for name in names:
+        width = 7 * len(name) + 14
+        if x > LEFT and x + width > W:
+            x, line = LEFT, line + 1
+        placed.append((x, line))
+        x += width
+    above = 16 * (line + 1)
+    text = "".join(
+        f'<text x="{x}" y="{16 * line + 12 - above}" fill="{_color(i)}">{escape(name)}</text>'
+        for i, (name, (x, line)) in enumerate(zip(names, placed, strict=True))
+    )
+    return text, above
+
+
 def _ticks(low: float, high: float) -> list[float]:
     """Some round numbers within low..high."""
     power = 10 ** math.floor(math.log10((high - low) / 4))
@@ -125,8 +145,11 @@ def _axis(label: str, low: float, high: float, y) -> str:
     )
 
 
-def _svg(parts: Sequence[str], described: str, width: int = W, height: int = H) -> str:
+def _svg(
+    parts: Sequence[str], described: str, width: int = W, height: int = H, above: int = 0
+) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(described)}" '
+        f'<svg viewBox="0 {-above} {width} {height + above}" role="img" '
+        f'aria-label="{escape(described)}" '
         f'font-size="12" fill="currentColor">{"".join(parts)}</svg>'
     )

@@ -48,8 +48,8 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     )
     rows = [
         (s["name"], s.get("origin", ""), s["helpfulness"],
-         "{:.3f} to {:.3f}".format(*s["helpfulness_interval"]), s["false_refusals"],
-         _p_value(s.get("p_value")))
+         "{:.3f} to {:.3f}".format(*s["helpfulness_interval"]), s["violations"],
+         s["false_refusals"], _p_value(s.get("p_value")))
         for s in stages
     ]  # fmt: skip
     head = ("stage", "starts from", "helpfulness", "95 % interval", "violations",

@@ -46,6 +46,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """An HTML table; floats have three digits and are right-aligned."""
     out = ["<div class=wide><table><tr>", *(f"<th>{escape(h)}</th>" for h in head), "</tr>"]
     for row in rows:
+        assert len(row) == len(head), row
         cells = [
             f"<td class=number>{value:.3f}</td>"
             if isinstance(value, float)

@@ -157,7 +157,8 @@ def _samples(prompts: Sequence[str], moments: dict[str, list[str]]) -> str:
         cards.append(f"<div class=card><h3>{moment}</h3>{''.join(said)}</div>")
     return (
         "<p>The pale words were given, the others are the model's own, the most probable token at "
-        f"a time, to the end of a text or a limit of length.</p><div class=cards>{''.join(cards)}</div>"
+        "a time, to the end of a text or a limit of length.</p>"
+        f"<div class=cards>{''.join(cards)}</div>"
     )
 
 

@@ -1,5 +1,6 @@
 """Judged answers and the page that shows them: numbers, escaping, no foreign host."""
 
+import html
 import re
 from dataclasses import dataclass
 
@@ -78,6 +79,24 @@ def test_a_line_goes_through_its_points_in_proportion():
     assert ">7</text>" in lines({"one": [(7.0, 1.0)]}, "n", "score")
 
 
+def test_no_line_runs_through_the_names_of_the_lines():
+    names = ["ppo, its judges", "ppo, held-out judge", "grpo, its judges", "<grpo>"]
+    picture = lines({name: [(0.0, 0.0), (1.0, 1.0)] for name in names}, "n", "score")
+    placed = re.findall(r'<text x="(\d+)" y="(-?\d+)" fill="(#\w+)">([^<]+)<', picture)
+    assert [html.unescape(name) for *_, name in placed] == names
+    assert len({color for _, _, color, _ in placed}) == 4
+    assert all(int(y) < 0 for _, y, *_ in placed)
+    top, height = map(int, re.search(r'viewBox="0 (-\d+) \d+ (\d+)"', picture).groups())
+    assert all(int(y) - 12 >= top for _, y, *_ in placed)
+    assert height + top == 260
+    ends = {}
+    for x, y, _, name in placed:
+        assert int(x) >= ends.get(y, 0)
+        ends[y] = int(x) + 6 * len(html.unescape(name))
+    assert len(ends) == 2
+    assert max(ends.values()) <= 460
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.219, 2.58), (-3.0, 4000.0), (1.0, 1.001)])
 def test_ticks_are_a_few_round_numbers_inside_the_axis(low, high):
     ticks = _ticks(low, high)
@@ -142,7 +161,12 @@ def test_the_page_stands_alone_and_escapes_what_models_say():
     assert not re.search(r"(src|href)=|https?://", text)
     assert text.count("<figure>") == 7
     assert "0.960" in text
-    assert "<td>sft</td><td>base</td>" in text
+    values = [row["helpfulness"], "{:.3f} to {:.3f}".format(*row["helpfulness_interval"]), 1.0, 0.0]
+    cells = ["sft", "base", *values, "&lt; 0.001"]
+    shown = [
+        f"<td class=number>{c:.3f}</td>" if isinstance(c, float) else f"<td>{c}</td>" for c in cells
+    ]
+    assert f"<tr>{''.join(shown)}</tr>" in text
     assert "grpo, held-out judge" in text
     assert "97 of 100 stories" in text
     assert "&lt; 0.001" in text
