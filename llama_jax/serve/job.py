@@ -330,7 +330,8 @@ def _new_tokens(prompt: int, new: int | None, default: int, context: int, param:
 
 
 def _stop_ids(fields: Fields, model: Served) -> tuple[int, ...]:
-    given = fields.get("stop_token_ids") or []
+    given = fields.get("stop_token_ids")
+    given = [] if given is None else given
     if not isinstance(given, list) or len(given) > MAX_STOP_IDS:
         raise invalid(
             "stop_token_ids", f"must be a list of at most {MAX_STOP_IDS}, not {shown(given)}"

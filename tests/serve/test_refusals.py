@@ -49,6 +49,8 @@ def error_of(answer, status):
         ("completions", {"logit_bias": {"5": 101}}, "logit_bias.5", "from -100 to 100"),
         ("completions", {"logit_bias": [1]}, "logit_bias", "must be an object"),
         ("completions", {"stop_token_ids": [320]}, "stop_token_ids", "holds 320"),
+        ("completions", {"stop_token_ids": {}}, "stop_token_ids", "must be a list of at most"),
+        ("completions", {"stop_token_ids": 0}, "stop_token_ids", "must be a list of at most"),
         ("completions", {"presence_penalty": -3}, "presence_penalty", "from -2 to 2"),
         ("completions", {"stream_options": {"include_usage": True}}, "stream_options", "stream"),
         ("completions", {"stream": True, "stream_options": 3}, "stream_options", "an object"),
