@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_eval.add_options(sub)
     add_text_field(sub)
 
-    sub = command("report", cli_eval.report, "write a page about a pretraining run, in its folder")
+    sub = command("report", cli_eval.report, "write a page about a run, in its folder")
     sub.add_argument("run_folder", metavar="RUN", help="a run folder")
 
     cli_models.add_commands(command)

@@ -45,8 +45,14 @@ def bars(values: Sequence[Bar], label: str, *, top: float = 1.0) -> str:
     return _svg(parts, f"{label}: " + ", ".join(f"{b.name} {b.value:.2f}" for b in values))
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
-    """Draws a line for each named series of (x, y) points."""
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    *,
+    joined: bool = True,
+) -> str:
+    """Draws a line for each named series of (x, y) points, or the points alone."""
     points = [p for s in series.values() for p in s]
     if not points:
         return ""
@@ -70,10 +76,16 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_l
         f'<text x="{(W + LEFT) / 2:.1f}" y="{H - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
     for i, found in enumerate(series.values()):
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in found)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{_color(i)}" stroke-width="2"/>'
-        )
+        if joined:
+            path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in found)
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{_color(i)}" stroke-width="2"/>'
+            )
+        else:
+            parts += [
+                f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{_color(i)}"/>'
+                for a, b in found
+            ]
     legend, above = _legend(list(series))
     return _svg([*parts, legend], f"{y_label} over {x_label}: {', '.join(series)}", above=above)
 

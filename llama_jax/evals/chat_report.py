@@ -6,6 +6,7 @@ from typing import Any
 
 from llama_jax.evals.calibration import Bin
 from llama_jax.evals.charts import Bar, bars, lines
+from llama_jax.evals.figures import best_of_n, policies
 from llama_jax.evals.page import document, table
 
 
@@ -26,7 +27,8 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Any], talk: Sequence[s
         "<h2>Reward models</h2>",
         _reward_models(report["reward_accuracy"], figures["calibration"]),
         "<h2>Rejection sampling and reinforcement learning</h2>",
-        _figures(figures),
+        best_of_n(figures["best_of_n"]),
+        policies(figures["policies"]),
         "<h2>Ghost attention</h2>",
         _ghost(report["gatt"]),
         "<h2>The same prompts, answered by each stage</h2>",
@@ -80,41 +82,6 @@ def _reward_models(
         "Calibration: how often the answer that a model prefers is the better one, by how certain "
         "it is.</figcaption></figure>"
     )
-
-
-def _figures(figures: Mapping[str, Any]) -> str:
-    best = {}
-    for name, found in figures["best_of_n"].items():
-        best[f"{name}, best of n"] = list(zip(found["n"], found["max"], strict=True))
-        best[f"{name}, median"] = list(zip(found["n"], found["median"], strict=True))
-    policies: Mapping[str, Sequence[Mapping[str, float]]] = figures["policies"]
-
-    def curve(found: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
-        return [(float(m["step"]), m[key]) for m in found if key in m]
-
-    kl = {name: curve(found, "kl/answer") for name, found in policies.items()}
-    score = {
-        f"{name}, {judge}": curve(found, key)
-        for name, found in policies.items()
-        for judge, key in (("its judges", "heldout/proxy"), ("held-out judge", "heldout/score"))
-    }
-    return (
-        f"<figure>{lines(best, 'answers', 'score')}<figcaption>The best of n answers, and the "
-        "median one (the paper's Figure 7).</figcaption></figure>"
-        f"<figure>{lines(score, 'iteration', 'score')}<figcaption>Scores of answers to held-out "
-        "prompts.</figcaption></figure>"
-        f"<figure>{lines(kl, 'iteration', 'nats an answer')}<figcaption>How far a policy is from "
-        "where it started.</figcaption></figure>" + _kl_against_reward(policies)
-    )
-
-
-def _kl_against_reward(policies: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    points = {
-        name: sorted((m["kl/answer"], m["score/mean"]) for m in found)
-        for name, found in policies.items()
-    }
-    chart = lines(points, "KL, nats an answer", "score")
-    return f"<figure>{chart}<figcaption>Score bought with KL.</figcaption></figure>"
 
 
 def _ghost(gatt: Mapping[str, Mapping[str, float]]) -> str:

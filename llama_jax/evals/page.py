@@ -23,9 +23,9 @@ code { background: #8882; padding: 0 .3em; overflow-wrap: anywhere; } a { color:
   overflow-wrap: anywhere; } .given { opacity: .65; }
 .shares { width: 100%; } .shares td { padding: .15rem .3rem; border: 0; white-space: nowrap; }
 .shares td:nth-child(2) { width: 99%; }
-.commands td:first-child { white-space: nowrap; }
+.commands td:first-child { width: 65%; }
 @media (max-width: 50rem) {
-  .commands td { display: block; } .commands td:first-child { white-space: normal; border: 0; }
+  .commands td { display: block; } .commands td:first-child { width: auto; border: 0; }
 }
 .shares i { display: block; height: 1.1rem; background: #3b82f6; }
 """
@@ -43,13 +43,15 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An HTML table; floats have three digits and are right-aligned."""
+    """An HTML table; numbers are right-aligned, and floats have three digits."""
     out = ["<div class=wide><table><tr>", *(f"<th>{escape(h)}</th>" for h in head), "</tr>"]
     for row in rows:
         assert len(row) == len(head), row
         cells = [
             f"<td class=number>{value:.3f}</td>"
             if isinstance(value, float)
+            else f"<td class=number>{value:,}</td>"
+            if isinstance(value, int)
             else f"<td>{escape(str(value))}</td>"
             for value in row
         ]

@@ -1,10 +1,9 @@
-"""HTML report of a pretraining run: RUN/report.html, one file that opens from disk.
+"""HTML report of a run: RUN/report.html, one file that opens from disk.
 
-It shows the loss, samples from three moments, the attention of one head, next-token probabilities,
-the run's files and the commands to try next.
+Of pretraining it shows the loss, samples from three moments, the attention of one head, next-token
+probabilities, the run's files and the commands to try next. `stage_report` has the other stages.
 """
 
-import os
 from collections.abc import Sequence
 from html import escape
 
@@ -14,12 +13,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from llama_jax.config import InputError, TrainConfig, require
+from llama_jax.config import InputError, TrainConfig
 from llama_jax.config_file import read_config
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.evals.attention_map import attention_weights, farthest_looking
 from llama_jax.evals.charts import heat, lines
-from llama_jax.evals.page import commands, document, shares, table
+from llama_jax.evals.page import commands, document, shares
+from llama_jax.evals.run_files import files
+from llama_jax.evals.stage_report import stage_parts
 from llama_jax.infer.api import generate
 from llama_jax.model.llama import apply, init_params
 from llama_jax.model.weights import parameter_count
@@ -37,43 +38,41 @@ CANDIDATES = 6
 """Number of next tokens that are shown."""
 SAMPLED = 48
 """Number of tokens that the untrained model writes."""
-FILES = {
-    "checkpoints": "weights, optimizer state and a manifest with a digest of every array",
-    "config.json": "every setting of the run",
-    "tokenizer.model": "the sentencepiece tokenizer",
-    "samples": "what the model wrote at each evaluation",
-    "metrics.jsonl": "every number that was logged, one line of JSON for each step that logs",
-    "tensorboard": "the same numbers for TensorBoard",
-    "loss.svg": "the loss curve",
-}
-"""Contents of a run folder."""
 
 
 def write_report(path: str) -> epath.Path:
-    """Write RUN/report.html of a pretraining run; returns where it is.
+    """Write RUN/report.html; returns where it is.
 
     Raises:
-      InputError: `path` is no run folder, or a run of another stage.
-      CheckpointError: no checkpoint verifies.
+      InputError: `path` is no run folder.
+      CheckpointError: no checkpoint of a pretraining run verifies.
     """
     run = epath.Path(expand(path))
     experiment = read_config(run)[1]
     if experiment is None:
         raise InputError(f"{path} is a model folder: a report needs a run folder, with its metrics")
-    require(
-        experiment.stage == TrainConfig.stage,
-        f"{path} is a run of llama-jax {experiment.stage}: only pretraining has a report",
-    )
+    metrics = read_metrics(run / METRICS_FILE)
+    if experiment.stage == TrainConfig.stage:
+        parts = _pretraining(path, run, experiment, metrics)
+    else:
+        parts = stage_parts(path, run, experiment, metrics)
+    target = run / REPORT
+    write_atomic(target, document(run.name, parts).encode())
+    return target
+
+
+def _pretraining(
+    path: str, run: epath.Path, experiment: TrainConfig, metrics: Sequence[dict]
+) -> list[str]:
     model = load(run)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer to read text with")
-    metrics = read_metrics(run / METRICS_FILE)
     moments = _moments(run, experiment, model)
     text = list(moments.values())[-1][0]
     prompt = experiment.sample_prompts[0] if experiment.sample_prompts else ""
     ids = tokenizer.encode(text, bos=True)[: model.config.max_seq_len]
-    parts = [
+    return [
         _facts(experiment, metrics),
         "<h2>How it learned</h2>",
         _loss(metrics, model.config.vocab_size),
@@ -84,13 +83,10 @@ def write_report(path: str) -> epath.Path:
         "<h2>What it expects next</h2>",
         _expected(model, tokenizer, ids, len(tokenizer.encode(prompt, bos=True))),
         "<h2>Where everything is</h2>",
-        _files(run),
+        files(run),
         "<h2>What to type next</h2>",
         commands(_next(path, prompt)),
     ]
-    target = run / REPORT
-    write_atomic(target, document(run.name, parts).encode())
-    return target
 
 
 def _facts(experiment: TrainConfig, metrics: Sequence[dict]) -> str:
@@ -215,14 +211,6 @@ def _comes_back(ids: Sequence[int], log_p: Float[np.ndarray, "T V"], own: range)
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.piece(token).replace("▁", "␣")
-
-
-def _files(run: epath.Path) -> str:
-    rows = [(name, what) for name, what in FILES.items() if (run / name).exists()]
-    linked = table(("in the run folder", "what it is"), rows)
-    for name, _ in rows:
-        linked = linked.replace(f"<td>{name}</td>", f"<td><a href='{name}'>{name}</a></td>")
-    return f"<p><code>{escape(os.fspath(run))}</code></p>{linked}"
 
 
 def _next(path: str, prompt: str) -> list[tuple[str, str]]:

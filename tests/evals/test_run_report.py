@@ -8,10 +8,8 @@ import pytest
 
 from llama_jax import cli
 from llama_jax.config import InputError
-from llama_jax.config_align import SftConfig
-from llama_jax.config_file import model_json, to_json
+from llama_jax.config_file import model_json
 from llama_jax.evals.run_report import _comes_back, write_report
-from llama_jax.experiment import load_experiment
 from llama_jax.infer.api import generate
 from llama_jax.model.presets import TINY
 from llama_jax.models import load
@@ -76,7 +74,6 @@ def test_without_samples_the_last_moment_is_sampled_anew(run, tmp_path):
     ("config", "message"),
     [
         (lambda: model_json(TINY), "is a model folder: a report needs a run folder"),
-        (lambda: to_json(load_experiment(["chat/sft"], kind=SftConfig)), "a run of llama-jax sft"),
     ],
 )
 def test_what_has_no_report_is_refused(tmp_path, config, message):

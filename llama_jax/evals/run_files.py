@@ -1,0 +1,30 @@
+"""What lies in a run folder, as a table of links."""
+
+import os
+from html import escape
+
+from etils import epath
+
+from llama_jax.evals.page import table
+
+FILES = {
+    "checkpoints": "weights, optimizer state and a manifest with a digest of every array",
+    "config.json": "every setting of the run",
+    "tokenizer.model": "the sentencepiece tokenizer",
+    "samples": "what the model wrote at each evaluation",
+    "completions": "every answer that was learned from, with its scores, by iteration",
+    "round_1": "the first round: answers, scores, winners, and its fine-tuning",
+    "metrics.jsonl": "every number that was logged, one line of JSON for each step that logs",
+    "tensorboard": "the same numbers for TensorBoard",
+    "loss.svg": "the loss curve",
+}
+"""Contents of run folders."""
+
+
+def files(run: epath.Path) -> str:
+    """The folder's path, and those of FILES that it holds."""
+    rows = [(name, what) for name, what in FILES.items() if (run / name).exists()]
+    linked = table(("in the run folder", "what it is"), rows)
+    for name, _ in rows:
+        linked = linked.replace(f"<td>{name}</td>", f"<td><a href='{name}'>{name}</a></td>")
+    return f"<p><code>{escape(os.fspath(run))}</code></p>{linked}"
