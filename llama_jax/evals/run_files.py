@@ -1,4 +1,4 @@
-"""What lies in a run folder, as a table of links."""
+"""Lists the files of a run folder, with links."""
 
 import os
 from html import escape
