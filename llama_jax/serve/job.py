@@ -342,12 +342,11 @@ def _stop_ids(fields: Fields, model: Served) -> tuple[int, ...]:
 
 def _bias(fields: Fields, model: Served) -> dict[int, float]:
     given = fields.object("logit_bias")
-    if len(given.values) > MAX_BIASES:
-        raise invalid(
-            "logit_bias", f"must have at most {MAX_BIASES} entries, not {len(given.values)}"
-        )
+    names = list(fields.get("logit_bias") or ())  # those with null, too
+    if len(names) > MAX_BIASES:
+        raise invalid("logit_bias", f"must have at most {MAX_BIASES} entries, not {len(names)}")
     bias = {}
-    for name in given.values:
+    for name in names:
         if not (name.isascii() and name.isdigit() and int(name[:12]) < model.vocab_size):
             raise invalid(
                 "logit_bias",
@@ -360,7 +359,7 @@ def _bias(fields: Fields, model: Served) -> dict[int, float]:
 def _grammar(fields: Fields, model: Served) -> Callable[[], Grammar] | None:
     """What `response_format` makes answers keep to."""
     wanted = fields.object("response_format")
-    kind = wanted.text("type", "text" if not wanted.values else None, 64)
+    kind = wanted.text("type", "text" if fields.get("response_format") is None else None, 64)
     if kind not in ("text", "json_object", "json_schema"):
         raise invalid(
             "response_format.type", f"must be text, json_object or json_schema, not {shown(kind)}"

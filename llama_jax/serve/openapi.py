@@ -168,7 +168,7 @@ def _common(served: Served, token: Schema) -> Schema:
         "logit_bias": {
             "type": "object",
             "propertyNames": {"pattern": "^[0-9]+$"},
-            "additionalProperties": _number(-100, 100),
+            "additionalProperties": _or_null(_number(-100, 100)),
             "maxProperties": job.MAX_BIASES,
         },
         "response_format": {
@@ -188,7 +188,7 @@ def _common(served: Served, token: Schema) -> Schema:
             ]
         },
         "stream": _FLAG,
-        "stream_options": {"type": "object", "properties": {"include_usage": _FLAG}},
+        "stream_options": _body({"include_usage": _FLAG}, []),
         "return_tokens_as_token_ids": _FLAG,
         "user": {**_TEXT, "maxLength": 256},
         "cache_salt": {**_TEXT, "maxLength": 1024},
