@@ -326,13 +326,12 @@ class RejectionConfig(RolloutConfig):
 @dataclass(frozen=True, kw_only=True)
 class GattConfig(SftConfig):
     """Ghost attention: fine-tuning so that an instruction holds for a whole conversation (Llama 2,
-    section 3.3), on answers that the model gave with the instruction in every turn."""
+    section 3.3), on answers that a model gave with the instruction in every turn."""
 
     stage: ClassVar[str] = "gatt"
     init_from: str
     answers_from: str | None = None
-    """The model that gives the answers; None for init_from. An earlier stage may follow
-    instructions better, because no reward model has pulled it elsewhere."""
+    """The model that answers, such as an earlier stage; None for init_from."""
     dialogues: int
     """Number of conversations to generate."""
     turns: int = 6
@@ -341,11 +340,11 @@ class GattConfig(SftConfig):
     """Number of newest turns that the model sees when it answers, 0 for all. Each carries the
     instruction, so a few are enough, and better after fine-tuning on short conversations."""
     samples: int = 1
-    """Answers drawn to a question at most: the first that is complete and keeps the instruction
-    continues the conversation; the last if none does."""
+    """Maximum number of answers drawn to a question: the first that is complete and keeps the
+    instruction is used, or the last if none does."""
     replay: str | None = None
-    """Conversations to mix in as data.dataset names them, NAME=WEIGHT, beside the generated ones of
-    weight 1: they keep what the model knows besides, such as when to refuse."""
+    """Conversations to mix in, NAME=WEIGHT as in data.dataset, beside the generated ones of weight
+    1: they keep what the model knows besides, such as when to refuse."""
     max_new_tokens: int = 64
     """Maximum length of an answer in tokens."""
     temperature: float = 1.0
@@ -359,12 +358,13 @@ class GattConfig(SftConfig):
         for name in ("dialogues", "samples", "max_new_tokens"):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be positive")
-        require(self.wave_rows >= 0, f"wave_rows={self.wave_rows} must not be negative")
+        for name in ("wave_rows", "context_turns", "temperature"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}={value} must not be negative")
         require(self.answers_from != "", "answers_from is empty: name a model, or leave it out")
+        drawn_anew = self.samples == 1 or self.temperature > 0
+        require(drawn_anew, f"samples={self.samples} are one answer at temperature=0: raise it")
         require(self.turns > 1, f"turns={self.turns} must be 2 or more")
-        seen = self.context_turns
-        require(seen >= 0, f"context_turns={seen} must not be negative; 0 is all")
-        require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,8 +394,6 @@ class DistillConfig(SftConfig):
         require(self.temperature >= 0, f"temperature={self.temperature} must not be negative")
 
 
-ALIGNMENT = (
-    SftConfig, RewardConfig, DpoConfig, RejectionConfig, PpoConfig, GrpoConfig, GattConfig,
-    DistillConfig,
-)  # fmt: skip
+ALIGNMENT = (SftConfig, RewardConfig, DpoConfig, RejectionConfig, PpoConfig, GrpoConfig,
+             GattConfig, DistillConfig)  # fmt: skip
 """The experiment class of each command."""

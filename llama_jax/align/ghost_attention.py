@@ -1,8 +1,8 @@
 """Ghost attention: an instruction of the first turn is kept in every turn (Llama 2, section 3.3).
 
-The model answers a conversation in which every user turn carries the instruction, so the newest
-turns are enough context. It is trained on those answers in the whole conversation with the
-instruction in the first turn only.
+A model, most simply the one that is trained, answers a conversation in which every user turn
+carries the instruction, so the newest turns are enough context. Training is on those answers in the
+whole conversation, with the instruction in the first turn only.
 
 The paper trains only the last answer of a conversation. Here one row trains every later answer:
 attention is causal, so each of them is the last answer of the conversation up to there.
@@ -24,6 +24,7 @@ from llama_jax.data.chat import encode_prompt
 from llama_jax.data.ghosts import Ghost, ghost_conversations
 from llama_jax.data.records import Dialogue, Message
 from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.models import open_model
 from llama_jax.train.loop import Summary, run
 from llama_jax.train.stage import Stage
 
@@ -36,7 +37,7 @@ def gatt(config: GattConfig) -> Summary:
 
 
 def stage(config: GattConfig) -> Stage:
-    """Describes the stage: fine-tuning on conversations that the model generated itself."""
+    """Describes the stage: fine-tuning on conversations that a model answered."""
     plain = sft_stage(config)
 
     def prepare(tokenizer: Tokenizer) -> Any:
@@ -50,25 +51,34 @@ def stage(config: GattConfig) -> Stage:
 
 
 def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
-    """Conversations with the model's own answers; all answers but the first are trained.
+    """Conversations answered by `answers_from`, or by the model itself; all answers but the first
+    are trained.
 
     Answers that were truncated, or break the instruction where that can be checked, are not
     trained; a conversation without any other later answer is left out. Raises InputError if none is
     left.
     """
     ghosts = ghost_conversations(config.data, config.dialogues, config.turns)
+    name = _answering(config)
+    opened = open_model(name)
+    require(
+        opened.tokenizer is not None and opened.tokenizer.fingerprint == tokenizer.fingerprint,
+        f"answers_from {name} has another tokenizer than init_from {config.init_from}: name a "
+        "model with the same one",
+    )
+    longest = min(config.seq_len, opened.config.max_seq_len) - config.max_new_tokens
+    require(
+        longest > 0,
+        f"answers_from {name} has a context of {opened.config.max_seq_len} tokens, which leaves "
+        f"none for a question before max_new_tokens={config.max_new_tokens}",
+    )
     answerer = Answerer.load(
-        _answering(config),
+        name,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         wave_rows=config.wave_rows,
         most=len(ghosts),
-        prompt_len=_longest_prompt(config, ghosts, tokenizer),
-    )
-    require(
-        answerer.tokenizer.fingerprint == tokenizer.fingerprint,
-        f"answers_from {config.answers_from} has another tokenizer than init_from "
-        f"{config.init_from}: name a model with the same one",
+        prompt_len=_longest_prompt(config, ghosts, tokenizer, longest),
     )
     conversations = converse(
         answerer, ghosts, config.turns, seed=config.seed, every=True, newest=config.context_turns,
@@ -84,9 +94,9 @@ def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     )  # fmt: skip
     require(
         any(trained),
-        f"{len(ghosts)} conversations with {_answering(config)} have {whole} complete answers "
-        "after their first, and none keeps its instruction: start from a model that follows "
-        "instructions in a single turn, or raise --max-new-tokens",
+        f"{len(ghosts)} conversations with {name} have {whole} complete answers after their "
+        "first, and none keeps its instruction: let a model that follows instructions in a single "
+        "turn answer (--answers-from, --init-from), or raise --max-new-tokens",
     )
     return [row for row, count in zip(rows, trained, strict=True) if count]
 
@@ -96,9 +106,10 @@ def _answering(config: GattConfig) -> str:
     return config.answers_from or config.init_from
 
 
-def _longest_prompt(config: GattConfig, ghosts: Sequence[Ghost], tokenizer: Tokenizer) -> int:
-    """Tokens of the longest conversation that is answered."""
-    longest = config.seq_len - config.max_new_tokens
+def _longest_prompt(
+    config: GattConfig, ghosts: Sequence[Ghost], tokenizer: Tokenizer, longest: int
+) -> int:
+    """Tokens of the longest conversation that is answered, `longest` at most."""
     if not config.context_turns:
         return longest
     asked = (
@@ -147,7 +158,7 @@ def converse(
 
 
 def _keeps(ghost: Ghost, answer: Answered) -> bool:
-    """Whether an answer is an example of the instruction."""
+    """Whether an answer is complete and keeps the instruction."""
     return answer.ended and is_text(answer.text) and ghost.keeps(answer.text)
 
 

@@ -88,6 +88,11 @@ def encode_answer(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(_answer(tokenizer, text), eos=True)
 
 
+def encode_beginning(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of an answer that may go on: without the space and EOS after it."""
+    return tokenizer.encode(_begun(tokenizer, text))
+
+
 def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of an answer, stripped: what its ids spell before the first EOS."""
     ids = list(ids)
@@ -238,5 +243,9 @@ def _prompt(user: str) -> str:
 
 
 def _answer(tokenizer: Tokenizer, answer: str) -> str:
+    return _begun(tokenizer, answer) + " "
+
+
+def _begun(tokenizer: Tokenizer, answer: str) -> str:
     """The space before an answer is the one that sentencepiece puts before a text, if it does."""
-    return ("" if tokenizer.dummy_prefix else " ") + answer.strip() + " "
+    return ("" if tokenizer.dummy_prefix else " ") + answer.strip()

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 W, H, LEFT, BOTTOM, TOP, RIGHT = 460, 260, 48, 40, 14, 12
-COLORS = ("#3b82f6", "#d97706", "#059669", "#dc2626", "#7c3aed")
+COLORS = (
+    "#3b82f6", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#db2777", "#65a30d",
+)  # fmt: skip
 
 
 class Bar(NamedTuple):
@@ -76,7 +78,7 @@ def lines(
         f'<text x="{(W + LEFT) / 2:.1f}" y="{H - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
     for i, found in enumerate(series.values()):
-        if joined:
+        if joined and len(found) > 1:
             path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in found)
             parts.append(
                 f'<polyline points="{path}" fill="none" stroke="{_color(i)}" stroke-width="2"/>'

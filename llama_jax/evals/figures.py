@@ -1,5 +1,6 @@
-"""Figures of reinforcement learning and rejection sampling, from the numbers that runs log."""
+"""Figures of a run's course, from the numbers that it logged."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from llama_jax.evals.charts import lines
 
 Logged = Sequence[Mapping[str, Any]]
 """The lines of a run's metrics."""
+Points = list[tuple[float, float]]
 
 
 def best_of_n(rounds: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -27,40 +29,42 @@ def policies(runs: Mapping[str, Logged]) -> str:
     score = {
         f"{name}, {judge}": curve(found, key)
         for name, found in runs.items()
-        for judge, key in (("its judges", "heldout/proxy"), ("held-out judge", "heldout/score"))
+        for judge, key in (("its reward", "heldout/proxy"), ("held-out judge", "heldout/score"))
     }
-    bought = {
-        name: [
-            (m["kl/answer"], m["score/mean"]) for m in found if {"kl/answer", "score/mean"} <= {*m}
-        ]
-        for name, found in runs.items()
-    }
+    bought = {name: points(found, "kl/answer", "score/mean") for name, found in runs.items()}
     return "".join((
         _figure(lines(_drawn(score), "iteration", "score"),
                 "Scores of answers to held-out prompts."),
         _figure(lines(_drawn(kl), "iteration", "nats an answer"),
                 "How far a policy is from where it started."),
         _figure(lines(_drawn(bought), "KL, nats an answer", "score", joined=False),
-                "Score bought with KL: an iteration is a dot."),
+                "Score bought with KL: each dot is an iteration."),
     ))  # fmt: skip
 
 
-def learned(metrics: Logged, name: str, label: str, caption: str) -> str:
-    """A number of training and validation at each step that logged it; empty if none did."""
-    series = {
-        "training": curve(metrics, f"train/{name}"),
-        "validation": curve(metrics, f"eval/{name}"),
-    }
+def learned(metrics: Logged, training: str, validation: str, label: str, caption: str) -> str:
+    """Two numbers, by their keys, at each step that logged them; empty if none did."""
+    series = {"training": curve(metrics, training), "validation": curve(metrics, validation)}
     return _figure(lines(_drawn(series), "step", label), caption)
 
 
-def curve(metrics: Logged, key: str) -> list[tuple[float, float]]:
+def curve(metrics: Logged, key: str) -> Points:
     """(step, value) of each line that has the key."""
-    return [(float(m["step"]), float(m[key])) for m in metrics if key in m]
+    return points(metrics, "step", key)
 
 
-def _drawn(series: Mapping[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
-    return {name: points for name, points in series.items() if points}
+def points(metrics: Logged, x: str, y: str) -> Points:
+    """(x, y) of each line that has both keys, and finite numbers for them."""
+    pairs = [(m[x], m[y]) for m in metrics if x in m and y in m]
+    return [
+        (float(a), float(b))
+        for a, b in pairs
+        if all(isinstance(v, int | float) and math.isfinite(v) for v in (a, b))
+    ]
+
+
+def _drawn(series: Mapping[str, Points]) -> dict[str, Points]:
+    return {name: found for name, found in series.items() if found}
 
 
 def _figure(chart: str, caption: str) -> str:

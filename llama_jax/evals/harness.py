@@ -15,6 +15,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 from llama_jax.config import InputError, require
 from llama_jax.data.chat import JINJA
@@ -45,6 +46,8 @@ def adapt(model: ModelUnderTest) -> Any:
         raise InputError(
             "the harness needs the package lm_eval: install it with pip install lm_eval"
         ) from error
+
+    own = uuid4().hex
 
     class HarnessModel(base):
         """See `adapt`."""
@@ -86,8 +89,9 @@ def adapt(model: ModelUnderTest) -> Any:
 
         @property
         def tokenizer_name(self) -> str:
-            """For the harness's cache of requests."""
-            return model.digest
+            """For the harness's cache of requests. Conversations are known to this model alone,
+            so requests with them must not be found again by another."""
+            return f"{model.digest}-{own}"
 
     return HarnessModel()
 

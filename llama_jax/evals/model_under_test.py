@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.config import require
-from llama_jax.data.chat import encode_prompt, render
+from llama_jax.data.chat import encode_beginning, encode_prompt, render
 from llama_jax.data.records import Message
 from llama_jax.data.sources import digest
 from llama_jax.data.tokenizer import Tokenizer
@@ -87,7 +87,8 @@ class ModelUnderTest:
         context, continuation = request
         require(context + continuation, "a continuation without any text has no likelihood")
         if context in self.conversations:  # an answer is encoded apart, as in training
-            answer = self._tokenizer.encode(continuation.lstrip(" "))
+            require(continuation.strip(), "an answer without any text has no likelihood")
+            answer = encode_beginning(self._tokenizer, continuation)
             return Pair(self.conversations[context], answer)
         kept = context.rstrip()
         continuation, context = context[len(kept) :] + continuation, kept

@@ -43,7 +43,7 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An HTML table; numbers are right-aligned, and floats have three digits."""
+    """An HTML table; numbers are right-aligned, and floats have three decimals."""
     out = ["<div class=wide><table><tr>", *(f"<th>{escape(h)}</th>" for h in head), "</tr>"]
     for row in rows:
         assert len(row) == len(head), row

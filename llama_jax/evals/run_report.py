@@ -18,8 +18,8 @@ from llama_jax.config_file import read_config
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.evals.attention_map import attention_weights, farthest_looking
 from llama_jax.evals.charts import heat, lines
+from llama_jax.evals.folder_table import folder_table
 from llama_jax.evals.page import commands, document, shares
-from llama_jax.evals.run_files import files
 from llama_jax.evals.stage_report import stage_parts
 from llama_jax.infer.api import generate
 from llama_jax.model.llama import apply, init_params
@@ -44,7 +44,7 @@ def write_report(path: str) -> epath.Path:
     """Write RUN/report.html; returns where it is.
 
     Raises:
-      InputError: `path` is no run folder.
+      InputError: `path` is no run folder, or holds files that no run writes.
       CheckpointError: no checkpoint of a pretraining run verifies.
     """
     run = epath.Path(expand(path))
@@ -55,7 +55,7 @@ def write_report(path: str) -> epath.Path:
     if experiment.stage == TrainConfig.stage:
         parts = _pretraining(path, run, experiment, metrics)
     else:
-        parts = stage_parts(path, run, experiment, metrics)
+        parts = [part for part in stage_parts(path, run, experiment, metrics) if part]
     target = run / REPORT
     write_atomic(target, document(run.name, parts).encode())
     return target
@@ -83,7 +83,7 @@ def _pretraining(
         "<h2>What it expects next</h2>",
         _expected(model, tokenizer, ids, len(tokenizer.encode(prompt, bos=True))),
         "<h2>Where everything is</h2>",
-        files(run),
+        folder_table(run),
         "<h2>What to type next</h2>",
         commands(_next(path, prompt)),
     ]
@@ -152,8 +152,8 @@ def _samples(prompts: Sequence[str], moments: dict[str, list[str]]) -> str:
             )
         cards.append(f"<div class=card><h3>{moment}</h3>{''.join(said)}</div>")
     return (
-        "<p>The pale words were given, the others are the model's own, the most probable token at "
-        "a time, to the end of a text or a limit of length.</p>"
+        "<p>The pale words were given; the rest is the model's, the most probable token each time, "
+        "until the text ends or a limit is reached.</p>"
         f"<div class=cards>{''.join(cards)}</div>"
     )
 

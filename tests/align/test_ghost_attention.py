@@ -32,8 +32,8 @@ def said(text, ended=True):
 class Model(Answerer):
     """Answers with `reply(messages)`, and keeps what it was asked."""
 
-    def __init__(self, reply, longest=100, tokenizer=None):
-        self.__dict__.update(reply=reply, longest=longest, tokenizer=tokenizer, asked=[])
+    def __init__(self, reply, longest=100):
+        self.__dict__.update(reply=reply, longest=longest, asked=[])
 
     def reads(self, messages):
         return len(messages) <= self.longest
@@ -167,15 +167,22 @@ def test_who_answers_sees_the_newest_turns_each_with_its_instruction():
     ]
 
 
-@pytest.mark.parametrize(("context_turns", "longest"), [(0, 56), (1, 32), (2, 56)])
-def test_prompts_get_no_more_room_than_they_need(tiny, monkeypatch, context_turns, longest):
-    """A turn is its question, 24 tokens here, and an answer of 8; the context holds 64."""
+@pytest.mark.parametrize(
+    ("context_turns", "context", "longest"), [(0, 99, 56), (1, 99, 32), (2, 99, 56), (2, 50, 42)]
+)
+def test_prompts_get_no_more_room_than_they_need(
+    tiny, monkeypatch, context_turns, context, longest
+):
+    """A turn is its question, 24 tokens here, and an answer of 8; a row holds 64, and the model
+    that answers reads `context`."""
     found = {}
 
     def load(path, **settings):
         found.update(settings)
-        return Model(obedient, tokenizer=tiny.tokenizer)
+        return Model(obedient)
 
+    opened = SimpleNamespace(tokenizer=tiny.tokenizer, config=SimpleNamespace(max_seq_len=context))
+    monkeypatch.setattr(ghost_attention, "open_model", lambda path: opened)
     monkeypatch.setattr(ghost_attention.Answerer, "load", load)
     monkeypatch.setattr(ghost_attention, "ghost_conversations", lambda *a, **k: [GHOST])
     config = tiny.gatt(context_turns=context_turns, seq_len=64, max_new_tokens=8)
@@ -201,13 +208,15 @@ def test_a_conversation_ends_where_it_cannot_go_on(reply, longest, ghost):
 def experiment(tiny, monkeypatch):
     """`synthesise` of a model that replies as told."""
 
-    def make(reply, ghosts=(GHOST, GHOST, SHORT), tokenizer=tiny.tokenizer, **changes):
-        model = Model(reply, tokenizer=tokenizer)
+    def make(reply, ghosts=(GHOST, GHOST, SHORT), tokenizer=tiny.tokenizer, context=99, **changes):
+        model = Model(reply)
 
         def load(path, **settings):
             model.__dict__["path"] = path
             return model
 
+        opened = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(max_seq_len=context))
+        monkeypatch.setattr(ghost_attention, "open_model", lambda path: opened)
         monkeypatch.setattr(ghost_attention.Answerer, "load", load)
         monkeypatch.setattr(ghost_attention, "ghost_conversations", lambda *a: list(ghosts))
         return synthesise(tiny.gatt(**changes), tiny.tokenizer), model
@@ -232,8 +241,12 @@ def test_another_model_may_give_the_answers(experiment, tiny):
     other = SimpleNamespace(fingerprint="another")
     with pytest.raises(InputError, match="answers_from earlier has another tokenizer than init_"):
         experiment(obedient, answers_from="earlier", tokenizer=other)
+    with pytest.raises(InputError, match="answers_from earlier has a context of 8 tokens"):
+        experiment(obedient, answers_from="earlier", context=8, max_new_tokens=8)
     with pytest.raises(InputError, match="answers_from is empty"):
         tiny.gatt(answers_from="")
+    with pytest.raises(InputError, match="samples=3 are one answer at temperature=0"):
+        tiny.gatt(samples=3, temperature=0.0)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,11 @@ from llama_jax.checkpoint import saved_steps
 from llama_jax.config import InputError
 from llama_jax.config_file import read_config
 from llama_jax.data.conversations import prepare_prompts
+from llama_jax.evals.stage_report import stage_parts
 from llama_jax.model.llama import init_params
 from llama_jax.models import open_model
 from llama_jax.pretrain import pretrain
+from llama_jax.train.metrics import METRICS_FILE, read_metrics
 from tests.align.tiny_chat import MODEL
 from tests.devices import devices
 from tests.train.tiny import digests, facts
@@ -342,6 +344,17 @@ def test_a_run_of_any_stage_is_a_model(chat, stage, request):
     assert jax.tree.structure(model.params) == jax.tree.structure(source.params)
     assert np.any(np.asarray(model.params["head"]) != np.asarray(source.params["head"]))
     assert llama_jax.generate(model, "Can", max_new_tokens=3).startswith("Can")
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rejection", "gatt", "distill"])
+def test_a_run_of_any_stage_has_a_page(stage, request):
+    run = epath.Path(request.getfixturevalue(f"{stage}_run")[0])
+    experiment = read_config(run)[1]
+    page = "".join(stage_parts(str(run), run, experiment, read_metrics(run / METRICS_FILE)))
+    assert f"A run of <code>llama-jax {experiment.stage}</code> that starts from" in page
+    assert "<svg" in page
+    assert ("What it says" in page) == (stage in ("ppo", "grpo", "rejection"))
+    assert f"chat {run}" in page
 
 
 def test_the_model_of_ppo_is_its_policy_and_not_its_value(ppo_run):

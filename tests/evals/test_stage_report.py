@@ -1,4 +1,4 @@
-"""The page of an alignment run, from files that are written here as a run writes them."""
+"""The page of an alignment run, from files of the forms that runs write."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import re
 import pytest
 
 from llama_jax import cli
+from llama_jax.config import InputError
 from llama_jax.config_align import (
     DpoConfig,
     GattConfig,
@@ -23,9 +24,11 @@ KINDS = {
     "ppo": PpoConfig, "rejection": RejectionConfig,
 }  # fmt: skip
 LEARNED = [
-    {"step": 1, "train/loss": 0.75, "train/accuracy": 0.5},
+    {"step": 1, "train/loss": 0.75, "train/accuracy": 0.5, "train/ranking_loss": 0.5},
     {"step": 2, "train/loss": 0.5, "train/accuracy": 0.75},
-    {"step": 2, "eval/step": 2, "eval/loss": 0.625, "eval/longer_wins": 0.4375},
+    {"step": 3, "train/loss": float("nan"), "train/accuracy": 0.5},
+    {"step": 3, "eval/step": 3, "eval/loss": 0.625, "eval/longer_wins": 0.4375},
+    {"step": 4, "eval/step": 4},
 ]
 
 
@@ -55,12 +58,17 @@ def polylines(text):
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "gatt"])
-def test_a_stage_that_takes_steps_shows_its_curves_and_last_evaluation(page, stage):
+def test_a_stage_that_takes_steps_shows_its_curves_and_last_evaluation(page, tmp_path, stage):
     text = page(stage, LEARNED)
-    assert polylines(text) == [2, 1, 2]  # loss, its validation, accuracy
-    assert "On held-out data, after 2 steps" in text
+    # The losses that are numbers, or the one ranking loss; one validation is a dot; accuracies.
+    assert polylines(text) == ([3] if stage == "reward" else [2, 3])
+    assert text.count("<circle") == (2 if stage == "reward" else 1)
+    assert "The last evaluation, after 3 steps" in text
     assert "<td>longer wins</td><td class=number>0.438</td>" in text
     assert f"<code>llama-jax {stage}</code> that starts from" in text
+    assert "What to type next" not in text  # there is no model yet
+    (tmp_path / "checkpoints").mkdir()
+    text = page(stage, LEARNED)
     assert (" chat " in text) == (stage != "reward")
     assert ("--helpfulness" in text) == (stage == "reward")
 
@@ -82,12 +90,12 @@ def test_policies_have_scores_kl_and_their_newest_answers(page):
     def answers(word):
         said = [
             {"role": "user", "content": "Early"},
-            {"role": "assistant", "content": "Hm."},
+            {"role": "assistant", "content": "Hm.\u2028"},
             {"role": "user", "content": "<b>Asked</b>"},
             {"role": "assistant", "content": word},
         ]
-        row = json.dumps({"messages": said, "score": -0.25, "finish": "stop"}) + "\n"
-        return row * 20  # fmt: skip
+        values = {"messages": said, "score": -0.25, "finish": "stop"}
+        return 20 * (json.dumps(values, ensure_ascii=False) + "\n")
 
     files = {f"completions/iteration-{n:06d}.jsonl": answers(f"word {n}") for n in (3, 4)}
     text = page("ppo", metrics, files)
@@ -110,9 +118,14 @@ def test_rounds_have_their_numbers_and_figure_7(page):
         files[f"round_{n}/round.json"] = json.dumps(values)
         files[f"round_{n}/best_of_n.json"] = json.dumps(best)
     files["round_11/winners.jsonl"] = ""  # at work
-    text = page("rejection", [{"step": n} for n in (1, 2, 10)], files)
+    files["round_old/round.json"] = "{}"
+    said = [{"role": "user", "content": "Best?"}, {"role": "assistant", "content": "This."}]
+    files["round_10/winners.jsonl"] = json.dumps({"messages": said, "source": "round 10"}) + "\n"
+    text = page("rejection", [], files)
+    assert "3 of 1 rounds" in text
     assert polylines(text) == [3] * 6
-    assert [n for n in re.findall(r"<tr><td>(\d+)</td>", text)] == ["1", "2", "10"]
+    assert re.findall(r"<tr><td>(\d+)</td>", text) == ["1", "2", "10"]
+    assert "<tr><td>Best?</td><td>This.</td></tr>" in text
     assert "<td class=number>1.500</td><td class=number>1,024</td>" in text
 
 
@@ -122,3 +135,22 @@ def test_a_run_that_has_not_begun_has_a_page(tmp_path):
     text = write_report(str(tmp_path)).read_text()
     assert "0 of 60 iterations" in text
     assert "<svg" not in text
+    assert "How it learned" not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("completions/iteration-000001.jsonl", '{"score": 1}\n', "row 1 is no answer that a run"),
+        ("completions/iteration-000001.jsonl", "[\n", "row 1"),
+        ("round_1/round.json", "{}", "best_of_n.json"),
+    ],
+)
+def test_what_no_run_writes_is_named(tmp_path, path, text, message):
+    experiment = load_experiment(["chat/ppo"], kind=PpoConfig)
+    (tmp_path / "config.json").write_text(to_json(experiment))
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_text(text)
+    with pytest.raises(InputError, match=message):
+        write_report(str(tmp_path))
+    assert not (tmp_path / "report.html").exists()
