@@ -29,20 +29,20 @@ from llama_jax.runtime.malloc import keep_freed_memory  # noqa: E402
 RUN = Path("runs/chat")
 STAGES = (
     # Command of llama-jax, experiment, share of the whole time.
-    ("train", "base", 0.145),
-    ("sft", "sft", 0.123),
+    ("train", "base", 0.095),
+    ("sft", "sft", 0.083),
     ("compare", "comparisons", 0.054),
-    ("reward", "helpfulness", 0.099),
-    ("reward", "safety", 0.02),
-    ("rejection", "rejection", 0.022),
-    ("compare", "comparisons_2", 0.018),
-    ("reward", "helpfulness_2", 0.034),
-    ("reward", "heldout", 0.039),
-    ("ppo", "ppo", 0.162),
-    ("grpo", "grpo", 0.059),
-    ("dpo", "dpo", 0.041),
-    ("gatt", "gatt", 0.104),
-    ("report", "report", 0.08),
+    ("reward", "helpfulness", 0.098),
+    ("reward", "safety", 0.022),
+    ("rejection", "rejection", 0.025),
+    ("compare", "comparisons_2", 0.015),
+    ("reward", "helpfulness_2", 0.029),
+    ("reward", "heldout", 0.04),
+    ("ppo", "ppo", 0.152),
+    ("grpo", "grpo", 0.062),
+    ("dpo", "dpo", 0.055),
+    ("gatt", "gatt", 0.187),
+    ("report", "report", 0.083),
 )
 JUDGED = {
     "base": None,
