@@ -1,6 +1,7 @@
 """`load` and `Model`: a model read from any format, for every consumer of weights."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -287,9 +288,17 @@ def params_digest(params: Any) -> str:
 
 def newest_round(run: epath.Path) -> epath.Path | None:
     """Run folder of the last fine-tuning that a run of rejection sampling finished, if any."""
-    finished = [path.parent for path in run.glob("round_*/round.json")]
-    last = max(finished, key=lambda path: int(path.name.removeprefix("round_")), default=None)
-    return None if last is None else last / "sft"
+    rounds = finished_rounds(run)
+    return rounds[-1] / "sft" if rounds else None
+
+
+def finished_rounds(run: epath.Path) -> list[epath.Path]:
+    """The folders of the rounds that a run of rejection sampling finished, in order."""
+    found = {}
+    for file in run.glob("round_*/round.json"):
+        if number := re.fullmatch(r"round_(\d+)", file.parent.name):
+            found[int(number[1])] = file.parent
+    return [found[n] for n in sorted(found)]
 
 
 def _weights_folder(path: epath.Path) -> epath.Path:

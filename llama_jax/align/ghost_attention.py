@@ -69,8 +69,9 @@ def synthesise(config: GattConfig, tokenizer: Tokenizer) -> list[Dialogue]:
     longest = min(config.seq_len, opened.config.max_seq_len) - config.max_new_tokens
     require(
         longest > 0,
-        f"answers_from {name} has a context of {opened.config.max_seq_len} tokens, which leaves "
-        f"none for a question before max_new_tokens={config.max_new_tokens}",
+        f"{'answers_from' if config.answers_from else 'init_from'} {name} has a context of "
+        f"{opened.config.max_seq_len} tokens and a row seq_len={config.seq_len}: lower "
+        f"max_new_tokens={config.max_new_tokens}, which leaves no room for a question",
     )
     answerer = Answerer.load(
         name,

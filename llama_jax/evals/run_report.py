@@ -18,6 +18,7 @@ from llama_jax.config_file import read_config
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.evals.attention_map import attention_weights, farthest_looking
 from llama_jax.evals.charts import heat, lines
+from llama_jax.evals.figures import curve
 from llama_jax.evals.folder_table import folder_table
 from llama_jax.evals.page import commands, document, shares
 from llama_jax.evals.stage_report import stage_parts
@@ -106,7 +107,7 @@ def _facts(experiment: TrainConfig, metrics: Sequence[dict]) -> str:
 
 def _loss(metrics: Sequence[dict], vocab_size: int) -> str:
     series = {
-        name: [(float(m["step"]), m[key]) for m in metrics if np.isfinite(m.get(key, np.nan))]
+        name: curve(metrics, key)
         for name, key in (("training", "train/loss"), ("validation", "eval/loss"))
     }
     chart = lines({name: s for name, s in series.items() if s}, "step", "nats a token")

@@ -3,7 +3,6 @@
 All of it comes from what the run wrote; the model is not loaded.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import islice
@@ -17,6 +16,7 @@ from llama_jax.evals.figures import Logged, best_of_n, learned, policies
 from llama_jax.evals.folder_table import folder_table
 from llama_jax.evals.page import commands, table
 from llama_jax.model.weights import parameter_count
+from llama_jax.models import finished_rounds
 from llama_jax.runtime.console import own_command
 from llama_jax.runtime.files import as_path, read_bytes, read_json
 
@@ -32,7 +32,7 @@ def stage_parts(
 
     Raises InputError, with file and row, for answers or rounds that no run writes.
     """
-    stage, rounds = experiment.stage, _finished_rounds(run)
+    stage, rounds = experiment.stage, finished_rounds(run)
     yield _facts(experiment, len(rounds) or max((m["step"] for m in metrics), default=0))
     # A reward model's own loss has more terms in training than the ranking that is evaluated.
     loss = "train/ranking_loss" if stage == "reward" else "train/loss"
@@ -64,15 +64,6 @@ def _facts(experiment: TrainConfig, done: int) -> str:
         f"{_UNITS.get(experiment.stage, 'steps')}. The model has "
         f"{parameter_count(experiment.model):,} parameters.</p>"
     )
-
-
-def _finished_rounds(run: epath.Path) -> list[epath.Path]:
-    """The folders of the rounds of rejection sampling that are complete, in order."""
-    found = {}
-    for file in run.glob("round_*/round.json"):
-        if number := re.fullmatch(r"round_(\d+)", file.parent.name):
-            found[int(number[1])] = file.parent
-    return [found[n] for n in sorted(found)]
 
 
 def _rounds(rounds: list[epath.Path]) -> str:
